@@ -1,0 +1,1 @@
+"""danceflow: several flow-matching teachers become one student, as a workflow."""

@@ -1,0 +1,47 @@
+"""Errors that a person can act on: one sentence that names the place."""
+
+
+class DanceflowError(Exception):
+    """Something that the user or the surroundings must mend; its text is the whole message."""
+
+    exit_code = 1
+
+
+class ConfigError(DanceflowError):
+    """A parameter is unknown, mistyped or contradicts another one."""
+
+    exit_code = 2
+
+
+class DataError(DanceflowError):
+    """A source, a row, an image or a bucket cannot be used."""
+
+    exit_code = 2
+
+
+class WeightsError(DanceflowError):
+    """Weights are missing, truncated, of another shape or not the recorded ones."""
+
+    exit_code = 2
+
+
+class UsageError(DanceflowError):
+    """A command was given something it cannot use."""
+
+    exit_code = 2
+
+
+class StageError(DanceflowError):
+    """A stage could not be found, started or finished."""
+
+
+class TrackingError(DanceflowError):
+    """The tracking server or the model registry cannot be reached or refuses."""
+
+
+class DiskSpaceError(DanceflowError):
+    """There is not enough room on a disk."""
+
+
+class TrainingError(DanceflowError):
+    """Training cannot go on: a non-finite loss, a zero gradient, teachers on different grids."""

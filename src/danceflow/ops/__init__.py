@@ -1,0 +1,1 @@
+"""Files, processes and tracking: what every stage needs and no mathematics."""
