@@ -1,5 +1,8 @@
 """Errors that a person can act on: one sentence that names the place."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class DanceflowError(Exception):
     """Something that the user or the surroundings must mend; its text is the whole message."""
@@ -45,3 +48,17 @@ class DiskSpaceError(DanceflowError):
 
 class TrainingError(DanceflowError):
     """Training cannot go on: a non-finite loss, a zero gradient, teachers on different grids."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the sentence for a name that is not in a table, with the nearest one that is.
+
+    Args:
+        kind: What the name stands for, such as ``"method"``.
+        name: The name as it was written.
+        known: Every name of the table.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {kind} {name!r}: {hint}known are {', '.join(names) or 'none'}"

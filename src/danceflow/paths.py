@@ -1,0 +1,157 @@
+"""Where everything lies below the root of a checkout."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from danceflow.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Every place that a stage reads or writes.
+
+    Attributes:
+        root: The checkout: the folder that holds ``dvc.yaml`` and ``params.yaml``.
+    """
+
+    root: Path
+
+    # Parameters and the graph.
+
+    @property
+    def params(self) -> Path:
+        """The parameters of the checkout."""
+        return self.root / "params.yaml"
+
+    @property
+    def graph(self) -> Path:
+        """DVC's description of the stages."""
+        return self.root / "dvc.yaml"
+
+    # Data.
+
+    @property
+    def buckets(self) -> Path:
+        """The normalised samples of all capabilities."""
+        return self.root / "data" / "buckets"
+
+    def bucket(self, name: str) -> Path:
+        """The samples of one bucket."""
+        return self.buckets / name
+
+    @property
+    def caches(self) -> Path:
+        """What is computed once before training, of all capabilities."""
+        return self.root / "data" / "cache"
+
+    def cache(self, capability: str) -> Path:
+        """Conditions and teacher samples of one capability."""
+        return self.caches / capability
+
+    # Models.
+
+    @property
+    def teachers(self) -> Path:
+        """The weights of all teachers."""
+        return self.root / "models" / "teachers"
+
+    def teacher(self, name: str) -> Path:
+        """The weights of one teacher."""
+        return self.teachers / name
+
+    @property
+    def student(self) -> Path:
+        """The student as it is registered and served."""
+        return self.root / "models" / "student"
+
+    # Reports.
+
+    @property
+    def reports(self) -> Path:
+        """Every figure and page that a run leaves."""
+        return self.root / "reports"
+
+    @property
+    def data_report(self) -> Path:
+        """What the prepared data holds."""
+        return self.reports / "data.json"
+
+    @property
+    def teachers_report(self) -> Path:
+        """Every teacher's score on every capability."""
+        return self.reports / "teachers.json"
+
+    @property
+    def distill_report(self) -> Path:
+        """Curves, image grids and the run pointer of the training."""
+        return self.reports / "distill"
+
+    @property
+    def distill_metrics(self) -> Path:
+        """One JSON line per logged update."""
+        return self.distill_report / "metrics.jsonl"
+
+    @property
+    def distill_curves(self) -> Path:
+        """The logged losses and scores as a table that DVC can plot."""
+        return self.distill_report / "curves.csv"
+
+    @property
+    def run_pointer(self) -> Path:
+        """Which tracked run the training wrote to."""
+        return self.distill_report / "run.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """The scores of every field, one file per capability."""
+        return self.reports / "evaluate"
+
+    def evaluation(self, capability: str) -> Path:
+        """The scores of every field on one capability."""
+        return self.evaluations / f"{capability}.json"
+
+    def evaluation_images(self, capability: str) -> Path:
+        """The image grids of one capability."""
+        return self.evaluations / capability
+
+    @property
+    def report_page(self) -> Path:
+        """The self-contained page."""
+        return self.reports / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """Retention and gain per capability."""
+        return self.reports / "summary.json"
+
+    @property
+    def gate(self) -> Path:
+        """The verdict of the promotion gate."""
+        return self.reports / "gate.json"
+
+    # Scratch, known to neither git nor DVC.
+
+    @property
+    def scratch(self) -> Path:
+        """What may be deleted at any time."""
+        return self.root / ".danceflow"
+
+    def work(self, fingerprint: str) -> Path:
+        """Rolling checkpoints of one piece of work; a stage's outs are deleted on a retry."""
+        return self.scratch / "work" / fingerprint
+
+
+def find_root(start: Path) -> Path:
+    """Return the checkout that a folder lies in.
+
+    Args:
+        start: The folder to search upwards from.
+
+    Raises:
+        UsageError: Neither it nor a parent holds ``dvc.yaml`` and ``params.yaml``.
+    """
+    start = start.resolve()
+    for folder in (start, *start.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+            return folder
+    raise UsageError(f"{start}: neither it nor a parent folder holds dvc.yaml and params.yaml")

@@ -1,0 +1,239 @@
+"""What a params file holds: one strict, frozen model per section and no default value.
+
+A default stands in ``params.yaml`` and nowhere else, so what a run used can be read there.
+``danceflow.config`` reads files into these models and checks the sections against each other.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from danceflow.errors import unknown_name
+
+# Names that may stand in a params file. They repeat tables whose modules import torch, so that a
+# file is checked without it; tests hold them equal to those tables.
+METHOD_NAMES = ("danceopd", "diffusionopd", "flowopd", "offpolicy", "joint", "merge", "soft")
+QUERY_NAMES = ("low", "median", "high", "uniform", "stratified", "curriculum")
+OBJECTIVE_NAMES = ("mse", "snr", "kl", "dmd_ema", "consistency")
+FAMILY_NAMES = ("sd3",)
+SOURCE_NAMES = ("scenes",)
+SCENE_BUCKETS = ("t2i", "local_edit", "global_edit")
+
+
+def _one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(unknown_name(kind, name, known))
+        return name
+
+    return AfterValidator(check)
+
+
+def _not_empty(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not value:
+        raise ValueError("needs at least one entry")
+    return value
+
+
+# A name that becomes part of a path and of a stage's name.
+Key = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Method = Annotated[str, _one_of("method", METHOD_NAMES)]
+Query = Annotated[str, _one_of("query", QUERY_NAMES)]
+Objective = Annotated[str, _one_of("objective", OBJECTIVE_NAMES)]
+Family = Annotated[str, _one_of("family", FAMILY_NAMES)]
+Source = Annotated[str, _one_of("data source", SOURCE_NAMES)]
+Optimizer = Literal["adamw", "muon"]
+
+
+class Section(BaseModel):
+    """A part of a params file: unknown keys, other types and later changes are errors."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunParams(Section):
+    """What decides every number beside the recipe itself."""
+
+    seed: Count
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    num_threads: PositiveCount
+
+
+class TransformerParams(Section):
+    """The size of the velocity network; sizes are in latent pixels."""
+
+    num_layers: PositiveCount
+    num_heads: PositiveCount
+    head_dim: PositiveCount
+    patch_size: PositiveCount
+    sample_size: PositiveCount
+    in_channels: PositiveCount  # state and source image, one after the other
+    out_channels: PositiveCount
+
+
+class TextEncoderParams(Section):
+    """The size of the prompt encoder that a family trained from scratch brings along."""
+
+    num_layers: Count
+    num_heads: PositiveCount
+    width: PositiveCount
+    max_length: PositiveCount  # tokens
+
+
+class FamilyParams(Section):
+    """The model family, its networks and what their output means."""
+
+    name: Family
+    prediction: Literal["clean", "velocity"]
+    sigma_min: Annotated[float, Field(gt=0, lt=1)]
+    shift: Positive
+    transformer: TransformerParams
+    text_encoder: TextEncoderParams
+
+
+class BucketParams(Section):
+    """How many samples of one bucket go into each split."""
+
+    num_train: PositiveCount
+    num_validation: PositiveCount
+    num_test: PositiveCount
+
+
+class DataParams(Section):
+    """Where samples come from and how they are split."""
+
+    source: Source
+    seed: Count
+    image_size: PositiveCount
+    buckets: Annotated[Mapping[Key, BucketParams], AfterValidator(_not_empty)]
+
+
+class CapabilityParams(Section):
+    """One thing the student must learn: its data, its teacher and the teacher's guidance."""
+
+    bucket: str
+    teacher: str
+    guidance: NonNegative
+    weight: Positive
+    needs_source: bool
+
+
+class TeacherParams(Section):
+    """How one teacher of the embedded default is trained."""
+
+    init: str  # "scratch" or the teacher it starts from
+    bucket: str
+    weights: Literal["full", "lora"]
+    lora_rank: PositiveCount
+    num_updates: PositiveCount
+    batch_size: PositiveCount
+    optimizer: Optimizer
+    learning_rate: Positive
+    warmup: Count
+    weight_decay: NonNegative
+    clip_norm: Positive
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    caption_dropout: Fraction
+
+
+class CacheParams(Section):
+    """What is computed once per capability before training."""
+
+    num_samples: PositiveCount
+    num_steps: PositiveCount
+    batch_size: PositiveCount
+
+
+class DistillParams(Section):
+    """The training of the student; null means "as the method says"."""
+
+    method: Method
+    query: Query | None
+    objective: Objective | None
+    num_queries: PositiveCount | None
+    num_steps: PositiveCount
+    student: Literal["full", "lora"]
+    lora_rank: PositiveCount
+    init: str  # "base", "merge" or a teacher
+    merge_weights: Mapping[str, NonNegative] | None
+    capabilities_per_update: Literal["one", "all"]
+    num_updates: PositiveCount
+    batch_size: PositiveCount
+    optimizer: Optimizer
+    learning_rate: Positive
+    warmup: Count
+    weight_decay: NonNegative
+    clip_norm: Positive
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    checkpoint_every: PositiveCount
+    log_every: PositiveCount
+    evaluate_every: PositiveCount
+    grid_every: PositiveCount
+
+
+class EvaluateParams(Section):
+    """How every field is scored; all fields see the same prompts and the same noise."""
+
+    num_samples: PositiveCount  # per category
+    num_steps: PositiveCount
+    batch_size: PositiveCount
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
+    num_bootstrap: PositiveCount
+
+
+class GateParams(Section):
+    """What a student must reach before it may be promoted."""
+
+    min_retention: Mapping[str, NonNegative]  # per capability, share of its own teacher's score
+    max_regression: NonNegative  # share of the champion's score that may be lost
+    auto_promote: bool
+
+
+class TrackingParams(Section):
+    """Where runs are recorded; part of no stage's key."""
+
+    enabled: bool
+    uri: str | None
+    experiment: Annotated[str, Field(min_length=1)]
+    registered_model: Annotated[str, Field(min_length=1)]
+
+
+class Params(Section):
+    """A whole params file."""
+
+    run: RunParams
+    family: FamilyParams
+    data: DataParams
+    capabilities: Annotated[Mapping[Key, CapabilityParams], AfterValidator(_not_empty)]
+    teachers: Annotated[Mapping[Key, TeacherParams], AfterValidator(_not_empty)]
+    cache: CacheParams
+    distill: DistillParams
+    evaluate: EvaluateParams
+    gate: GateParams
+    tracking: TrackingParams
+
+    def select(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return the values at some dotted names, ready to be written as JSON.
+
+        Args:
+            names: Such as ``("run", "distill.num_steps")``.
+
+        Raises:
+            KeyError: A name is in no section.
+        """
+        whole = self.model_dump(mode="json")
+        return {name: _at(whole, name) for name in names}
+
+
+def _at(whole: dict[str, Any], name: str) -> Any:
+    value: Any = whole
+    for part in name.split("."):
+        value = value[part]
+    return value
