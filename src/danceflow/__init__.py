@@ -1,1 +1,3 @@
-"""danceflow: several flow-matching teachers become one student, as a workflow."""
+"""Distil several frozen flow-matching teachers into one student on its own trajectories."""
+
+__version__ = "0.1.0"

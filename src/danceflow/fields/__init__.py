@@ -1,0 +1,64 @@
+"""The maths of flow matching and on-policy distillation, on torch alone.
+
+Notation: sigma in [0, 1], 1 is pure noise and 0 clean; z = (1 - sigma) * x + sigma * eps;
+velocity v = dz/dsigma = eps - x; integrating down: z_next = z + (sigma_next - sigma) * v.
+"""
+
+from danceflow.fields.field import (
+    AverageField,
+    Condition,
+    CountingField,
+    GuidedField,
+    VelocityField,
+)
+from danceflow.fields.gaussian import GaussianField
+from danceflow.fields.grid import GRIDS, shifted_grid, sigma_grid, uniform_grid
+from danceflow.fields.names import lookup
+from danceflow.fields.objective import OBJECTIVES, Objective, resolve_objective, velocity_mse
+from danceflow.fields.query import QUERIES, draw_queries
+from danceflow.fields.rollout import Dynamics, Ode, Sde, States, rollout, sample
+from danceflow.fields.seeds import derive_seeds, normal, seed_for, uniform
+from danceflow.fields.source import (
+    LOGIT_NORMAL,
+    ForwardNoised,
+    OnPolicy,
+    Queries,
+    Request,
+    StateSource,
+)
+
+__all__ = [
+    "GRIDS",
+    "LOGIT_NORMAL",
+    "OBJECTIVES",
+    "QUERIES",
+    "AverageField",
+    "Condition",
+    "CountingField",
+    "Dynamics",
+    "ForwardNoised",
+    "GaussianField",
+    "GuidedField",
+    "Objective",
+    "Ode",
+    "OnPolicy",
+    "Queries",
+    "Request",
+    "Sde",
+    "StateSource",
+    "States",
+    "VelocityField",
+    "derive_seeds",
+    "draw_queries",
+    "lookup",
+    "normal",
+    "resolve_objective",
+    "rollout",
+    "sample",
+    "seed_for",
+    "shifted_grid",
+    "sigma_grid",
+    "uniform",
+    "uniform_grid",
+    "velocity_mse",
+]

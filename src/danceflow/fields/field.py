@@ -1,0 +1,156 @@
+"""What a velocity field is, what conditions it, and fields made by wrapping fields."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One batch of conditions.
+
+    Attributes:
+        tensors: by name; the first dimension of every tensor is the batch. Which names occur is
+            the model family's matter (prompt embeddings, source latents, ...).
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when the tensors are missing or disagree about the batch size."""
+        sizes = {name: tensor.shape[:1] for name, tensor in self.tensors.items()}
+        if len(set(sizes.values())) != 1 or () in sizes.values():
+            shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+            raise ValueError(f"a condition needs tensors of one batch size, got {shapes}")
+
+    @property
+    def num_samples(self) -> int:
+        """The batch size."""
+        return next(iter(self.tensors.values())).shape[0]
+
+    def select(self, index: Tensor | slice) -> "Condition":
+        """Return the rows at a long or boolean index (a copy) or a slice (a view)."""
+        if isinstance(index, slice):
+            return Condition({name: tensor[index] for name, tensor in self.tensors.items()})
+        return Condition(
+            {name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()}
+        )
+
+    def repeat(self, num_repeats: int) -> "Condition":
+        """Return every row repeated in place: rows 0, 0, 1, 1, ... for two repeats."""
+        if num_repeats == 1:
+            return self
+        return Condition(
+            {
+                name: tensor.repeat_interleave(num_repeats, dim=0)
+                for name, tensor in self.tensors.items()
+            }
+        )
+
+    @staticmethod
+    def cat(parts: "Sequence[Condition]") -> "Condition":
+        """Return the rows of all parts in order.
+
+        Raises:
+            ValueError: no parts, or parts whose tensors have different names.
+        """
+        names = {tuple(sorted(part.tensors)) for part in parts}
+        if len(names) != 1:
+            raise ValueError(f"conditions with different tensors cannot be joined: {names}")
+        return Condition(
+            {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        )
+
+    def to(self, device: torch.device | str) -> "Condition":
+        """Return the same condition on the given device."""
+        return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+
+class VelocityField(Protocol):
+    """v(z, sigma, condition) = dz/dsigma = eps - x, the one meaning of every network."""
+
+    def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
+        """Return the velocity, of the shape and dtype of z (float32).
+
+        Args:
+            z_BCHW: states at noise level sigma, z = (1 - sigma) * x + sigma * eps.
+            sigma_B: noise level of each sample, 1 pure noise, 0 clean, dtype of z.
+            condition: one row per sample.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class GuidedField:
+    """Classifier-free guidance as a field: v_null + scale * (v_cond - v_null).
+
+    Attributes:
+        field: the field to guide.
+        null: makes the unconditional condition of a batch.
+        scale: 1 is the field itself, and costs one pass instead of two.
+    """
+
+    field: VelocityField
+    null: Callable[[Condition], Condition]
+    scale: float
+
+    def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
+        """Return the guided velocity, from one batched call of 2B samples."""
+        if self.scale == 1.0:
+            return self.field(z_BCHW, sigma_B, condition)
+        both = self.field(
+            torch.cat([z_BCHW, z_BCHW]),
+            torch.cat([sigma_B, sigma_B]),
+            Condition.cat([condition, self.null(condition)]),
+        )
+        conditional, unconditional = both.chunk(2)
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+class AverageField:
+    """The weighted mean of several fields at the same state (soft routing)."""
+
+    def __init__(
+        self, fields: Sequence[VelocityField], weights: Sequence[float] | None = None
+    ) -> None:
+        """Keep the fields and their weights, scaled to sum to 1 (equal when not given).
+
+        Raises:
+            ValueError: no fields, another number of weights, a negative weight, or a zero sum.
+        """
+        weights = [1.0] * len(fields) if weights is None else list(weights)
+        if len(weights) != len(fields) or min(weights, default=-1.0) < 0 or not sum(weights) > 0:
+            raise ValueError(f"{len(fields)} fields cannot be averaged with weights {weights}")
+        self.fields = tuple(fields)
+        self.weights = tuple(weight / sum(weights) for weight in weights)
+
+    def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
+        """Return the weighted mean of the fields' velocities."""
+        mean = torch.zeros_like(z_BCHW)
+        for field, weight in zip(self.fields, self.weights, strict=True):
+            mean = mean + weight * field(z_BCHW, sigma_B, condition)
+        return mean
+
+
+class CountingField:
+    """A field that counts its evaluations.
+
+    Attributes:
+        num_evaluations: samples evaluated so far, over all calls.
+        num_calls: calls so far, of any batch size.
+    """
+
+    def __init__(self, field: VelocityField) -> None:
+        """Wrap the field, with both counts at zero."""
+        self.field = field
+        self.num_evaluations = 0
+        self.num_calls = 0
+
+    def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
+        """Return the wrapped field's velocity and count the call."""
+        self.num_evaluations += z_BCHW.shape[0]
+        self.num_calls += 1
+        return self.field(z_BCHW, sigma_B, condition)
