@@ -1,0 +1,396 @@
+"""DVC's graph and DVC's command: the only module that talks to DVC.
+
+A flow asks for the graph (``stage_graph``), asks what changed (``changed_stages``) and brings one
+stage up to date (``reproduce``). Whether a stage is stale, what its outputs hash to and where they
+are cached is DVC's business; this module starts the command, reads it live and ends it on demand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from danceflow.errors import StageError, UsageError
+from flows.processes import LineReader, ProcessGroups, end_group
+
+BAD_INPUT_EXIT_CODE = UsageError.exit_code
+
+_STAGE_EXIT = re.compile(r"exited with (-?\d+)\s*$")
+
+
+class DvcError(StageError):
+    """DVC itself refused: no repository, an invalid ``dvc.yaml``, a cycle, a broken lock file."""
+
+
+class StageFailedError(StageError):
+    """A stage failed.
+
+    Attributes:
+        stage: the stage's name.
+        command_exit_code: what the stage's command exited with; None when DVC failed around it.
+    """
+
+    def __init__(self, message: str, stage: str, command_exit_code: int | None) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.command_exit_code = command_exit_code
+        if command_exit_code == BAD_INPUT_EXIT_CODE:
+            self.exit_code = BAD_INPUT_EXIT_CODE
+
+    def __reduce__(self) -> tuple[type[StageFailedError], tuple[str, str, int | None]]:
+        return type(self), (str(self), self.stage, self.command_exit_code)
+
+
+class StageStoppedError(StageFailedError):
+    """A stage was ended from outside: the flow was cancelled, or the stage's time was up."""
+
+
+class Outcome(StrEnum):
+    """What bringing a stage up to date came to."""
+
+    RAN = "ran"
+    RESTORED = "restored"  # from DVC's run-cache: the same inputs had been run before
+    UNCHANGED = "unchanged"
+    FROZEN = "frozen"
+
+
+@dataclass(frozen=True)
+class StageNode:
+    """One stage of DVC's graph; ``needs`` names the stages that must be up to date before it."""
+
+    name: str
+    needs: tuple[str, ...]
+    frozen: bool
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What happened to one stage; seconds of wall time."""
+
+    name: str
+    outcome: Outcome
+    seconds: float
+
+
+def stage_graph(root: Path) -> tuple[StageNode, ...]:
+    """Return the stages of DVC's graph, each after everything it needs.
+
+    A frozen stage needs nothing, as in ``dvc repro``: its inputs are not brought up to date for it.
+    Files tracked with ``dvc add`` have no command and are left out.
+
+    Args:
+        root: a folder of the DVC repository.
+
+    Raises:
+        DvcError: the folder is no DVC repository, or its graph is invalid.
+    """
+    with _repo(root) as repo:
+        graph = repo.index.graph
+        stages = {_name(stage): stage for stage in graph.nodes if stage.cmd}
+        needs = {
+            name: ()
+            if stage.frozen
+            else tuple(sorted(_name(dep) for dep in graph.successors(stage) if dep.cmd))
+            for name, stage in stages.items()
+        }
+        frozen = {name: bool(stage.frozen) for name, stage in stages.items()}
+    return tuple(StageNode(name, needs[name], frozen[name]) for name in _ordered(needs))
+
+
+def changed_stages(root: Path) -> frozenset[str]:
+    """Return the names of the stages whose inputs, outputs, parameters or command changed.
+
+    A stage that is not named here and none of whose ancestors is named needs no command at all.
+    When another DVC command holds the repository, every stage counts as changed.
+
+    Args:
+        root: a folder of the DVC repository.
+
+    Raises:
+        DvcError: DVC cannot read the repository.
+    """
+    from dvc.lock import LockError
+
+    with _repo(root) as repo:
+        names = {stage.addressing: _name(stage) for stage in repo.index.stages}
+        try:
+            status = repo.status()
+        except LockError:
+            return frozenset(names.values())
+        return frozenset(names[address] for address in status)
+
+
+def checkout_sources(root: Path) -> None:
+    """Bring the files tracked with ``dvc add`` into ``root`` from the cache (a fresh worktree).
+
+    Args:
+        root: the root of the DVC repository.
+
+    Raises:
+        DvcError: a file is not in the cache.
+    """
+    with _repo(root) as repo:
+        targets = [stage.path for stage in repo.index.stages if stage.is_data_source]
+        if targets:
+            repo.checkout(targets=targets, force=True)
+
+
+def cache_folder(root: Path) -> Path:
+    """Return the absolute folder of DVC's local cache that the repository at ``root`` uses."""
+    with _repo(root) as repo:
+        return Path(repo.cache.local_cache_dir)
+
+
+def share_cache(root: Path, cache: Path, local_config: Path | None) -> None:
+    """Let the repository at ``root`` use another checkout's cache and local settings.
+
+    Args:
+        root: the root of the DVC repository to set up; only its ``.dvc/config.local`` is written.
+        cache: absolute folder of the cache to use.
+        local_config: the other checkout's ``config.local``, or None.
+    """
+    target = root / ".dvc" / "config.local"
+    if local_config is not None and local_config.is_file():
+        target.write_bytes(local_config.read_bytes())
+    with _repo(root) as repo, repo.config.edit("local") as config:
+        config["cache"]["dir"] = str(cache)
+
+
+def write_parameters(path: Path, values: Mapping[str, object]) -> None:
+    """Set dotted keys in a YAML parameter file in place, keeping its comments and order.
+
+    Args:
+        path: the parameter file.
+        values: dotted key to value; the keys exist (``config.load_params`` checks them before).
+    """
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(path) as document:
+        for key, value in values.items():
+            *parents, last = key.split(".")
+            section = document
+            for parent in parents:
+                section = section[parent]
+            section[last] = value
+
+
+def save_experiment(root: Path, name: str, environment: Mapping[str, str]) -> str:
+    """Keep the state of the worktree at ``root`` as a DVC experiment and return its name.
+
+    Args:
+        root: the root of the worktree.
+        name: the experiment's name; one of the same name on the same commit is replaced.
+        environment: the process environment (it carries a git identity where the clone has none).
+
+    Raises:
+        DvcError: DVC could not save it.
+    """
+    process = subprocess.run(
+        [*_dvc_command(), "exp", "save", "--name", name, "--force"],
+        cwd=root,
+        env=stage_environment(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode != 0:
+        raise DvcError(
+            f"dvc exp save --name {name} failed in {root}: {_last_error(process.stderr)}"
+        )
+    return name
+
+
+def reproduce(
+    root: Path,
+    stage: str,
+    *,
+    processes: ProcessGroups,
+    report: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> StageResult:
+    """Bring one stage up to date through ``dvc repro --single-item`` and return what happened.
+
+    The command runs in a process group of its own. It ends when the stage does, when ``processes``
+    is stopped, or when ``timeout_s`` is over.
+
+    Args:
+        root: the root of the DVC repository.
+        stage: the stage's name, such as ``cache@t2i``.
+        processes: where the running group is kept.
+        report: called with every line of the stage's output as it comes.
+        environment: the process environment to start from; None: this process's.
+        timeout_s: seconds the stage may take; None: as long as it needs.
+
+    Raises:
+        StageFailedError: the stage or DVC failed; ``command_exit_code`` says how.
+        StageStoppedError: it was ended from outside.
+    """
+    if processes.stopped:
+        raise StageStoppedError(f"stage {stage!r} was not started: the flow ends", stage, None)
+    tail: deque[str] = deque(maxlen=40)
+    outcomes: list[Outcome] = []
+    timed_out = threading.Event()
+
+    def line(text: str) -> None:
+        tail.append(text)
+        outcomes.extend(_outcome(text, stage))
+        report(text)
+
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [*_dvc_command(), "--wait-for-lock", "repro", "--single-item", stage],
+        cwd=root,
+        env=stage_environment(os.environ if environment is None else environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+    def expire() -> None:
+        timed_out.set()
+        end_group(process, grace_s=15.0)
+
+    timer = None if timeout_s is None else threading.Timer(timeout_s, expire)
+    try:
+        with processes.holding(process):
+            if timer is not None:
+                timer.start()
+            _read(process, LineReader(line))
+            exit_code = process.wait()
+    finally:
+        if timer is not None:
+            timer.cancel()
+        if process.poll() is None:
+            end_group(process, grace_s=5.0)
+            process.wait()
+    seconds = time.monotonic() - start
+    if timed_out.is_set():
+        raise StageStoppedError(f"stage {stage!r} was ended after {timeout_s:g} s", stage, None)
+    if processes.stopped and exit_code != 0:
+        raise StageStoppedError(f"stage {stage!r} was ended: the flow was cancelled", stage, None)
+    if exit_code != 0:
+        raise _failure(stage, exit_code, list(tail))
+    return StageResult(stage, outcomes[-1] if outcomes else Outcome.UNCHANGED, seconds)
+
+
+def stage_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Return ``base`` with this interpreter's folder first on PATH and unbuffered Python output.
+
+    Stage commands name no interpreter, because the command is part of DVC's cache key.
+    """
+    folder = str(Path(sys.executable).parent)
+    path = base.get("PATH", os.defpath)
+    return {
+        **base,
+        "PATH": path if path.split(os.pathsep)[0] == folder else folder + os.pathsep + path,
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": base.get("DVC_NO_ANALYTICS", "1"),
+    }
+
+
+def _dvc_command() -> Sequence[str]:
+    return (sys.executable, "-m", "dvc")
+
+
+def _name(stage: Any) -> str:
+    """Return how ``dvc repro``, called at the repository's root, names the stage."""
+    if not stage.cmd:
+        return str(stage.path_in_repo)
+    return stage.name if stage.path_in_repo == "dvc.yaml" else f"{stage.path_in_repo}:{stage.name}"
+
+
+@contextlib.contextmanager
+def _repo(root: Path) -> Iterator[Any]:
+    """Open the DVC repository; DVC's own exceptions leave as ``DvcError``."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            yield repo
+    except DvcException as error:
+        raise DvcError(f"DVC in {root}: {_chain(error)}") from error
+
+
+def _chain(error: BaseException) -> str:
+    """Return the messages of an exception and its causes, the nearest first."""
+    parts: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        text = str(current).strip()
+        if text and text not in parts:
+            parts.append(text)
+        current = current.__cause__
+    return ": ".join(parts) or type(error).__name__
+
+
+def _ordered(needs: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Return the names with each after its needs, otherwise in the given order (Kahn, stable)."""
+    order: list[str] = []
+    left = dict(needs)
+    while left:
+        ready = next(name for name, need in left.items() if not any(item in left for item in need))
+        order.append(ready)
+        del left[ready]
+    return order
+
+
+def _outcome(line: str, stage: str) -> list[Outcome]:
+    """Return what one line of DVC's output says about the stage, as a list of none or one."""
+    if line.startswith(f"Running stage '{stage}'"):
+        return [Outcome.RAN]
+    if line.startswith(f"Stage '{stage}' is cached"):
+        return [Outcome.RESTORED]
+    if line.startswith(f"Verifying outputs in frozen stage: '{stage}'"):
+        return [Outcome.FROZEN]
+    if line.startswith(f"Stage '{stage}' didn't change"):
+        return [Outcome.UNCHANGED]
+    return []
+
+
+def _read(process: subprocess.Popen[bytes], reader: LineReader) -> None:
+    assert process.stdout is not None
+    with process.stdout as stream:
+        while chunk := os.read(stream.fileno(), 65536):
+            reader.feed(chunk)
+    reader.close()
+
+
+def _failure(stage: str, dvc_exit_code: int, tail: Sequence[str]) -> StageFailedError:
+    """Return the error for a failed stage, with the stage's own last words in it."""
+    exit_code = next(
+        (int(found.group(1)) for line in reversed(tail) if (found := _STAGE_EXIT.search(line))),
+        None,
+    )
+    if exit_code is None:
+        return StageFailedError(
+            f"stage {stage!r}: dvc failed ({dvc_exit_code}): {_last_error(chr(10).join(tail))}",
+            stage,
+            None,
+        )
+    said = [line for line in tail if not line.startswith(("> ", "Running stage ", "ERROR: "))]
+    reason = f": {said[-1]}" if said else ""
+    return StageFailedError(
+        f"stage {stage!r} failed (exit code {exit_code}){reason}", stage, exit_code
+    )
+
+
+def _last_error(output: str) -> str:
+    """Return DVC's last error line of ``output``, or else its last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return (errors or lines or ["no output"])[-1]

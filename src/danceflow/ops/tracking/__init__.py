@@ -1,0 +1,50 @@
+"""One tracked run per executed pipeline: files first, MLflow mirrors them.
+
+The training stage starts a run and leaves a small pointer file beside its results; every later
+stage resumes the run through that pointer. A pipeline restored from DVC's cache starts none. When
+the store does not know the run (another machine, a new database), it is rebuilt once from the
+pointer and the metrics file, and tagged ``restored``.
+
+With tracking off the same calls do nothing, so a stage has no second path. A store that cannot be
+reached when a stage starts is an error; one that goes away while a stage works is a warning, and
+what was not mirrored is sent again with the next metrics.
+"""
+
+from danceflow.ops.tracking.runs import (
+    ORIGIN_TAG,
+    RESTORED_TAG,
+    RunFiles,
+    RunPointer,
+    resume_run,
+    start_run,
+)
+from danceflow.ops.tracking.store import (
+    Store,
+    TrackingSettings,
+    main_checkout,
+    open_store,
+    resolve_uri,
+    source_tags,
+    store_errors,
+)
+from danceflow.ops.tracking.tracker import MlflowTracker, NoTracker, Tracker, flatten
+
+__all__ = [
+    "ORIGIN_TAG",
+    "RESTORED_TAG",
+    "MlflowTracker",
+    "NoTracker",
+    "RunFiles",
+    "RunPointer",
+    "Store",
+    "Tracker",
+    "TrackingSettings",
+    "flatten",
+    "main_checkout",
+    "open_store",
+    "resolve_uri",
+    "resume_run",
+    "source_tags",
+    "start_run",
+    "store_errors",
+]

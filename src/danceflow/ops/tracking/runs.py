@@ -1,0 +1,219 @@
+"""The run of a pipeline: started by the training, resumed by later stages, rebuilt when lost."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danceflow.errors import TrackingError
+from danceflow.ops.files import write_json
+from danceflow.ops.tracking.store import (
+    Store,
+    TrackingSettings,
+    open_store,
+    source_tags,
+    store_errors,
+)
+from danceflow.ops.tracking.tracker import (
+    MlflowTracker,
+    NoTracker,
+    Tracker,
+    flatten,
+    log_params,
+)
+
+logger = logging.getLogger(__name__)
+
+ORIGIN_TAG = "danceflow.origin"
+RESTORED_TAG = "restored"
+
+
+@dataclass(frozen=True)
+class RunPointer:
+    """What a training leaves so that later stages find, or rebuild, its run.
+
+    It names no store: the same file serves wherever the pipeline is continued.
+
+    Attributes:
+        run_id: MLflow's id of the run; None when tracking was off.
+        name: the run's name.
+        key: the training stage's key; it stands for the run when there is no id.
+        params: flat parameter names and values, as logged.
+    """
+
+    run_id: str | None
+    name: str
+    key: str
+    params: Mapping[str, str]
+
+    @property
+    def origin(self) -> str:
+        """What a rebuilt run is found again by."""
+        return self.run_id or f"key:{self.key}"
+
+    def write(self, path: Path) -> None:
+        """Write the pointer (atomically) as JSON."""
+        write_json(
+            path,
+            {
+                "run_id": self.run_id,
+                "name": self.name,
+                "key": self.key,
+                "params": dict(self.params),
+            },
+        )
+
+    @staticmethod
+    def read(path: Path) -> RunPointer:
+        """Return the pointer in a file.
+
+        Raises:
+            TrackingError: the file is missing or is no pointer.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return RunPointer(data["run_id"], data["name"], data["key"], data["params"])
+        except FileNotFoundError:
+            raise TrackingError(f"{path}: no such run pointer; run the stage distill") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrackingError(f"{path}: is no run pointer: {error!r}") from None
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files that a lost run is rebuilt from.
+
+    Attributes:
+        metrics: JSON lines, each with ``step`` and numbers (nested mappings are joined by ``/``).
+        folder: what is recorded as artifacts; None: nothing.
+    """
+
+    metrics: Path
+    folder: Path | None = None
+
+
+def start_run(
+    settings: TrackingSettings, pointer: Path, *, name: str, key: str, params: Mapping[str, Any]
+) -> Tracker:
+    """Return a tracker for a training, and write its pointer.
+
+    A pointer that is already there belongs to the same training, interrupted: its run goes on.
+
+    Args:
+        settings: where to record.
+        pointer: the pointer file; between interruptions it lies with the checkpoints.
+        name: the run's name.
+        key: the training stage's key.
+        params: everything that decides the run.
+
+    Raises:
+        TrackingError: the store cannot be reached; nothing has been written then.
+    """
+    flat = flatten(params)
+    if not settings.enabled:
+        RunPointer(None, name, key, flat).write(pointer)
+        return NoTracker()
+    store = open_store(settings)
+    with store_errors(store.uri):
+        if pointer.is_file():
+            known = _find(store, RunPointer.read(pointer))
+            if known is not None:
+                store.client.update_run(known, status="RUNNING")
+                return MlflowTracker(store, known)
+        run_id = _create(store, name, {**source_tags(settings.root), "stage.key": key}, flat)
+        RunPointer(run_id, name, key, flat).write(pointer)
+    return MlflowTracker(store, run_id)
+
+
+def resume_run(settings: TrackingSettings, pointer: Path, files: RunFiles) -> Tracker:
+    """Return a tracker for a later stage of the pipeline that the pointer belongs to.
+
+    Args:
+        settings: where to record.
+        pointer: what the training left.
+        files: what the run is rebuilt from when the store does not know it.
+
+    Raises:
+        TrackingError: the store cannot be reached, or the pointer or the metrics are unusable.
+    """
+    if not settings.enabled:
+        return NoTracker()
+    store = open_store(settings)
+    record = RunPointer.read(pointer)
+    # Parallel stages resume through one pointer: only one of them rebuilds the run.
+    with store_errors(store.uri), pointer.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_id = _find(store, record) or _rebuild(store, record, files)
+        store.client.update_run(run_id, status="RUNNING")
+    return MlflowTracker(store, run_id)
+
+
+def _create(store: Store, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> str:
+    """Return the id of a new run with tags and parameters."""
+    run = store.client.create_run(store.experiment_id, run_name=name, tags=dict(tags))
+    run_id = str(run.info.run_id)
+    log_params(store.client, run_id, params)
+    return run_id
+
+
+def _find(store: Store, pointer: RunPointer) -> str | None:
+    """Return the id of the pointer's run in this store, or of the one rebuilt for it."""
+    from mlflow.exceptions import MlflowException
+
+    if pointer.run_id is not None:
+        try:
+            run = store.client.get_run(pointer.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        else:
+            if run.info.lifecycle_stage == "active":
+                return pointer.run_id
+    runs = store.client.search_runs(
+        [store.experiment_id], f"tags.`{ORIGIN_TAG}` = '{pointer.origin}'", max_results=1
+    )
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _rebuild(store: Store, pointer: RunPointer, files: RunFiles) -> str:
+    """Return the id of a run rebuilt from files; its origin is set last, when it is complete."""
+    entries = list(_metric_lines(files.metrics))
+    tags = {RESTORED_TAG: "true", "stage.key": pointer.key}
+    run_id = _create(store, pointer.name, tags, pointer.params)
+    tracker = MlflowTracker(store, run_id)
+    for step, metrics in entries:
+        tracker.log_metrics(metrics, step)
+    tracker.flush()
+    if files.folder is not None:
+        store.client.log_artifacts(run_id, str(files.folder))
+    store.client.set_tag(run_id, ORIGIN_TAG, pointer.origin)
+    logger.info("run %s is unknown at %s: rebuilt as %s", pointer.origin, store.uri, run_id)
+    return run_id
+
+
+def _metric_lines(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield the step and the numbers of every line of a metrics file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise TrackingError(f"{path}: the metrics cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            step = int(values.pop("step"))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise TrackingError(f"{path}: line {number} is no JSON object with a step") from None
+        yield step, dict(_numbers(values))
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)

@@ -1,0 +1,230 @@
+"""The tracking store: where it is, whether it answers, and what it raises."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from getpass import getuser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from danceflow.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+
+_REACH_TIMEOUT_S = 5.0
+_GLOBAL_STORE = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+
+
+@dataclass(frozen=True)
+class TrackingSettings:
+    """Where runs are recorded.
+
+    Attributes:
+        root: the checkout that the stage works in (a worktree or a DVC temporary folder too).
+        enabled: False makes every tracker one that records nothing.
+        uri: the tracking store; None: ``mlflow.db`` in the main checkout.
+        experiment: the MLflow experiment's name.
+    """
+
+    root: Path
+    enabled: bool
+    uri: str | None
+    experiment: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """A tracking store that answered, and the experiment in it."""
+
+    uri: str
+    client: MlflowClient
+    experiment_id: str
+
+    @contextlib.contextmanager
+    def as_current(self) -> Iterator[None]:
+        """Make it MLflow's global store within the block, for what takes no client.
+
+        MLflow keeps the global store in the environment as well, where it would outrank the
+        parameters of everything that follows: both are put back.
+        """
+        import mlflow
+
+        kept = {name: os.environ.get(name) for name in _GLOBAL_STORE}
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(None)
+            mlflow.set_registry_uri(None)
+            for name, value in kept.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def resolve_uri(root: Path, configured: str | None) -> str:
+    """Return the absolute URI of the tracking store.
+
+    ``MLFLOW_TRACKING_URI`` goes first, then ``configured``, then ``mlflow.db`` in the main
+    checkout. A relative SQLite path is relative to the main checkout, so that a worktree or DVC's
+    temporary folder, which are deleted afterwards, never hold the store.
+
+    Args:
+        root: the checkout that is worked in.
+        configured: ``tracking.uri`` of the parameters.
+
+    Raises:
+        TrackingError: the URI names a folder, which MLflow takes no more, or memory.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or configured
+    main = main_checkout(root)
+    if uri is None:
+        return f"sqlite:///{main / DATABASE}"
+    scheme, colon, _ = uri.partition(":")
+    if not colon or scheme == "file":
+        raise TrackingError(
+            f"tracking.uri {uri!r}: MLflow keeps no runs in plain folders; "
+            "write sqlite:///<path>/mlflow.db or a server's http address"
+        )
+    if scheme != "sqlite":
+        return uri
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or not path or path == ":memory:":
+        raise TrackingError(f"tracking.uri {uri!r}: write sqlite:///<path of a file>")
+    return f"sqlite:///{main / path}"
+
+
+def main_checkout(root: Path) -> Path:
+    """Return the main checkout of the one at ``root``.
+
+    ``root`` itself, unless it is a git worktree (its ``.git`` is a file that points into the main
+    one's) or lies in DVC's folder for temporary experiments.
+    """
+    root = root.resolve()
+    parts = root.parts
+    for index in range(len(parts) - 2):
+        if parts[index : index + 3] == (".dvc", "tmp", "exps"):
+            return Path(*parts[:index])
+    link = root / ".git"
+    if link.is_file():
+        git_folder = (root / link.read_text().removeprefix("gitdir:").strip()).resolve()
+        common = git_folder / "commondir"
+        if common.is_file():
+            return (git_folder / common.read_text().strip()).resolve().parent
+    return root
+
+
+def open_store(settings: TrackingSettings) -> Store:
+    """Return the store, after it answered; the experiment is made when it is missing.
+
+    Raises:
+        TrackingError: within seconds, when the store cannot be reached or used.
+    """
+    uri = resolve_uri(settings.root, settings.uri)
+    _reach(uri)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    from mlflow import MlflowClient
+
+    with store_errors(uri):
+        client = MlflowClient(uri, uri)
+        return Store(uri, client, _experiment(client, uri, settings.experiment))
+
+
+@contextlib.contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Let whatever MLflow, its database or its connection raise leave as ``TrackingError``."""
+    import requests
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.RequestException) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise TrackingError(f"MLflow at {uri}: {reason[0]}") from error
+
+
+def source_tags(root: Path) -> dict[str, str]:
+    """Return tags that say which code and which experiment a run comes from.
+
+    MLflow's own commit tag hides local changes, hence ``git.dirty``.
+    """
+    tags = {"mlflow.user": getuser(), "mlflow.source.name": "danceflow"}
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is not None:
+        tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+        tags["git.dirty"] = str(changes != "").lower()
+    if experiment := os.environ.get("DVC_EXP_NAME"):
+        tags["dvc.experiment"] = experiment
+    return tags
+
+
+def _reach(uri: str) -> None:
+    """Raise TrackingError when a server does not answer or a database's folder is missing."""
+    if uri.startswith("sqlite:///"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        if not folder.is_dir():
+            raise TrackingError(f"MLflow at {uri}: {folder} is no folder")
+        if not os.access(folder, os.W_OK):
+            raise TrackingError(f"MLflow at {uri}: {folder} may not be written to")
+        return
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_REACH_TIMEOUT_S):  # noqa: S310
+            return
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            return  # it answers; the path may be hidden behind a proxy or a login
+        reason: object = f"HTTP {error.code}"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+    raise TrackingError(
+        f"MLflow at {uri} does not answer ({reason}); start it, change tracking.uri or "
+        "MLFLOW_TRACKING_URI, or set tracking.enabled to false"
+    )
+
+
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """Return the id of an experiment, made when it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    location = None
+    if uri.startswith("sqlite:///"):  # a server decides itself where artifacts go
+        location = (Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS).as_uri()
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was faster
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(f"MLflow at {uri}: experiment {name!r} was deleted; restore it there")
+    return str(found.experiment_id)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Return what a git command prints, or None where there is no commit or no git."""
+    try:
+        process = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return process.stdout.strip() if process.returncode == 0 else None
