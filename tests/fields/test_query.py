@@ -65,7 +65,8 @@ def test_indices_are_ascending_distinct_and_on_the_rollout(name, num_queries):
     index = draw(name, 16, num_queries, 0.5, SEEDS[:200])
     assert index.shape == (200, num_queries)
     assert index.dtype == torch.int64
-    assert index.min() >= 0 and index.max() <= 15
+    assert index.min() >= 0
+    assert index.max() <= 15
     assert (index.diff(dim=1) > 0).all()
 
 

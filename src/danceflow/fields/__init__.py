@@ -14,7 +14,14 @@ from danceflow.fields.field import (
 from danceflow.fields.gaussian import GaussianField
 from danceflow.fields.grid import GRIDS, shifted_grid, sigma_grid, uniform_grid
 from danceflow.fields.names import lookup
-from danceflow.fields.objective import OBJECTIVES, Objective, resolve_objective, velocity_mse
+from danceflow.fields.objective import (
+    OBJECTIVES,
+    REDUCTIONS,
+    Objective,
+    resolve_objective,
+    velocity_mse,
+    with_reduction,
+)
 from danceflow.fields.query import QUERIES, draw_queries
 from danceflow.fields.rollout import Dynamics, Ode, Sde, States, rollout, sample
 from danceflow.fields.seeds import derive_seeds, normal, seed_for, uniform
@@ -32,6 +39,7 @@ __all__ = [
     "LOGIT_NORMAL",
     "OBJECTIVES",
     "QUERIES",
+    "REDUCTIONS",
     "AverageField",
     "Condition",
     "CountingField",
@@ -61,4 +69,5 @@ __all__ = [
     "uniform",
     "uniform_grid",
     "velocity_mse",
+    "with_reduction",
 ]

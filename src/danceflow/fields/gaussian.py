@@ -1,5 +1,6 @@
 """The exact field of Gaussian data: a closed form to hold rollouts and training against."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -33,4 +34,4 @@ class GaussianField:
     def exact(self, noise: Tensor, sigma: float) -> Tensor:
         """Return the exact state (1-sigma) mean + sqrt(V) * noise on the path from that noise."""
         variance = (1.0 - sigma) ** 2 * self.std**2 + sigma**2
-        return (1.0 - sigma) * self.mean.to(noise) + variance**0.5 * noise
+        return (1.0 - sigma) * self.mean.to(noise) + math.sqrt(variance) * noise

@@ -27,6 +27,7 @@ from danceflow.fields.rollout import (
 from danceflow.fields.source import Queries
 
 Reduction = Literal["mean", "sum", "weighted"]
+REDUCTIONS: Mapping[str, Reduction] = {name: name for name in get_args(Reduction)}
 RowLoss = Callable[[Tensor, Tensor, Queries, VelocityField | None], Tensor]
 
 KL_ETA = 0.7
@@ -219,14 +220,19 @@ OBJECTIVES: Mapping[str, Objective] = {
 }
 
 
-def resolve_objective(name: str, reduction: str | None = None) -> Objective:
-    """Return the named objective, with another reduction over the K states if one is given.
+def resolve_objective(name: str) -> Objective:
+    """Return the named objective.
 
     Raises:
-        ValueError: unknown objective or reduction; names the nearest.
+        ValueError: the name is unknown; the message names the nearest.
     """
-    objective = lookup(OBJECTIVES, name, "objective")
-    if reduction is None:
-        return objective
-    reductions: dict[str, Reduction] = {known: known for known in get_args(Reduction)}
-    return replace(objective, reduction=lookup(reductions, reduction, "reduction"))
+    return lookup(OBJECTIVES, name, "objective")
+
+
+def with_reduction(objective: Objective, reduction: str) -> Objective:
+    """Return the objective with the named reduction over the K states.
+
+    Raises:
+        ValueError: the name is unknown; the message names the nearest.
+    """
+    return replace(objective, reduction=lookup(REDUCTIONS, reduction, "reduction"))

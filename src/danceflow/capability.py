@@ -1,0 +1,110 @@
+"""A capability binds data, teacher and evaluators; the router says which one a step trains."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, get_args
+
+from danceflow.fields import lookup, seed_for, uniform
+
+PerUpdate = Literal["one", "all"]
+PER_UPDATE: Mapping[str, PerUpdate] = {name: name for name in get_args(PerUpdate)}
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """Where a capability's frozen teacher comes from.
+
+    Attributes:
+        base: the base model it stands on.
+        weights: full weights that replace the base's, if any.
+        adapter: an adapter on the base, if any; never together with weights.
+        guidance_scale: classifier-free guidance baked into its field; 1 is none.
+    """
+
+    base: str
+    weights: str | None = None
+    adapter: str | None = None
+    guidance_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when both weights and adapter are given."""
+        if self.weights is not None and self.adapter is not None:
+            raise ValueError(
+                f"a teacher has full weights or an adapter, not both: {self.weights!r} and "
+                f"{self.adapter!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One thing the student must learn to do.
+
+    Attributes:
+        name: its name everywhere: reports, metrics, folders.
+        bucket: the data set bucket its samples come from.
+        teacher: its frozen teacher.
+        weight: its share of the training steps, relative to the others', above 0.
+        needs_source: whether its condition holds a source image (an edit).
+        evaluators: names of the evaluators that score it.
+    """
+
+    name: str
+    bucket: str
+    teacher: TeacherSpec
+    weight: float = 1.0
+    needs_source: bool = False
+    evaluators: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a weight that is not positive."""
+        if not self.weight > 0:
+            raise ValueError(f"capability {self.name!r}: weight {self.weight} is not above 0")
+
+
+class Router:
+    """Which capabilities an update trains, as a pure function of (seed, step).
+
+    The route is drawn before any data, so data and teacher never mix. It holds no state: every
+    process computes the same route without talking, and a resumed run goes on where it stopped.
+    """
+
+    def __init__(
+        self, capabilities: Sequence[Capability], seed: int, per_update: str = "one"
+    ) -> None:
+        """Keep the capabilities in their given order.
+
+        Args:
+            capabilities: what there is to choose from.
+            seed: the run's seed.
+            per_update: "one" draws a capability by weight for every update; "all" trains every
+                capability in every update, each with its `share` of the loss.
+
+        Raises:
+            ValueError: no capabilities, a name that occurs twice, or an unknown per_update.
+        """
+        if not capabilities:
+            raise ValueError("a router needs at least one capability")
+        twice = [name for name, count in Counter(c.name for c in capabilities).items() if count > 1]
+        if twice:
+            raise ValueError(f"capability {twice[0]!r} occurs twice")
+        self.capabilities = tuple(capabilities)
+        self.seed = seed
+        self.per_update = lookup(PER_UPDATE, per_update, "per_update")
+        total = sum(capability.weight for capability in capabilities)
+        self._shares = [capability.weight / total for capability in capabilities]
+
+    def route(self, step: int, index: int = 0) -> tuple[tuple[Capability, float], ...]:
+        """Return the (capability, share of the loss) pairs of one update; the shares sum to 1.
+
+        Args:
+            step: the update, from 0.
+            index: the micro-step within it, when gradients are accumulated.
+        """
+        if self.per_update == "all":
+            return tuple(zip(self.capabilities, self._shares, strict=True))
+        point = uniform([seed_for(self.seed, "route", step, index)]).item()
+        # Without the last bound, which may round to below 1: no point may fall past it.
+        chosen = sum(point >= bound for bound in accumulate(self._shares[:-1]))
+        return ((self.capabilities[chosen], 1.0),)

@@ -1,0 +1,250 @@
+"""Distillation methods as data: which states, which of them, which target, which objective.
+
+A method decides everything that differs between DanceOPD and its rivals, so the training loop has
+no branch on it:
+
+    queries = method.collect(request)
+    for chunk, share in queries.split(max_rows):
+        target = method.target_velocity(chunk, teachers, capability_name)
+        velocity = student(chunk.z, chunk.sigma, chunk.condition)
+        loss, rows = method.objective(velocity, target, chunk, ema)
+        (share * loss).backward()
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from danceflow.errors import unknown_name
+from danceflow.fields import (
+    LOGIT_NORMAL,
+    OBJECTIVES,
+    QUERIES,
+    AverageField,
+    ForwardNoised,
+    Objective,
+    Ode,
+    OnPolicy,
+    Queries,
+    Request,
+    Sde,
+    StateSource,
+    VelocityField,
+    lookup,
+    resolve_objective,
+    with_reduction,
+)
+
+Routing = Literal["hard", "soft"]
+Target = Literal["teacher", "data"]
+NumQueries = int | Literal["all"]
+ROUTINGS: Mapping[str, Routing] = {name: name for name in get_args(Routing)}
+STUDENT_ODE = OnPolicy(Ode())
+DYNAMICS: Mapping[str, type[Ode] | type[Sde]] = {"ode": Ode, "sde": Sde}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Everything that makes one way of distilling differ from another.
+
+    Attributes:
+        name: its name in METHODS.
+        states: where training states come from.
+        query: which states: a name of fields.QUERIES, or "logit_normal" for noised states.
+        num_queries: K states per sample, or "all" N states of the rollout.
+        objective: what is minimised.
+        routing: "hard" asks the capability's own teacher, "soft" the mean of all teachers.
+        target: regress to the "teacher" velocity, or to the "data" velocity eps - x.
+        group_size: consecutive samples of a batch that share their condition (not their noise).
+        trains: False for a method that is only its initialisation.
+        init: the student's initial weights, when the method fixes them ("merge").
+    """
+
+    name: str
+    states: StateSource = STUDENT_ODE
+    query: str = "low"
+    num_queries: NumQueries = 1
+    objective: Objective = OBJECTIVES["mse"]
+    routing: Routing = "hard"
+    target: Target = "teacher"
+    group_size: int = 1
+    trains: bool = True
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for parts that are unknown or do not fit together."""
+        noised = isinstance(self.states, ForwardNoised)
+        known = [*QUERIES, *([LOGIT_NORMAL] if noised else [])]
+        if self.query not in known:
+            message = unknown_name("query", self.query, known)
+            if self.query == LOGIT_NORMAL:
+                message = f"query {LOGIT_NORMAL!r} leaves the grid, which a rollout cannot"
+            raise ValueError(f"method {self.name!r}: {message}")
+        if self.num_queries != "all" and (
+            not isinstance(self.num_queries, int) or self.num_queries < 1
+        ):
+            raise ValueError(
+                f"method {self.name!r}: num_queries is a number from 1 or 'all', "
+                f"got {self.num_queries!r}"
+            )
+        if self.group_size < 1:
+            raise ValueError(f"method {self.name!r}: group_size {self.group_size} is below 1")
+        if self.objective.needs_successors and not isinstance(self.states.dynamics, Sde):
+            raise ValueError(
+                f"method {self.name!r}: its objective scores SDE transitions, so its states must "
+                "come from an on-policy rollout with dynamics 'sde'"
+            )
+        if self.target == "data" and not noised:
+            raise ValueError(
+                f"method {self.name!r}: a data target needs forward-noised states, not a rollout"
+            )
+
+    def queries_per_sample(self, num_steps: int) -> int:
+        """Return K for a rollout of num_steps steps.
+
+        Raises:
+            ValueError: K is above the number of steps.
+        """
+        if self.num_queries == "all":
+            return num_steps
+        if self.num_queries > num_steps:
+            raise ValueError(
+                f"num_queries is {self.num_queries}, but a rollout of num_steps {num_steps} has "
+                f"only {num_steps} states"
+            )
+        return self.num_queries
+
+    def collect(self, request: Request) -> Queries:
+        """Return the states of one batch to train on, without gradient.
+
+        Raises:
+            ValueError: the method does not train, or K is above the number of steps.
+        """
+        if not self.trains:
+            raise ValueError(f"method {self.name!r} does not train")
+        return self.states.collect(
+            request,
+            self.query,
+            self.queries_per_sample(len(request.grid) - 1),
+            successors=self.objective.needs_successors,
+        )
+
+    def target_velocity(
+        self, queries: Queries, teachers: Mapping[str, VelocityField], capability: str
+    ) -> Tensor:
+        """Return the velocity to regress to at every queried state, [M, C, H, W], no gradient.
+
+        Args:
+            queries: the states.
+            teachers: every capability's frozen teacher field, by capability name.
+            capability: the batch's capability.
+        """
+        if self.target == "data":
+            if queries.data_velocity is None:
+                raise ValueError("these states were not noised from data")
+            return queries.data_velocity
+        field = (
+            AverageField(list(teachers.values()))
+            if self.routing == "soft"
+            else lookup(teachers, capability, "teacher")
+        )
+        with torch.no_grad():
+            return field(queries.z, queries.sigma, queries.condition)
+
+
+_FLOW_OPD = Method(
+    "flowopd",
+    states=OnPolicy(Sde(0.7)),
+    query="uniform",
+    num_queries="all",
+    objective=OBJECTIVES["flowopd"],
+    group_size=16,
+)
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method("danceopd"),
+        Method(
+            "diffusionopd",
+            query="uniform",
+            num_queries="all",
+            objective=OBJECTIVES["diffusionopd"],
+        ),
+        Method(
+            "diffusionopd_uniform",
+            query="uniform",
+            num_queries="all",
+            objective=OBJECTIVES["diffusionopd_uniform"],
+        ),
+        _FLOW_OPD,
+        replace(_FLOW_OPD, name="flowopd_detached", objective=OBJECTIVES["flowopd_detached"]),
+        Method("offpolicy", states=ForwardNoised("teacher")),
+        Method("offpolicy_random_latent", states=ForwardNoised("random_latent")),
+        Method("joint", states=ForwardNoised("data"), query=LOGIT_NORMAL, target="data"),
+        Method("merge", trains=False, init="merge"),
+        Method("soft", routing="soft"),
+    )
+}
+
+
+def resolve_method(
+    name: str,
+    *,
+    query: str | None = None,
+    num_queries: NumQueries | None = None,
+    objective: str | None = None,
+    reduction: str | None = None,
+    dynamics: str | None = None,
+    eta: float | None = None,
+    routing: str | None = None,
+    group_size: int | None = None,
+) -> Method:
+    """Return the named method, with the parts that are given (not None) replaced.
+
+    Args:
+        name: a name of METHODS.
+        query: a name of fields.QUERIES, or "logit_normal" for noised states.
+        num_queries: K, or "all".
+        objective: a name of fields.OBJECTIVES.
+        reduction: how K states combine: "mean", "sum", "weighted".
+        dynamics: "ode" or "sde", for methods whose states come from a rollout.
+        eta: noise level of the SDE.
+        routing: "hard" or "soft".
+        group_size: samples that share a condition.
+
+    Raises:
+        ValueError: an unknown name (the message names the nearest), or parts that do not fit.
+    """
+    method = lookup(METHODS, name, "method")
+    parts = method.objective if objective is None else resolve_objective(objective)
+    return replace(
+        method,
+        states=_with_dynamics(method, dynamics, eta),
+        query=method.query if query is None else query,
+        num_queries=method.num_queries if num_queries is None else num_queries,
+        objective=parts if reduction is None else with_reduction(parts, reduction),
+        routing=method.routing if routing is None else lookup(ROUTINGS, routing, "routing"),
+        group_size=method.group_size if group_size is None else group_size,
+    )
+
+
+def _with_dynamics(method: Method, name: str | None, eta: float | None) -> StateSource:
+    """Return the method's state source with the named dynamics and noise level."""
+    states = method.states
+    if name is None and eta is None:
+        return states
+    if not isinstance(states, OnPolicy):
+        raise ValueError(
+            f"method {method.name!r} noises clean states: dynamics and eta apply only to rollouts"
+        )
+    kind = type(states.dynamics) if name is None else lookup(DYNAMICS, name, "dynamics")
+    if kind is Sde:
+        given = states.dynamics if isinstance(states.dynamics, Sde) else Sde()
+        return OnPolicy(given if eta is None else Sde(eta))
+    if eta is not None:
+        raise ValueError(f"eta is {eta}, but dynamics 'ode' has no noise; use 'sde'")
+    return STUDENT_ODE
