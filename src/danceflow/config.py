@@ -64,6 +64,7 @@ __all__ = [
     "load_params",
     "override",
     "parse_params",
+    "read_assignments",
     "read_yaml",
 ]
 
@@ -143,35 +144,52 @@ def dump_yaml(data: Any) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 
 
-def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+def read_assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Return dotted names and their values from ``["distill.num_steps=8", ...]``.
+
+    Args:
+        texts: Each ``name=value``; the value is read as YAML.
+
+    Raises:
+        ConfigError: A text has no ``=``, no name or no readable value, or a name comes twice.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise ConfigError(f"{text!r}: write it as section.name=value")
+        if name in values:
+            raise ConfigError(f"{name}: stands here twice")
+        try:
+            values[name] = yaml.load(value, Loader=_Loader)  # noqa: S506
+        except yaml.YAMLError:
+            raise ConfigError(f"{name}: {value!r} is not a value") from None
+    return values
+
+
+def override(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a params file's data with some values replaced.
 
     Args:
         data: What ``read_yaml`` returns.
-        assignments: Such as ``"distill.num_steps=8"``; the value is read as YAML.
+        values: New values by dotted name.
 
     Raises:
-        ConfigError: An assignment has no ``=`` or names a parameter that is not in the data.
+        ConfigError: A name is not in the data.
     """
     result: dict[str, Any] = json.loads(json.dumps(data))
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        path = path.strip()
-        if not equals or not path:
-            raise ConfigError(f"{assignment!r}: write it as section.name=value")
-        *parents, last = path.split(".")
+    for name, value in values.items():
+        *parents, last = name.split(".")
         place: Any = result
         for depth, part in enumerate([*parents, last]):
             if not isinstance(place, dict) or part not in place:
+                where = ".".join([*parents, last][: depth + 1])
                 known = place if isinstance(place, dict) else {}
-                where = ".".join(path.split(".")[: depth + 1])
                 raise ConfigError(f"{where}: {_unknown_key(part, known)}")
             if depth < len(parents):
                 place = place[part]
-        try:
-            place[last] = yaml.load(text, Loader=_Loader)  # noqa: S506
-        except yaml.YAMLError:
-            raise ConfigError(f"{path}: {text!r} is not a value") from None
+        place[last] = value
     return result
 
 
@@ -366,6 +384,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
 for _tag, _pattern, _first in (
     ("null", r"null|Null|NULL|~|", "nN~"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -377,6 +399,4 @@ for _tag, _pattern, _first in (
         f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [*_first]
     )
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
-)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)

@@ -1,0 +1,56 @@
+# Both `make run` and `make test` set themselves up: nothing is needed but Python 3.11, make and git.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Telemetry is off unless it was chosen.
+export DO_NOT_TRACK ?= true
+export DVC_NO_ANALYTICS ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+# Stages are run as `danceflow stage ...`: the environment's programs come first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup run test check ui teachers clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(READY)  ## install everything into .venv
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(READY)  ## run the whole pipeline on the embedded default
+	danceflow run
+
+test: $(READY)  ## run every test, with coverage of src
+	python -m pytest --cov --cov-report=term --cov-fail-under=85 $(ARGS)
+
+check: $(READY)  ## check style, types, import direction and the graph
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	danceflow check
+
+ui: $(READY)  ## open the pages of MLflow and Prefect
+	danceflow ui
+
+teachers: $(READY)  ## train the teachers again (hours on a CPU)
+	danceflow teachers
+
+clean:  ## remove caches, scratch and outputs that DVC can restore; keeps .venv and results
+	rm -rf .danceflow .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov
+	rm -f .coverage .coverage.*
+	find src flows tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,235 @@
+"""The ``danceflow`` command. It imports what a command needs when that command is called."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from danceflow.errors import DanceflowError, UsageError
+from danceflow.ops import runtime
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_log = logging.getLogger(__name__)
+
+app = typer.Typer(
+    name="danceflow",
+    help="One student from several flow-matching teachers, by on-policy distillation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Source = Annotated[
+    str, typer.Option("--from", help="A folder, a tracked run (runs:/...) or models:/name@alias.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+NumSteps = Annotated[
+    int | None, typer.Option(min=1, help="Euler steps; default: what the student was made for.")
+]
+Guidance = Annotated[
+    float, typer.Option(min=0.0, help="Extra guidance; the student has its teachers' in it.")
+]
+_CHAMPION = "champion"
+
+
+@app.callback()
+def _start(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show debug messages.")] = False,
+) -> None:
+    runtime.start(verbose)
+
+
+@app.command()
+def run(
+    recipe: Annotated[
+        Path | None, typer.Option(help="A complete params file to use instead of params.yaml.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-S", metavar="NAME=VALUE", help="Change one parameter."),
+    ] = None,
+) -> None:
+    """Run the whole pipeline as a Prefect flow.
+
+    With a recipe or a changed parameter it runs in a worktree of its own and is kept as a DVC
+    experiment; the checkout stays as it is.
+    """
+    root = _checkout()
+    from danceflow.config import load_params, override, parse_params, read_assignments, read_yaml
+
+    source = root / "params.yaml" if recipe is None else recipe
+    values = read_assignments(assignments or [])
+    load_params(source)
+    parse_params(override(read_yaml(source), values), f"{source} with --set")
+    from flows.pipeline import run_pipeline
+
+    run_pipeline(root=root, recipe=recipe, overrides=values)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml.")],
+    capability: Annotated[
+        str | None, typer.Option(help="Which one, for a stage that runs once per capability.")
+    ] = None,
+) -> None:
+    """Run one stage here and now; dvc.yaml calls this."""
+    root = _checkout()
+    from danceflow.stages import run_stage
+
+    run_stage(name, capability, root)
+
+
+@app.command()
+def check() -> None:
+    """Check that dvc.yaml, the stages, the command line and the flow agree."""
+    root = _checkout()
+    from danceflow.check import find_problems
+
+    problems = find_problems(root)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise DanceflowError(f"{len(problems)} problems")
+    typer.echo("dvc.yaml, stages, command line and flow agree")
+
+
+@app.command()
+def teachers() -> None:
+    """Train the teachers again; their stage is frozen and runs for nothing else."""
+    root = _checkout()
+    from flows.pipeline import run_teachers
+
+    run_teachers(root=root)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="What the images should show.")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("generated"),
+    source: Source = _CHAMPION,
+    seed: Seed = 0,
+    num_steps: NumSteps = None,
+    guidance: Guidance = 1.0,
+) -> None:
+    """Make images from prompts."""
+    from danceflow.registry.package import open_student
+
+    student = open_student(source)
+    for index, image in enumerate(student.generate(prompts, seed, num_steps, guidance)):
+        _save(image, out / f"{index:03d}.png")
+
+
+@app.command()
+def edit(
+    image: Annotated[Path, typer.Argument(help="The image to change.")],
+    instructions: Annotated[list[str], typer.Argument(help="What to do, one image for each.")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("edited"),
+    source: Source = _CHAMPION,
+    seed: Seed = 0,
+    num_steps: NumSteps = None,
+    guidance: Guidance = 1.0,
+) -> None:
+    """Change an image as told."""
+    from danceflow.registry.package import open_student
+
+    picture = _open(image)
+    student = open_student(source)
+    pictures = [picture] * len(instructions)
+    edited = student.edit(pictures, instructions, seed, num_steps, guidance)
+    for index, result in enumerate(edited):
+        _save(result, out / f"{index:03d}.png")
+
+
+@app.command()
+def promote(
+    version: Annotated[
+        int | None, typer.Argument(help="Of the registered model; default: the challenger.")
+    ] = None,
+) -> None:
+    """Make a version the champion, if the gate lets it pass."""
+    root = _checkout()
+    from flows.promote import promote as promote_version
+
+    typer.echo(promote_version(root=root, version=version))
+
+
+@app.command()
+def rollback() -> None:
+    """Make the former champion the champion again."""
+    root = _checkout()
+    from flows.promote import rollback as restore_champion
+
+    typer.echo(restore_champion(root=root))
+
+
+@app.command()
+def serve(
+    cron: Annotated[str, typer.Option(help="When to run, such as '0 2 * * *'.")],
+) -> None:
+    """Run the pipeline on a schedule, as long as this command runs."""
+    root = _checkout()
+    from flows.pipeline import serve as serve_pipeline
+
+    serve_pipeline(root=root, cron=cron)
+
+
+@app.command()
+def ui(
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect.")] = 4200,
+) -> None:
+    """Show runs in MLflow's and Prefect's pages until interrupted."""
+    root = _checkout()
+    from danceflow.config import load_params
+    from danceflow.ops.servers import serve_pages
+
+    serve_pages(root, load_params(root / "params.yaml").tracking, mlflow_port, prefect_port)
+
+
+def main() -> None:
+    """Run the command line: one clear line and exit code 1 or 2 for every foreseen error."""
+    try:
+        app()
+    except DanceflowError as error:
+        _log.debug("raised here", exc_info=True)
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _checkout() -> Path:
+    """Return the checkout of the working folder; its own code goes on from here."""
+    from danceflow.paths import find_root
+
+    root = find_root(Path.cwd())
+    runtime.use_code_of(root)
+    return root
+
+
+def _open(path: Path) -> "Image":
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path}: not a readable image: {error}") from error
+
+
+def _save(image: "Image", path: Path) -> None:
+    from danceflow.ops.files import atomic_file
+
+    with atomic_file(path) as partial:
+        image.save(partial, format="PNG")
+    typer.echo(str(path))
+
+
+if __name__ == "__main__":
+    main()

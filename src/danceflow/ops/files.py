@@ -1,0 +1,204 @@
+"""Atomic writes, hashes and fingerprints.
+
+A name either holds what it held before or everything that was written: the new content is
+collected beside it under a name that ends in ``.partial``, flushed to the disk and then moved.
+What a killed process left behind is removed by the next write to the same name.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from danceflow.errors import DanceflowError, DiskSpaceError
+
+_CHUNK = 1 << 20
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_SPACE_TEXT = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a free name beside ``path``; the file written there becomes ``path`` at the end.
+
+    For libraries that write files themselves. After an error nothing is left and ``path`` is as
+    it was.
+
+    Args:
+        path: The file to write; missing parent folders are made.
+
+    Raises:
+        DiskSpaceError: There is no room.
+        DanceflowError: The place cannot be written to.
+    """
+    with _writing(path) as partial:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``path``; what is written there becomes ``path`` at the end.
+
+    A former ``path`` is replaced as a whole. At no time does the name hold a mixture; a process
+    killed between the two moves leaves the name free.
+
+    Args:
+        path: The folder to write; missing parent folders are made.
+
+    Raises:
+        DiskSpaceError: There is no room.
+        DanceflowError: The place cannot be written to.
+    """
+    with _writing(path) as partial:
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+        former = _partial_name(path)
+        if path.exists():
+            path.replace(former)
+        partial.replace(path)
+        _sync_folder(path.parent)
+        _remove(former)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically.
+
+    Raises:
+        DanceflowError: As ``atomic_file``.
+    """
+    with atomic_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file atomically.
+
+    Raises:
+        DanceflowError: As ``atomic_file``.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: indented, a final newline, keys in their order.
+
+    Raises:
+        ValueError: A number is not finite; JSON has no word for it.
+        DanceflowError: As ``atomic_file``.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" of any library into one error that names the place.
+
+    Args:
+        path: What is being written.
+
+    Raises:
+        DiskSpaceError: The disk or the quota is full.
+    """
+    try:
+        yield
+    except DanceflowError:
+        raise
+    except Exception as error:
+        # Native writers (safetensors, arrow, sqlite) report it in words only.
+        is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
+        if is_full or _NO_SPACE_TEXT.search(str(error)):
+            raise DiskSpaceError(f"{path}: no space left on the disk; nothing was kept") from error
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Return 16 hexadecimal digits that stand for plain data, the same in every process.
+
+    Args:
+        value: Whatever JSON can hold; the order of keys does not count.
+
+    Raises:
+        TypeError: The value holds something else.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    with disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise DanceflowError(f"{path}: cannot be written: {error.strerror}") from error
+        partial = _partial_name(path)
+        try:
+            yield partial
+        except PermissionError as error:
+            raise DanceflowError(f"{path}: cannot be written: {error.strerror}") from error
+        finally:
+            _remove(partial)
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that are gone began to write under this name."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]+\.partial")
+    for sibling in path.parent.iterdir():
+        found = pattern.fullmatch(sibling.name)
+        if found and not _alive(int(found[1])):
+            _remove(sibling)
+
+
+def _alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a move in the folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

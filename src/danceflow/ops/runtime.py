@@ -1,0 +1,175 @@
+"""The surroundings of a process: environment, logging, threads, determinism, disk space.
+
+Nothing here happens at import time. A command calls ``start``; a stage, whose parameters decide
+its numbers, then calls ``prepare``.
+"""
+
+import logging
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from danceflow.errors import DiskSpaceError, UsageError
+
+if TYPE_CHECKING:
+    from danceflow.config import RunParams
+
+# Off unless the user chose otherwise; the Makefile sets the same.
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+_CHATTY = ("alembic", "datasets", "filelock", "fsspec", "httpx", "matplotlib", "PIL", "urllib3")
+_CHECKOUT_MARK = "DANCEFLOW_CHECKOUT"
+
+
+def start(verbose: bool = False) -> None:
+    """Set telemetry off and logging up; the first thing that every command does.
+
+    Args:
+        verbose: Also show debug messages.
+    """
+    set_telemetry_off(os.environ)
+    set_logging_up(verbose)
+
+
+def set_telemetry_off(environment: MutableMapping[str, str]) -> None:
+    """Switch the telemetry of DVC, Prefect, MLflow and the hub off where nothing was chosen."""
+    for name, value in TELEMETRY_OFF.items():
+        environment.setdefault(name, value)
+
+
+def set_logging_up(verbose: bool = False) -> None:
+    """Send log records to standard error, one line each, a second call changes the level only.
+
+    Args:
+        verbose: Also show debug messages.
+    """
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("danceflow").setLevel(level)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def prepare(run: "RunParams") -> None:
+    """Let a run's parameters, and nothing from outside, decide the numbers of this process.
+
+    Sets the number of threads, seeds the global generators (the library itself draws from
+    counter-based seeds only) and asks torch for deterministic algorithms. Torch is not imported
+    for it: where it comes later, the environment tells it the number of threads.
+
+    Args:
+        run: The ``run`` section.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(run.num_threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    random.seed(run.seed)
+    if "torch" in sys.modules:
+        prepare_torch(run)
+
+
+def prepare_torch(run: "RunParams") -> None:
+    """Set torch's threads, seed and deterministic algorithms; imports torch.
+
+    Args:
+        run: The ``run`` section.
+
+    Raises:
+        UsageError: The device is not there.
+    """
+    import torch
+
+    torch.set_num_threads(run.num_threads)
+    torch.manual_seed(run.seed)
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory would cost time and hide reads of it, not prevent them.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    device = torch.device(run.device)
+    num_devices = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.mps.device_count()}
+    if (device.index or 0) >= num_devices[device.type]:
+        raise UsageError(f"run.device: there is no {run.device!r} on this machine")
+
+
+def require_disk_space(folder: Path, num_bytes: int) -> None:
+    """Check that a disk has room before work begins.
+
+    Args:
+        folder: Any place on the disk; it need not exist yet.
+        num_bytes: What will be needed.
+
+    Raises:
+        DiskSpaceError: There is less.
+    """
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < num_bytes:
+        needed, left = (f"{count / 1e6:,.0f} MB" for count in (num_bytes, free))
+        raise DiskSpaceError(f"{folder}: needs {needed} of disk space, {left} are free")
+
+
+def git_identity(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Return variables that let git and DVC write commits where no identity is configured.
+
+    Args:
+        environment: The surroundings of the process to be started.
+        folder: The checkout.
+
+    Returns:
+        Names and values to add; nothing where git knows who the user is.
+    """
+    known = subprocess.run(
+        ["git", "config", "user.email"],
+        cwd=folder,
+        env=dict(environment),
+        capture_output=True,
+        check=False,
+    )
+    if known.returncode == 0:
+        return {}
+    identity = {}
+    for role in ("AUTHOR", "COMMITTER"):
+        identity[f"GIT_{role}_NAME"] = "danceflow"
+        identity[f"GIT_{role}_EMAIL"] = "danceflow@example.invalid"
+    return {name: value for name, value in identity.items() if name not in environment}
+
+
+def use_code_of(root: Path) -> None:
+    """Continue in a checkout's own code where another checkout's is loaded.
+
+    ``dvc exp run`` and the flow run stages in copies of the checkout whose hashes cover the copy's
+    code, while the environment's installation points at the main one. Does not return then: the
+    process is replaced by the same command with the copy's packages first.
+
+    Args:
+        root: The checkout that the command works on.
+
+    Raises:
+        UsageError: The checkout's code cannot be put first.
+    """
+    wanted = (root / "src" / "danceflow").resolve()
+    if not wanted.is_dir() or wanted == Path(__file__).resolve().parents[1]:
+        return
+    if os.environ.get(_CHECKOUT_MARK) == str(root):
+        raise UsageError(f"{root}: the code of this checkout cannot be loaded")
+    others = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        part for part in (str(root / "src"), str(root), others) if part
+    )
+    os.environ[_CHECKOUT_MARK] = str(root)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "danceflow.cli", *sys.argv[1:]])  # noqa: S606

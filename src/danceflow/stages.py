@@ -1,0 +1,221 @@
+"""The stages: one table that needs no torch, and the one way to run an entry of it.
+
+``dvc.yaml`` repeats the table for DVC; ``danceflow check`` holds the two equal.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danceflow.config import Params, load_params
+from danceflow.errors import StageError, UsageError, unknown_name
+from danceflow.ops import files, runtime
+from danceflow.paths import Paths, find_root
+
+# A stage that starts on a nearly full disk would fail half-way.
+_FREE_BYTES = 200_000_000
+
+_CODE = "src/danceflow/"
+
+
+@dataclass(frozen=True)
+class Out:
+    """Something a stage writes.
+
+    Attributes:
+        path: Relative to the root; ``{item}`` stands for the stage's item.
+        cached: Whether DVC keeps it; otherwise it is committed to git.
+    """
+
+    path: str
+    cached: bool = True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the graph. In every text ``{item}`` stands for the stage's item.
+
+    Attributes:
+        name: As in ``dvc.yaml`` and ``danceflow stage <name>``.
+        function: ``module:function``; called with (params, paths) or (params, paths, item).
+        params: Dotted names of the parameters that decide its outputs.
+        deps: What it reads: files, folders and its own code.
+        outs: What it writes.
+        matrix: The section of the parameters whose keys are the stage's items, or None.
+        axis: What one item is called on the command line, or None.
+        frozen: Whether it runs only when asked for by name.
+    """
+
+    name: str
+    function: str
+    params: tuple[str, ...]
+    deps: tuple[str, ...]
+    outs: tuple[Out, ...]
+    matrix: str | None = None
+    axis: str | None = None
+    frozen: bool = False
+
+    @property
+    def command(self) -> str:
+        """The command in ``dvc.yaml``; it names no interpreter, which would be part of the key."""
+        option = f" --{self.axis} {{item}}" if self.axis else ""
+        return f"danceflow stage {self.name}{option}"
+
+    def load(self) -> Callable[..., None]:
+        """Return the stage's function.
+
+        Raises:
+            StageError: It is not there.
+        """
+        module, _, name = self.function.partition(":")
+        try:
+            function: Callable[..., None] = getattr(importlib.import_module(module), name)
+        except (ModuleNotFoundError, AttributeError) as error:
+            if isinstance(error, ModuleNotFoundError) and error.name != module:
+                raise
+            raise StageError(f"stage {self.name!r}: there is no {self.function}") from error
+        return function
+
+
+_PER_CAPABILITY = {"matrix": "capabilities", "axis": "capability"}
+
+
+def _code(*names: str) -> tuple[str, ...]:
+    return tuple(_CODE + name for name in names)
+
+
+_TABLE = (
+    Stage(
+        name="prepare",
+        function="danceflow.data.prepare:run",
+        params=("data",),
+        deps=_code("data", "scenes", "ops/files.py"),
+        outs=(Out("data/buckets"), Out("reports/data.json", cached=False)),
+    ),
+    Stage(
+        name="teachers",
+        function="danceflow.train.teachers:run",
+        params=("run", "family", "data", "capabilities", "teachers", "evaluate"),
+        deps=(
+            "data/buckets",
+            *_code("data", "evaluate", "fields", "models", "ops", "scenes", "train"),
+        ),
+        outs=(
+            Out("models/teachers", cached=False),
+            Out("reports/teachers", cached=False),
+            Out("reports/teachers.json", cached=False),
+        ),
+        frozen=True,
+    ),
+    Stage(
+        name="cache",
+        function="danceflow.data.cache:run",
+        params=("run", "family", "capabilities.{item}", "cache"),
+        deps=(
+            "data/buckets",
+            "models/teachers",
+            *_code("data", "fields", "models", "ops", "scenes"),
+        ),
+        outs=(Out("data/cache/{item}"),),
+        matrix="capabilities",
+        axis="capability",
+    ),
+    Stage(
+        name="distill",
+        function="danceflow.train.distill:run",
+        params=("run", "family", "capabilities", "distill"),
+        deps=(
+            "data/buckets",
+            "data/cache",
+            "models/teachers",
+            *_code(
+                "capability.py",
+                "data",
+                "evaluate",
+                "fields",
+                "method.py",
+                "models",
+                "ops",
+                "scenes",
+                "train",
+            ),
+        ),
+        outs=(Out("models/student"), Out("reports/distill")),
+    ),
+    Stage(
+        name="evaluate",
+        function="danceflow.evaluate.evaluate:run",
+        params=("run", "family", "capabilities", "evaluate"),
+        deps=(
+            "data/buckets",
+            "data/cache/{item}",
+            "models/student",
+            "models/teachers",
+            *_code("capability.py", "data", "evaluate", "fields", "models", "ops", "scenes"),
+        ),
+        outs=(
+            Out("reports/evaluate/{item}"),
+            Out("reports/evaluate/{item}.json", cached=False),
+        ),
+        matrix="capabilities",
+        axis="capability",
+    ),
+    Stage(
+        name="report",
+        function="danceflow.evaluate.report:run",
+        params=("capabilities", "evaluate", "gate"),
+        deps=(
+            "reports/data.json",
+            "reports/distill",
+            "reports/evaluate",
+            "reports/teachers.json",
+            *_code("evaluate", "ops/files.py"),
+        ),
+        outs=(
+            Out("reports/gate.json", cached=False),
+            Out("reports/report.html"),
+            Out("reports/summary.json", cached=False),
+        ),
+    ),
+)
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in _TABLE}
+
+
+def run_stage(name: str, item: str | None = None, root: Path | None = None) -> None:
+    """Run one stage to its end in this process.
+
+    Args:
+        name: A key of ``STAGES``.
+        item: Which item of the stage's matrix, such as a capability.
+        root: The checkout; None: the one that the working folder lies in.
+
+    Raises:
+        DanceflowError: Bad input, no disk space or a failure that the stage explains.
+    """
+    if name not in STAGES:
+        raise UsageError(unknown_name("stage", name, STAGES))
+    stage = STAGES[name]
+    paths = Paths(find_root(Path.cwd()) if root is None else root)
+    params = load_params(paths.params)
+    arguments = _items(stage, item, params)
+    runtime.require_disk_space(paths.root, _FREE_BYTES)
+    function = stage.load()
+    runtime.prepare(params.run)
+    with files.disk_errors(paths.root):
+        function(params, paths, *arguments)
+
+
+def _items(stage: Stage, item: str | None, params: Params) -> tuple[str, ...]:
+    if stage.matrix is None:
+        if item is not None:
+            raise UsageError(f"stage {stage.name!r} takes no item, found {item!r}")
+        return ()
+    known: Any = getattr(params, stage.matrix)
+    if item is None:
+        raise UsageError(f"stage {stage.name!r} needs --{stage.axis}: one of {', '.join(known)}")
+    if item not in known:
+        raise UsageError(unknown_name(stage.axis or "item", item, known))
+    return (item,)
