@@ -1,0 +1,135 @@
+import math
+
+import pytest
+import torch
+
+from danceflow.fields import (
+    LOGIT_NORMAL,
+    Condition,
+    CountingField,
+    ForwardNoised,
+    OnPolicy,
+    Request,
+    Sde,
+    derive_seeds,
+    draw_queries,
+    normal,
+    rollout,
+    shifted_grid,
+)
+
+GRID = shifted_grid(8, 3.0)
+SHAPE = (2, 3, 3)
+
+
+def student(z, sigma, condition):
+    return 0.5 * z + condition.tensors["shift"]
+
+
+def request(num_samples=6, clean=None, field=student, first=0):
+    seeds = list(range(first, first + num_samples))
+    shift = torch.tensor(seeds, dtype=torch.float32)[:, None, None, None]
+    return Request(
+        student=field,
+        condition=Condition({"shift": shift}),
+        grid=GRID,
+        shape=SHAPE,
+        seeds=seeds,
+        clean=clean or (lambda kind: pytest.fail(f"asked for {kind} states")),
+    )
+
+
+def test_on_policy_states_are_the_students_rollout_at_the_drawn_indices():
+    queries = OnPolicy().collect(request(), "uniform", 3)
+    index = draw_queries("uniform", 6, 8, 3, list(range(6)))
+    noise = normal(SHAPE, derive_seeds(range(6), "noise"))
+    states = rollout(student, noise, request().condition, GRID, index)
+    assert torch.equal(queries.z, states.z.flatten(0, 1))
+    assert torch.equal(queries.index, index.flatten())
+    assert torch.equal(queries.sigma, GRID[queries.index])
+    assert torch.equal(queries.sigma_next, GRID[queries.index + 1])
+    assert queries.condition.tensors["shift"].flatten().tolist() == [
+        row for row in range(6) for _ in range(3)
+    ]
+    assert queries.num_samples == 6
+    assert queries.z_next is None
+
+
+def test_on_policy_evaluations_are_the_sum_of_the_drawn_depths():
+    counting = CountingField(student)
+    queries = OnPolicy().collect(request(64, field=counting), "low", 1)
+    assert counting.num_evaluations == queries.index.sum()
+
+
+@pytest.mark.parametrize("source", [OnPolicy(), OnPolicy(Sde(0.7))])
+def test_successors_are_the_next_states_of_the_same_path(source):
+    every = source.collect(request(), "uniform", 8, successors=True)
+    z, z_next = (part.reshape(6, 8, *SHAPE) for part in (every.z, every.z_next))
+    assert torch.equal(z[:, 1:], z_next[:, :-1])
+    few = source.collect(request(), "low", 2, successors=True)
+    rows = torch.arange(6).repeat_interleave(2)
+    assert torch.equal(few.z, z[rows, few.index])
+    assert torch.equal(few.z_next, z_next[rows, few.index])
+
+
+def test_noised_states_lie_on_the_line_between_clean_and_noise():
+    clean = normal(SHAPE, range(50, 56))
+    queries = ForwardNoised("data").collect(request(clean={"data": clean}.get), "low", 2)
+    x = clean.repeat_interleave(2, dim=0)
+    eps = normal(SHAPE, derive_seeds(range(6), "noise")).repeat_interleave(2, dim=0)
+    sigma = queries.sigma[:, None, None, None]
+    assert torch.equal(queries.z, (1.0 - sigma) * x + sigma * eps)
+    assert torch.equal(queries.data_velocity, eps - x)
+    assert torch.equal(queries.sigma, GRID[queries.index])
+    index = draw_queries("low", 6, 8, 2, list(range(6)))
+    assert torch.equal(queries.index, index.flatten())
+
+
+def test_each_clean_kind_asks_for_its_own_states():
+    asked = []
+
+    def clean(kind):
+        asked.append(kind)
+        return torch.zeros(6, *SHAPE)
+
+    for kind in ("teacher", "data", "random_latent"):
+        ForwardNoised(kind).collect(request(clean=clean), "low", 1)
+    assert asked == ["teacher", "data"]
+
+
+def test_random_latents_are_standard_normal_and_not_the_noise():
+    queries = ForwardNoised("random_latent").collect(request(500), "low", 1)
+    eps = normal(SHAPE, derive_seeds(range(500), "noise"))
+    x = (eps - queries.data_velocity).double()
+    assert abs(x.std() - 1.0) < 0.03
+    assert abs((x * eps).mean()) < 4.0 / math.sqrt(x.numel())
+
+
+def test_logit_normal_sigmas_follow_their_distribution_and_know_their_interval():
+    queries = ForwardNoised("random_latent").collect(request(2000), LOGIT_NORMAL, 1)
+    logits = queries.sigma.double().logit()
+    assert abs(logits.mean()) < 4.0 / math.sqrt(2000)
+    assert abs(logits.std() - 1.0) < 0.08
+    assert (queries.sigma <= GRID[queries.index]).all()
+    assert (queries.sigma > GRID[queries.index + 1]).all()
+    assert torch.equal(queries.sigma_next, GRID[queries.index + 1])
+
+
+@pytest.mark.parametrize("query", ["low", LOGIT_NORMAL])
+@pytest.mark.parametrize("num_queries", [1, 3])
+def test_noised_states_of_a_sample_do_not_depend_on_its_batch(query, num_queries):
+    source = ForwardNoised("random_latent")
+    whole = source.collect(request(6), query, num_queries)
+    part = source.collect(request(2, first=3), query, num_queries)
+    rows = slice(3 * num_queries, 5 * num_queries)
+    assert torch.equal(part.z, whole.z[rows])
+    assert torch.equal(part.sigma, whole.sigma[rows])
+
+
+def test_what_cannot_be_collected_is_refused():
+    with pytest.raises(ValueError, match="no successors"):
+        ForwardNoised("random_latent").collect(request(), "low", 1, successors=True)
+    with pytest.raises(ValueError, match="'data' have shape"):
+        ForwardNoised("data").collect(request(clean=lambda kind: torch.zeros(1)), "low", 1)
+    with pytest.raises(ValueError, match="unknown query"):
+        OnPolicy().collect(request(), LOGIT_NORMAL, 1)
