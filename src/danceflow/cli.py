@@ -187,7 +187,7 @@ def ui(
     """Show runs in MLflow's and Prefect's pages until interrupted."""
     root = _checkout()
     from danceflow.config import load_params
-    from danceflow.ops.servers import serve_pages
+    from flows.pages import serve_pages
 
     serve_pages(root, load_params(root / "params.yaml").tracking, mlflow_port, prefect_port)
 

@@ -17,10 +17,13 @@ from pydantic_core import ErrorDetails
 
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.schema import (
+    DYNAMICS_NAMES,
     FAMILY_NAMES,
     METHOD_NAMES,
     OBJECTIVE_NAMES,
     QUERY_NAMES,
+    REDUCTION_NAMES,
+    ROUTING_NAMES,
     SCENE_BUCKETS,
     SOURCE_NAMES,
     BucketParams,
@@ -40,10 +43,13 @@ from danceflow.schema import (
 )
 
 __all__ = [
+    "DYNAMICS_NAMES",
     "FAMILY_NAMES",
     "METHOD_NAMES",
     "OBJECTIVE_NAMES",
     "QUERY_NAMES",
+    "REDUCTION_NAMES",
+    "ROUTING_NAMES",
     "SCENE_BUCKETS",
     "SOURCE_NAMES",
     "BucketParams",
@@ -231,7 +237,7 @@ def _rule_distill(sections: Mapping[str, Any]) -> Iterator[Problem]:
     distill: DistillParams | None = sections.get("distill")
     if distill is None:
         return
-    if distill.num_queries is not None and distill.num_queries > distill.num_steps:
+    if isinstance(distill.num_queries, int) and distill.num_queries > distill.num_steps:
         text = f"{distill.num_queries} queries do not fit into num_steps = {distill.num_steps}"
         yield Problem("distill.num_queries", text)
     if "teachers" not in sections:

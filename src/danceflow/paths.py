@@ -82,6 +82,11 @@ class Paths:
         return self.reports / "teachers.json"
 
     @property
+    def teachers_images(self) -> Path:
+        """Image grids of the teachers."""
+        return self.reports / "teachers"
+
+    @property
     def distill_report(self) -> Path:
         """Curves, image grids and the run pointer of the training."""
         return self.reports / "distill"

@@ -4,18 +4,43 @@ A default stands in ``params.yaml`` and nowhere else, so what a run used can be 
 ``danceflow.config`` reads files into these models and checks the sections against each other.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from danceflow.errors import unknown_name
 
 # Names that may stand in a params file. They repeat tables whose modules import torch, so that a
 # file is checked without it; tests hold them equal to those tables.
-METHOD_NAMES = ("danceopd", "diffusionopd", "flowopd", "offpolicy", "joint", "merge", "soft")
-QUERY_NAMES = ("low", "median", "high", "uniform", "stratified", "curriculum")
-OBJECTIVE_NAMES = ("mse", "snr", "kl", "dmd_ema", "consistency")
+METHOD_NAMES = (
+    "danceopd",
+    "diffusionopd",
+    "diffusionopd_uniform",
+    "flowopd",
+    "flowopd_detached",
+    "offpolicy",
+    "offpolicy_random_latent",
+    "joint",
+    "merge",
+    "soft",
+)
+QUERY_NAMES = ("low", "median", "high", "uniform", "stratified", "curriculum", "logit_normal")
+OBJECTIVE_NAMES = (
+    "mse",
+    "snr",
+    "kl",
+    "dmd-ema",
+    "consistency",
+    "diffusionopd",
+    "diffusionopd_uniform",
+    "flowopd",
+    "flowopd_detached",
+)
+REDUCTION_NAMES = ("mean", "sum", "weighted")
+DYNAMICS_NAMES = ("ode", "sde")
+ROUTING_NAMES = ("hard", "soft")
 FAMILY_NAMES = ("sd3",)
 SOURCE_NAMES = ("scenes",)
 SCENE_BUCKETS = ("t2i", "local_edit", "global_edit")
@@ -28,6 +53,13 @@ def _one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _num_queries(value: object) -> object:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value is None or value == "all" or is_count:
+        return value
+    raise ValueError(f"should be a number from 1, 'all' or null, found {json.dumps(value)}")
 
 
 def _not_empty(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -46,6 +78,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Method = Annotated[str, _one_of("method", METHOD_NAMES)]
 Query = Annotated[str, _one_of("query", QUERY_NAMES)]
 Objective = Annotated[str, _one_of("objective", OBJECTIVE_NAMES)]
+Reduction = Annotated[str, _one_of("reduction", REDUCTION_NAMES)]
+Dynamics = Annotated[str, _one_of("dynamics", DYNAMICS_NAMES)]
+Routing = Annotated[str, _one_of("routing", ROUTING_NAMES)]
+NumQueries = Annotated[int | Literal["all"] | None, PlainValidator(_num_queries)]
 Family = Annotated[str, _one_of("family", FAMILY_NAMES)]
 Source = Annotated[str, _one_of("data source", SOURCE_NAMES)]
 Optimizer = Literal["adamw", "muon"]
@@ -157,7 +193,12 @@ class DistillParams(Section):
     method: Method
     query: Query | None
     objective: Objective | None
-    num_queries: PositiveCount | None
+    num_queries: NumQueries
+    reduction: Reduction | None
+    dynamics: Dynamics | None
+    eta: Positive | None
+    routing: Routing | None
+    group_size: PositiveCount | None
     num_steps: PositiveCount
     student: Literal["full", "lora"]
     lora_rank: PositiveCount
@@ -175,6 +216,7 @@ class DistillParams(Section):
     checkpoint_every: PositiveCount
     log_every: PositiveCount
     evaluate_every: PositiveCount
+    evaluate_samples: PositiveCount  # per category, for the curves while training
     grid_every: PositiveCount
 
 

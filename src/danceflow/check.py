@@ -1,0 +1,266 @@
+"""Holds together what says the same thing twice: dvc.yaml, the stage table, the command line.
+
+Also what DVC cannot know: a stage's key must cover the code that its imports reach and the
+parameters that it reads, or a stale result would pass for a fresh one.
+"""
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from danceflow.config import Params, load_params, read_yaml
+from danceflow.errors import ConfigError
+from danceflow.stages import STAGES, Out, Stage
+
+# Modules without a part in any result: what they pass on, the parameters, is in every stage's key.
+_OUTSIDE_KEYS = frozenset(
+    f"danceflow.{name}".rstrip(".")
+    for name in ("", "check", "cli", "config", "errors", "paths", "schema", "stages")
+)
+# Sections that decide where something is recorded, never what.
+_OUTSIDE_PARAMS = frozenset({"tracking"})
+_STAGE_KEYS = frozenset({"cmd", "deps", "desc", "frozen", "matrix", "meta", "outs", "params"})
+_MODULE_NAME = re.compile(r"(danceflow(?:\.\w+)+)(?::\w+)?")
+
+
+def find_problems(root: Path, stages: Mapping[str, Stage] = STAGES) -> list[str]:
+    """Return one sentence for everything that disagrees in a checkout.
+
+    Args:
+        root: The checkout.
+        stages: The stage table.
+
+    Raises:
+        ConfigError: ``dvc.yaml`` cannot be read.
+    """
+    graph = read_yaml(root / "dvc.yaml")
+    if not isinstance(graph, dict) or not isinstance(graph.get("stages"), dict):
+        raise ConfigError(f"{root / 'dvc.yaml'}: holds no stages")
+    return [
+        *_graph_problems(graph["stages"], stages),
+        *_declaration_problems(graph, stages),
+        *_command_problems(graph["stages"]),
+        *_code_problems(root, stages),
+        *_parameter_problems(root, stages),
+    ]
+
+
+def reached_modules(root: Path, module: str) -> set[str]:
+    """Return the project's modules that a module imports, directly or not, itself included.
+
+    Imports inside functions count, imports for type checking only do not; a text that spells a
+    module (``"danceflow.models.sd3:Family"``) counts as an import.
+
+    Args:
+        root: The checkout.
+        module: Where to begin.
+    """
+    reached: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        file = _file_of(root, name)
+        if name in reached or name in _OUTSIDE_KEYS or file is None:
+            continue
+        reached.add(name)
+        waiting += _imports(file, name)
+        waiting.append(name.rpartition(".")[0])
+    return reached
+
+
+def _graph_problems(found: Mapping[str, Any], stages: Mapping[str, Stage]) -> Iterator[str]:
+    for name in found.keys() - stages.keys():
+        yield f"dvc.yaml: stage {name!r} is not in danceflow.stages"
+    for name in stages.keys() - found.keys():
+        yield f"dvc.yaml: stage {name!r} of danceflow.stages is missing"
+    for name in found.keys() & stages.keys():
+        stage, place = stages[name], f"dvc.yaml: stage {name!r}"
+        entry = _with_item(found[name], stage)
+        for key in entry.keys() - _STAGE_KEYS:
+            yield f"{place}: {key!r} is not known to danceflow.stages"
+        matrix = {stage.axis: f"${{{stage.matrix}}}"} if stage.matrix else None
+        for key, wanted in (
+            ("cmd", stage.command),
+            ("frozen", stage.frozen or None),
+            ("matrix", matrix),
+        ):
+            if entry.get(key) != wanted:
+                yield f"{place}: {key} is {entry.get(key)!r}, danceflow.stages says {wanted!r}"
+        yield from _differences(place, "deps", entry.get("deps", ()), stage.deps)
+        yield from _differences(place, "params", entry.get("params", ()), stage.params)
+        outs = [_out_text(out) for out in entry.get("outs", ())]
+        yield from _differences(place, "outs", outs, [_out_text(out) for out in stage.outs])
+
+
+def _declaration_problems(graph: Mapping[str, Any], stages: Mapping[str, Stage]) -> Iterator[str]:
+    known = {out.path for stage in stages.values() for out in stage.outs}
+    declared = [("metrics", path) for path in graph.get("metrics", ())]
+    artifacts = graph.get("artifacts", {})
+    declared += [("artifacts", artifact["path"]) for artifact in artifacts.values()]
+    for key, path in declared:
+        if path not in known:
+            yield f"dvc.yaml: {key}: no stage writes {path}"
+
+
+def _command_problems(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the commands that ``danceflow`` would not take."""
+    import typer.main
+
+    from danceflow.cli import app
+
+    commands: Mapping[str, Any] = getattr(typer.main.get_command(app), "commands", {})
+    for name, entry in found.items():
+        words = shlex.split(re.sub(r"\$\{[^}]*\}", "item", str(entry.get("cmd", ""))))
+        if words[:1] != ["danceflow"] or len(words) < 2 or words[1] not in commands:
+            yield f"dvc.yaml: stage {name!r}: {' '.join(words)!r} is no danceflow command"
+            continue
+        try:
+            commands[words[1]].make_context(words[1], words[2:])
+        except Exception as error:  # typer's own click has no public name for its usage error
+            yield f"dvc.yaml: stage {name!r}: the command line does not take {words}: {error}"
+
+
+def _code_problems(root: Path, stages: Mapping[str, Stage]) -> Iterator[str]:
+    for stage in stages.values():
+        module, _, function = stage.function.partition(":")
+        file = _file_of(root, module)
+        place = f"danceflow.stages: stage {stage.name!r}"
+        if file is None or function not in _functions(file):
+            yield f"{place}: there is no {stage.function}"
+            continue
+        files = {name: _file_of(root, name) for name in reached_modules(root, module)}
+        missing = {
+            _folder_or_file(root, reached)
+            for reached in files.values()
+            if reached is not None and not _covered(reached.relative_to(root), stage.deps)
+        }
+        for path in sorted(missing):
+            yield f"{place}: its imports reach {path}, which is not in its deps"
+        declared = {name.partition(".")[0] for name in stage.params} | _OUTSIDE_PARAMS
+        for section in sorted(_sections_read(file) - declared):
+            yield f"{place}: {module} reads params.{section}, which is not in its params"
+
+
+def _parameter_problems(root: Path, stages: Mapping[str, Stage]) -> Iterator[str]:
+    for path in (root / "params.yaml", *sorted((root / "recipes").glob("*.yaml"))):
+        try:
+            params = load_params(path)
+        except ConfigError as error:
+            yield str(error)
+            continue
+        for stage in stages.values():
+            items = getattr(params, stage.matrix) if stage.matrix else ("",)
+            for name in {text.format(item=item) for text in stage.params for item in items}:
+                try:
+                    params.select((name,))
+                except KeyError:
+                    yield f"danceflow.stages: stage {stage.name!r}: {path.name} has no {name!r}"
+
+
+# ---------------------------------------------------------------------------------------------
+# dvc.yaml
+
+
+def _with_item(entry: Any, stage: Stage) -> Any:
+    """Return a stage of dvc.yaml with ``{item}`` for DVC's way to write it."""
+    if isinstance(entry, str):
+        return entry.replace(f"${{item.{stage.axis}}}", "{item}")
+    if isinstance(entry, list):
+        return [_with_item(value, stage) for value in entry]
+    if isinstance(entry, dict):
+        return {_with_item(key, stage): _with_item(value, stage) for key, value in entry.items()}
+    return entry
+
+
+def _out_text(out: str | Mapping[str, Any] | Out) -> str:
+    """Return an out, of dvc.yaml or of the table, in one spelling."""
+    if isinstance(out, str):
+        return out
+    if isinstance(out, Out):
+        return out.path if out.cached else f"{out.path} (cache: false)"
+    ((path, flags),) = out.items()
+    return " ".join([path, *(f"({key}: {json.dumps(value)})" for key, value in flags.items())])
+
+
+def _differences(
+    place: str, key: str, found: Collection[str], wanted: Collection[str]
+) -> Iterator[str]:
+    for name in sorted(set(found) - set(wanted)):
+        yield f"{place}: {key}: {name} is not in danceflow.stages"
+    for name in sorted(set(wanted) - set(found)):
+        yield f"{place}: {key}: {name} of danceflow.stages is missing"
+
+
+# ---------------------------------------------------------------------------------------------
+# Code
+
+
+def _file_of(root: Path, module: str) -> Path | None:
+    """Return the file of one of the project's modules, None for a name that is no module."""
+    if module.partition(".")[0] != "danceflow":
+        return None
+    place = root.joinpath("src", *module.split("."))
+    for file in (place / "__init__.py", place.with_suffix(".py")):
+        if file.is_file():
+            return file
+    return None
+
+
+def _imports(file: Path, module: str) -> set[str]:
+    """Return every name that a file may import; some may be attributes instead of modules."""
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    names: set[str] = set()
+    for node in _runtime_nodes(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(above if node.level else ()), *filter(None, [node.module])])
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            spelt = _MODULE_NAME.fullmatch(node.value)
+            names.update({spelt[1]} if spelt else ())
+    return names
+
+
+def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes but those below ``if TYPE_CHECKING``."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        is_typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not is_typing:
+            yield from _runtime_nodes(child)
+
+
+def _functions(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def _sections_read(file: Path) -> set[str]:
+    """Return the sections that a file takes from a variable ``params``."""
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "params"
+        and node.attr in Params.model_fields
+    }
+
+
+def _covered(file: Path, deps: Collection[str]) -> bool:
+    return any(Path(dep) in (file, *file.parents) for dep in deps)
+
+
+def _folder_or_file(root: Path, file: Path) -> str:
+    """Return what to add to the deps: the package folder, or a module beside the packages."""
+    parts = file.relative_to(root).parts
+    return "/".join(parts[:3])
