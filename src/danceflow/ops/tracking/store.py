@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from getpass import getuser
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from danceflow.errors import TrackingError
 
@@ -25,6 +25,26 @@ _REACH_TIMEOUT_S = 5.0
 _GLOBAL_STORE = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 
+class TrackingSection(Protocol):
+    """What the ``tracking`` section of the parameters says."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is recorded."""
+
+    @property
+    def uri(self) -> str | None:
+        """The tracking store."""
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment's name."""
+
+    @property
+    def registered_model(self) -> str:
+        """The student's name in the model registry."""
+
+
 @dataclass(frozen=True)
 class TrackingSettings:
     """Where runs are recorded.
@@ -34,12 +54,21 @@ class TrackingSettings:
         enabled: False makes every tracker one that records nothing.
         uri: the tracking store; None: ``mlflow.db`` in the main checkout.
         experiment: the MLflow experiment's name.
+        registered_model: the student's name in the model registry.
     """
 
     root: Path
     enabled: bool
     uri: str | None
     experiment: str
+    registered_model: str
+
+    @staticmethod
+    def of(root: Path, section: TrackingSection) -> TrackingSettings:
+        """Return the settings of a checkout, from the ``tracking`` section of its parameters."""
+        return TrackingSettings(
+            root, section.enabled, section.uri, section.experiment, section.registered_model
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +89,7 @@ class Store:
         import mlflow
 
         kept = {name: os.environ.get(name) for name in _GLOBAL_STORE}
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         try:

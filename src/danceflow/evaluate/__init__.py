@@ -1,0 +1,1 @@
+"""What a field is worth: evaluators, the report and the promotion gate."""

@@ -1,0 +1,1 @@
+"""The student as a package, in the model registry, and behind a server."""

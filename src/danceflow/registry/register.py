@@ -1,0 +1,153 @@
+"""The student enters the model registry: once per content, with all that serving needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danceflow.errors import TrackingError, WeightsError
+from danceflow.ops.tracking import Store, store_errors
+from danceflow.registry.package import ARTIFACT, DIGEST_TAG, folder_digest
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+
+SUMMARY_TAG = "summary"
+
+_SERVING = Path(__file__).with_name("serving_model.py")
+_REQUIREMENTS = (
+    "diffusers",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "peft",
+    "pillow",
+    "safetensors",
+    "torch",
+    "transformers",
+)
+
+
+def register_student(
+    store: Store,
+    run_id: str,
+    folder: Path,
+    name: str,
+    summary: Mapping[str, Any],
+    num_steps: int,
+) -> tuple[ModelVersion, bool]:
+    """Return the student's version in the registry, and whether it was made by this call.
+
+    The same content is one version, however often it is registered; its evaluation is brought up
+    to date.
+
+    Args:
+        store: the registry.
+        run_id: the run that the student comes from.
+        folder: what the training wrote.
+        name: the registered model.
+        summary: ``reports/summary.json``; what the gate compares is kept with the version.
+        num_steps: the default number of solver steps of the served model.
+
+    Raises:
+        WeightsError: there is no student.
+        TrackingError: the registry refuses.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise WeightsError(f"{folder}: there is no student to register")
+    digest = folder_digest(folder)
+    scores = json.dumps({"capabilities": summary["capabilities"]}, separators=(",", ":"))
+    with store_errors(store.uri):
+        known = find_by_digest(store, name, digest)
+        if known is not None:
+            store.client.set_model_version_tag(name, known.version, SUMMARY_TAG, scores)
+            return known, False
+        source = _log_model(store, run_id, folder, digest, num_steps)
+        _require_model(store, name)
+        made = store.client.create_model_version(
+            name, source, run_id=run_id, tags={DIGEST_TAG: digest, SUMMARY_TAG: scores}
+        )
+        return made, True
+
+
+def find_by_digest(store: Store, name: str, digest: str) -> ModelVersion | None:
+    """Return the version of a registered model that holds the content of a digest, or None."""
+    found = store.client.search_model_versions(
+        f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
+    )
+    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def stored_summary(version: ModelVersion) -> Mapping[str, Any]:
+    """Return the evaluation kept with a version.
+
+    Raises:
+        TrackingError: it has none, as it was not registered by danceflow.
+    """
+    try:
+        summary: Mapping[str, Any] = json.loads(version.tags[SUMMARY_TAG])
+    except (KeyError, ValueError):
+        raise TrackingError(
+            f"{version.name} version {version.version} holds no evaluation to judge it by"
+        ) from None
+    return summary
+
+
+def signature(num_steps: int) -> ModelSignature:
+    """Return what the served student takes and gives.
+
+    Args:
+        num_steps: default of ``steps``.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(DataType.string, "prompt"),
+                ColSpec(DataType.string, "image", required=False),
+            ]
+        ),
+        outputs=Schema([ColSpec(DataType.string, "image")]),
+        params=ParamSchema(
+            [
+                ParamSpec("seed", DataType.long, 0),
+                ParamSpec("steps", DataType.long, num_steps),
+                ParamSpec("guidance", DataType.double, 1.0),
+            ]
+        ),
+    )
+
+
+def _log_model(store: Store, run_id: str, folder: Path, digest: str, num_steps: int) -> str:
+    """Log the student as a model of a run and return its URI, ``models:/m-<id>``."""
+    import mlflow
+
+    package = Path(__file__).parents[1]  # danceflow is on no index: its code goes along
+    with store.as_current(), mlflow.start_run(run_id=run_id):
+        model = mlflow.pyfunc.log_model(
+            name=ARTIFACT,
+            python_model=str(_SERVING),
+            artifacts={ARTIFACT: str(folder)},
+            code_paths=[str(package)],
+            model_config={"digest": digest, "device": "cpu"},
+            signature=signature(num_steps),
+            pip_requirements=[f"{item}=={installed_version(item)}" for item in _REQUIREMENTS],
+        )
+    return str(model.model_uri)
+
+
+def _require_model(store: Store, name: str) -> None:
+    """Make the registered model when it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

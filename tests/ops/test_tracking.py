@@ -1,0 +1,390 @@
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from danceflow.errors import TrackingError
+from danceflow.ops.tracking import (
+    MlflowTracker,
+    NoTracker,
+    RunFiles,
+    RunPointer,
+    TrackingSettings,
+    flatten,
+    main_checkout,
+    open_store,
+    resolve_uri,
+    resume_run,
+    source_tags,
+    start_run,
+)
+
+PARAMS = {"distill": {"num_steps": 16, "method": "danceopd", "query": None}, "seed": 0}
+
+
+@pytest.fixture
+def pointer(tmp_path: Path) -> Path:
+    return tmp_path / "reports" / "run.json"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> RunFiles:
+    path = tmp_path / "metrics.jsonl"
+    rows = [
+        {"step": 10, "loss": 0.5, "score": {"t2i": 0.25}, "note": "words", "done": True},
+        {"step": 20, "loss": 0.25},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return RunFiles(path)
+
+
+def begin(settings: TrackingSettings, pointer: Path) -> MlflowTracker:
+    tracker = start_run(settings, pointer, name="danceopd", key="abc", params=PARAMS)
+    assert isinstance(tracker, MlflowTracker)
+    return tracker
+
+
+def num_runs(settings: TrackingSettings) -> int:
+    store = open_store(settings)
+    return len(store.client.search_runs([store.experiment_id]))
+
+
+# ------------------------------------------------------------------------------------ where
+
+
+def test_the_default_store_is_a_database_in_the_checkout(tmp_path):
+    assert resolve_uri(tmp_path, None) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_the_environment_goes_before_the_parameters(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://one:5000")
+    assert resolve_uri(tmp_path, "http://two:5000") == "http://one:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert resolve_uri(tmp_path, "http://two:5000") == "http://two:5000"
+
+
+def test_a_relative_database_is_relative_to_the_checkout_not_to_the_working_folder(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resolve_uri(tmp_path, "sqlite:///runs/a.db") == f"sqlite:///{tmp_path}/runs/a.db"
+    assert resolve_uri(tmp_path, "sqlite:////srv/a.db") == "sqlite:////srv/a.db"
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "file:///srv/mlruns", "sqlite:///:memory:", "sqlite://"])
+def test_a_store_that_cannot_be_kept_is_refused(tmp_path, uri):
+    with pytest.raises(TrackingError, match=r"write sqlite:///<path"):
+        resolve_uri(tmp_path, uri)
+
+
+def test_a_worktree_and_a_temporary_experiment_use_the_main_checkout(tmp_path):
+    main, tree = tmp_path / "main", tmp_path / "tree"
+    main.mkdir()
+    git = ["git", "-C", str(main)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    subprocess.run([*git, "worktree", "add", "-q", "--detach", str(tree)], check=True)
+    assert main_checkout(main) == main
+    assert main_checkout(tree) == main
+    assert main_checkout(main / ".dvc" / "tmp" / "exps" / "standalone" / "tmp1") == main
+    assert resolve_uri(tree, None) == f"sqlite:///{main}/mlflow.db"
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/mlflow.db"])
+def test_an_unreachable_store_is_one_clear_error_at_once_and_nothing_is_written(
+    tracking, pointer, uri
+):
+    start = time.monotonic()
+    with pytest.raises(TrackingError, match=uri):
+        begin(replace(tracking, uri=uri), pointer)
+    assert time.monotonic() - start < 20
+    assert not pointer.exists()
+
+
+class _Broken(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(503)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def broken_server() -> Iterator[str]:
+    with http.server.HTTPServer(("127.0.0.1", 0), _Broken) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_is_down_behind_its_proxy_is_an_error(tracking, pointer, broken_server):
+    with pytest.raises(TrackingError, match="HTTP 503"):
+        begin(replace(tracking, uri=broken_server), pointer)
+
+
+def test_a_database_that_is_none_is_an_error(tracking, pointer):
+    (tracking.root / "mlflow.db").write_bytes(b"no database at all, only some words" * 100)
+    with pytest.raises(TrackingError, match="mlflow.db"):
+        begin(tracking, pointer)
+
+
+def test_a_deleted_experiment_is_an_error(tracking, pointer):
+    store = open_store(tracking)
+    store.client.delete_experiment(store.experiment_id)
+    with pytest.raises(TrackingError, match="'scenes' was deleted"):
+        begin(tracking, pointer)
+
+
+def test_artifacts_lie_beside_the_database_whatever_the_working_folder(tracking, pointer):
+    with begin(tracking, pointer) as tracker:
+        run = tracker.store.client.get_run(tracker.run_id)
+    folder = tracking.root / "mlartifacts"
+    assert run.info.artifact_uri.startswith(folder.as_uri())
+
+
+def test_opening_a_store_leaves_no_global_store_behind(tracking):
+    import mlflow
+
+    store = open_store(tracking)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    with store.as_current():
+        assert mlflow.get_tracking_uri() == store.uri
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    assert mlflow.get_tracking_uri() != store.uri
+
+
+# ------------------------------------------------------------------------------------- what
+
+
+def test_a_run_holds_what_was_logged(tracking, pointer, tmp_path):
+    (tmp_path / "note.txt").write_text("a note")
+    with begin(tracking, pointer) as tracker:
+        tracker.log_metrics({"loss": 0.5, "loss/t2i": float("nan")}, step=10)
+        tracker.log_metrics({"loss": 0.25}, step=20)
+        tracker.log_image("grid/t2i", Image.new("RGB", (8, 8), "red"), step=20)
+        tracker.log_dataset("t2i", "9dd4e461268c8034f5c8564e155c67a6.dir", "data/t2i", "training")
+        tracker.log_artifact(tmp_path / "note.txt", "notes")
+        tracker.set_tags({"gate": "open"})
+    client, run_id = tracker.store.client, tracker.run_id
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["distill.num_steps"] == "16"
+    assert run.data.params["distill.query"] == "null"
+    assert run.data.tags["gate"] == "open"
+    assert run.data.tags["stage.key"] == "abc"
+    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")] == [
+        (10, 0.5),
+        (20, 0.25),
+    ]
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == "9dd4e461268c8034f5c8564e155c67a6.dir"
+    assert [item.path for item in client.list_artifacts(run_id, "notes")] == ["notes/note.txt"]
+    assert any("grid~t2i" in item.path for item in client.list_artifacts(run_id, "images"))
+
+
+def test_metrics_are_sent_in_batches(tracking, pointer):
+    with begin(tracking, pointer) as tracker:
+        for step in range(1500):
+            tracker.log_metrics({"loss": 0.1, "rate": 1.0}, step)
+    assert len(tracker.store.client.get_metric_history(tracker.run_id, "loss")) == 1500
+
+
+def test_metrics_are_sent_while_the_stage_works(tracking, pointer):
+    store = begin(tracking, pointer).store
+    now = [0.0]
+    tracker = MlflowTracker(store, RunPointer.read(pointer).run_id, clock=lambda: now[0])
+    tracker.log_metrics({"loss": 1.0}, step=1)
+    assert store.client.get_metric_history(tracker.run_id, "loss") == []
+    now[0] = 11.0
+    tracker.log_metrics({"loss": 0.5}, step=2)
+    assert len(store.client.get_metric_history(tracker.run_id, "loss")) == 2
+
+
+def test_a_repeated_parameter_with_another_value_becomes_a_tag(tracking, pointer):
+    with begin(tracking, pointer) as tracker:
+        tracker.log_params({"seed": 1, "evaluate": {"num_samples": 4}})
+    run = tracker.store.client.get_run(tracker.run_id)
+    assert run.data.params["seed"] == "0"
+    assert run.data.params["evaluate.num_samples"] == "4"
+    assert run.data.tags["changed.seed"] == "1"
+
+
+def test_a_digest_that_mlflow_cannot_keep_is_refused(tracking, pointer):
+    with begin(tracking, pointer) as tracker, pytest.raises(TrackingError, match="longer than 36"):
+        tracker.log_dataset("t2i", "0" * 64, "data/t2i", "training")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_a_stage_that_fails_leaves_a_failed_run(tracking, pointer, error, status):
+    with pytest.raises(error), begin(tracking, pointer) as tracker:
+        raise error
+    assert tracker.store.client.get_run(tracker.run_id).info.status == status
+
+
+def test_a_store_that_goes_away_stops_no_training(tracking, pointer, caplog):
+    database = tracking.root / "mlflow.db"
+    with begin(tracking, pointer) as tracker:
+        tracker.store.client.get_run(tracker.run_id)
+        good = database.read_bytes()
+        database.write_bytes(b"broken" * 1000)
+        tracker.log_metrics({"loss": 0.5}, step=1)
+        tracker.flush()
+        tracker.log_image("grid", Image.new("RGB", (8, 8)), step=1)
+        assert "not mirrored" in caplog.text
+        database.write_bytes(good)
+        tracker.log_metrics({"loss": 0.25}, step=2)
+    assert "did not take everything (image grid)" in caplog.text
+    history = tracker.store.client.get_metric_history(tracker.run_id, "loss")
+    assert [metric.value for metric in history] == [0.5, 0.25]
+
+
+def test_with_tracking_off_the_same_calls_do_nothing(tracking, pointer, files, tmp_path):
+    off = replace(tracking, enabled=False, uri="http://127.0.0.1:9")
+    first = start_run(off, pointer, name="danceopd", key="abc", params=PARAMS)
+    later = resume_run(off, pointer, files)
+    for tracker in (first, later):
+        assert isinstance(tracker, NoTracker)
+        with tracker:
+            tracker.log_params({"seed": 0})
+            tracker.log_metrics({"loss": 1.0}, step=1)
+            tracker.log_image("grid", Image.new("RGB", (8, 8)), step=1)
+            tracker.log_dataset("t2i", "0", "data", "training")
+            tracker.log_artifact(tmp_path)
+            tracker.set_tags({"a": "b"})
+        assert tracker.run_id is None
+    assert RunPointer.read(pointer).run_id is None
+
+
+# ------------------------------------------------------------------------- one run per pipeline
+
+
+def test_an_interrupted_training_goes_on_in_its_run(tracking, pointer):
+    first = begin(tracking, pointer)
+    with begin(tracking, pointer) as second:
+        pass
+    assert second.run_id == first.run_id
+    assert num_runs(tracking) == 1
+
+
+def test_a_later_stage_resumes_the_run(tracking, pointer, files):
+    with begin(tracking, pointer) as first:
+        pass
+    with resume_run(tracking, pointer, files) as later:
+        assert later.run_id == first.run_id
+        assert first.store.client.get_run(first.run_id).info.status == "RUNNING"
+        later.log_metrics({"evaluate/t2i": 0.5}, step=0)
+    run = first.store.client.get_run(first.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["evaluate/t2i"] == 0.5
+    assert num_runs(tracking) == 1
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_run_that_the_store_does_not_know_is_rebuilt_once(
+    tracking, pointer, files, mlflow_template, tmp_path, tracked
+):
+    if tracked:
+        with begin(tracking, pointer):
+            pass
+    else:
+        off = replace(tracking, enabled=False)
+        start_run(off, pointer, name="danceopd", key="abc", params=PARAMS)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copyfile(mlflow_template, elsewhere / "mlflow.db")
+    there = replace(tracking, root=elsewhere)
+    folder = tmp_path / "grids"
+    folder.mkdir()
+    (folder / "t2i.png").write_bytes(b"picture")
+    before = pointer.read_bytes()
+
+    with resume_run(there, pointer, replace(files, folder=folder)) as first:
+        pass
+    with resume_run(there, pointer, files) as second:
+        pass
+
+    assert first.run_id == second.run_id
+    assert num_runs(there) == 1
+    assert pointer.read_bytes() == before
+    run = first.store.client.get_run(first.run_id)
+    assert run.data.tags["restored"] == "true"
+    assert run.data.params["distill.method"] == "danceopd"
+    assert run.data.metrics == {"loss": 0.25, "score/t2i": 0.25}
+    assert [item.path for item in first.store.client.list_artifacts(first.run_id)] == ["t2i.png"]
+
+
+def test_a_deleted_run_is_rebuilt(tracking, pointer, files):
+    with begin(tracking, pointer) as first:
+        pass
+    first.store.client.delete_run(first.run_id)
+    with resume_run(tracking, pointer, files) as second:
+        pass
+    assert second.run_id != first.run_id
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such run pointer"), ("{", "is no run pointer"), ("{}", "is no run pointer")],
+)
+def test_an_unusable_pointer_is_named(tracking, pointer, files, content, message):
+    if content is not None:
+        pointer.parent.mkdir()
+        pointer.write_text(content)
+    with pytest.raises(TrackingError, match=message):
+        resume_run(tracking, pointer, files)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"loss": 1.0}'])
+def test_metrics_that_cannot_be_read_are_named_and_leave_no_run(tracking, pointer, tmp_path, line):
+    start_run(replace(tracking, enabled=False), pointer, name="n", key="k", params={})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n' + line + "\n")
+    with pytest.raises(TrackingError, match="metrics.jsonl: line 2"):
+        resume_run(tracking, pointer, RunFiles(path))
+    with pytest.raises(TrackingError, match="cannot be read"):
+        resume_run(tracking, pointer, RunFiles(tmp_path / "gone.jsonl"))
+    assert num_runs(tracking) == 0
+
+
+# ------------------------------------------------------------------------------------- tags
+
+
+def test_tags_tell_a_changed_checkout_from_a_clean_one(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path)]
+    assert "git.commit" not in source_tags(tmp_path)
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "a").write_text("1")
+    subprocess.run([*git, "add", "a"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    clean = source_tags(tmp_path)
+    assert clean["git.dirty"] == "false"
+    assert len(clean["git.commit"]) == 40
+    assert "dvc.experiment" not in clean
+    (tmp_path / "a").write_text("2")
+    monkeypatch.setenv("DVC_EXP_NAME", "brave-ray")
+    changed = source_tags(tmp_path)
+    assert changed["git.dirty"] == "true"
+    assert changed["dvc.experiment"] == "brave-ray"
+
+
+def test_flatten_gives_dotted_names():
+    assert flatten({"a": {"b": {"c": 1}}, "d": [1, 2], "e": "x", "f": None}) == {
+        "a.b.c": "1",
+        "d": "[1, 2]",
+        "e": "x",
+        "f": "null",
+    }
