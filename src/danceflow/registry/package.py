@@ -93,9 +93,10 @@ def fetch(store: Store, source: str, folder: Path) -> tuple[Path, str]:
         digest = version.tags.get(DIGEST_TAG)
         if digest is None:
             raise TrackingError(f"{source}: version {version.version} is no danceflow student")
+        content = store.client.get_model_version_download_uri(version.name, version.version)
         with store.as_current():
             place = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{version.source}/artifacts/{ARTIFACT}", dst_path=str(folder)
+                artifact_uri=f"{content}/artifacts/{ARTIFACT}", dst_path=str(folder)
             )
     return Path(place), digest
 

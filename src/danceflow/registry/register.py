@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -68,9 +69,10 @@ def register_student(
             return known, False
         source = _log_model(store, run_id, folder, digest, num_steps)
         _require_model(store, name)
-        made = store.client.create_model_version(
-            name, source, run_id=run_id, tags={DIGEST_TAG: digest, SUMMARY_TAG: scores}
-        )
+        with store.as_current():  # MLflow looks the model up in its global store
+            made = store.client.create_model_version(
+                name, source, run_id=run_id, tags={DIGEST_TAG: digest, SUMMARY_TAG: scores}
+            )
         return made, True
 
 
@@ -129,7 +131,9 @@ def _log_model(store: Store, run_id: str, folder: Path, digest: str, num_steps: 
     import mlflow
 
     package = Path(__file__).parents[1]  # danceflow is on no index: its code goes along
-    with store.as_current(), mlflow.start_run(run_id=run_id):
+    with store.as_current(), warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
+        # An example would be run through the whole model, only to check the signature given here.
+        warnings.filterwarnings("ignore", message=".*An input example was not provided")
         model = mlflow.pyfunc.log_model(
             name=ARTIFACT,
             python_model=str(_SERVING),

@@ -1,0 +1,82 @@
+"""A student whose output is known in closed form, in place of a trained one."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from danceflow.errors import WeightsError
+from danceflow.fields import Condition, uniform_grid
+
+SIZE = 8
+COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+
+
+class ColourFamily:
+    """Pixels are latents; a prompt is one colour; the null prompt is black."""
+
+    name = "colour"
+    latent_shape = (3, SIZE, SIZE)
+
+    def condition(self, prompts: Sequence[str], source_BCHW: Tensor | None = None) -> Condition:
+        colours = torch.tensor([COLOURS[prompt] for prompt in prompts])[:, :, None, None]
+        blank = torch.zeros(len(prompts), *self.latent_shape)
+        source = blank if source_BCHW is None else source_BCHW
+        return Condition({"colour": colours, "source": source})
+
+    def null(self, condition: Condition) -> Condition:
+        return Condition({name: torch.zeros_like(item) for name, item in condition.tensors.items()})
+
+    def grid(self, num_steps: int) -> Tensor:
+        return uniform_grid(num_steps)
+
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        return images_B3HW
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        return latents_BCHW.clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class ColourPackage:
+    """Its field leads every noise to strength * (colour + source) / 2 + (1 - strength) * noise."""
+
+    strength: float
+    family: ColourFamily = field(default_factory=ColourFamily)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    meta: dict[str, Any] = field(default_factory=lambda: {"image_size": SIZE, "num_steps": 4})
+
+    def field(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
+        target = (condition.tensors["colour"] + condition.tensors["source"]) / 2
+        sigma = sigma_B[:, None, None, None].clamp_min(1e-6)
+        return self.strength * (z_BCHW - target) / sigma
+
+
+def load_package(folder: Path, device: str) -> ColourPackage:
+    try:
+        data = json.loads((folder / "weights.json").read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder}: {error}") from None
+    return ColourPackage(data["strength"])
+
+
+@pytest.fixture(autouse=True)
+def _colour_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("danceflow.models.package")
+    module.load_package = load_package  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "danceflow.models.package", module)
+
+
+@pytest.fixture
+def student_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "weights.json").write_text('{"strength": 1.0}')
+    return folder

@@ -1,0 +1,283 @@
+import base64
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from danceflow.errors import TrackingError, UsageError, WeightsError
+from danceflow.ops.tracking import Store, TrackingSettings, open_store, start_run
+from danceflow.registry.images import image_from_base64, image_to_base64
+from danceflow.registry.package import open_student
+from danceflow.registry.promotion import (
+    CHALLENGER,
+    CHAMPION,
+    GATE_TAG,
+    REASONS_TAG,
+    GateError,
+    Promotions,
+)
+from danceflow.registry.register import register_student, stored_summary
+
+NAME = "student"
+
+
+@dataclass(frozen=True)
+class Policy:
+    min_retention: dict[str, float] = field(default_factory=lambda: {"t2i": 0.9})
+    max_regression: float = 0.05
+
+
+def summary(score: float, retention: float = 1.0) -> dict:
+    row = {"student": score, "teacher": 1.0, "retention": retention, "num_samples": 8}
+    return {"capabilities": {"t2i": row}, "curves": [1] * 10_000}
+
+
+@pytest.fixture
+def store(tracking: TrackingSettings) -> Store:
+    return open_store(tracking)
+
+
+@pytest.fixture
+def run_id(tracking: TrackingSettings, tmp_path: Path) -> str:
+    with start_run(tracking, tmp_path / "run.json", name="n", key="k", params={}) as tracker:
+        assert tracker.run_id is not None
+        return tracker.run_id
+
+
+@pytest.fixture
+def promotions(store: Store) -> Promotions:
+    return Promotions(store, NAME)
+
+
+@pytest.fixture
+def entered(store: Store, run_id: str):
+    """Registers versions without their weights, which the history does not look at."""
+
+    def enter(score: float, retention: float = 1.0):
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):
+            store.client.create_registered_model(NAME)
+        scores = json.dumps(summary(score, retention))
+        return store.client.create_model_version(
+            NAME, "/nowhere", run_id=run_id, tags={"summary": scores}
+        )
+
+    return enter
+
+
+def champion(promotions: Promotions) -> int | None:
+    version = promotions.holder(CHAMPION)
+    return None if version is None else int(version.version)
+
+
+# ------------------------------------------------------------------------ registering and opening
+
+
+def test_a_registered_student_opens_from_everywhere_and_serves(
+    store, tracking, run_id, student_folder, promotions, monkeypatch
+):
+    version, made = register_student(store, run_id, student_folder, NAME, summary(0.5), 4)
+    assert made
+    assert stored_summary(version) == {"capabilities": summary(0.5)["capabilities"]}
+    assert len(version.tags["summary"]) < 500
+
+    again, made = register_student(store, run_id, student_folder, NAME, summary(0.6), 4)
+    assert (again.version, made) == (version.version, False)
+    (current,) = store.client.search_model_versions(f"name = '{NAME}'")
+    assert stored_summary(current)["capabilities"]["t2i"]["student"] == 0.6
+    assert len(store.client.search_logged_models([store.experiment_id])) == 1
+
+    promotions.consider(current, Policy(), auto_promote=True)
+    for source in (
+        "champion",
+        f"models:/{NAME}@challenger",
+        f"models:/{NAME}/1",
+        f"runs:/{run_id}",
+    ):
+        (image,) = open_student(source, tracking).generate(["green"])
+        assert image.getpixel((0, 0)) == (0, 128, 0)
+
+    import mlflow
+
+    with store.as_current():
+        served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    check_serving(served)
+    (student_folder / "weights.json").write_text('{"strength": 0.5}')
+    other, made = register_student(store, run_id, student_folder, NAME, summary(0.5), 4)
+    assert (int(other.version), made) == (2, True)
+
+
+def check_serving(served) -> None:
+    """The pyfunc generates and edits, keeps its signature and refuses bad rows."""
+    from mlflow.exceptions import MlflowException
+
+    white = image_to_base64(Image.new("RGB", (8, 8), "white"))
+    rows = pd.DataFrame({"prompt": ["red", "red"], "image": [None, white]})
+    answer = served.predict(rows, params={"seed": 3, "steps": 2, "guidance": 1.0})
+    images = [image_from_base64(text, "answer") for text in answer["image"]]
+    assert [image.getpixel((0, 0)) for image in images] == [(128, 0, 0), (255, 128, 128)]
+    only = served.predict(pd.DataFrame({"prompt": ["blue"]}))
+    raw = Image.open(io.BytesIO(base64.b64decode(only["image"][0])))
+    assert raw.format == "PNG"
+    assert np.asarray(raw)[0, 0].tolist() == [0, 0, 128]
+    for bad, message in [
+        (pd.DataFrame({"prompt": ["red"], "image": ["no image"]}), "row 0, image"),
+        (pd.DataFrame({"prompt": [" "]}), "prompt 0 is empty"),
+    ]:
+        with pytest.raises(MlflowException, match=message):
+            served.predict(bad)
+    with pytest.raises(MlflowException):
+        served.predict(pd.DataFrame({"words": ["red"]}))
+
+
+def test_changed_weights_in_the_store_are_refused(
+    store, tracking, run_id, student_folder, promotions
+):
+    version, _ = register_student(store, run_id, student_folder, NAME, summary(0.5), 4)
+    (weights,) = (tracking.root / "mlartifacts").rglob("weights.json")
+    weights.write_text('{"strength": 0.9}')
+    with pytest.raises(WeightsError, match="not what was registered"):
+        open_student(f"models:/{NAME}/{version.version}", tracking)
+    import mlflow
+
+    with store.as_current(), pytest.raises(WeightsError, match="not what was registered"):
+        mlflow.pyfunc.load_model(f"models:/{NAME}/{version.version}")
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("champion", TrackingError, "student"),
+        (f"models:/{NAME}@champion", TrackingError, "student"),
+        (f"models:/{NAME}/7", TrackingError, "7"),
+        (f"models:/{NAME}", UsageError, "models:/<name>@<alias>"),
+        ("runs:/0000", TrackingError, "no student was registered from this run"),
+    ],
+)
+def test_a_source_that_is_not_there_is_named(tracking, source, error, message):
+    with pytest.raises(error, match=message):
+        open_student(source, tracking)
+
+
+def test_a_foreign_model_is_refused(tracking, entered):
+    entered(0.5)
+    with pytest.raises(TrackingError, match="is no danceflow student"):
+        open_student(f"models:/{NAME}/1", tracking)
+
+
+def test_there_must_be_something_to_register(store, run_id, tmp_path):
+    with pytest.raises(WeightsError, match="no student to register"):
+        register_student(store, run_id, tmp_path / "gone", NAME, summary(0.5), 4)
+
+
+# --------------------------------------------------------------------------------- promotion
+
+
+def test_the_first_that_passes_becomes_champion(store, promotions, entered, run_id):
+    standing = promotions.consider(entered(0.5), Policy(), auto_promote=True)
+    assert standing.champion
+    assert champion(promotions) == 1
+    assert promotions.holder(CHALLENGER).version == promotions.holder(CHAMPION).version
+    (change,) = promotions.history()
+    assert (change.action, change.version, change.previous) == ("promote", 1, None)
+    assert "version 1 is the champion (before: no champion)" in str(change)
+    assert store.client.get_run(run_id).data.tags[GATE_TAG] == "true"
+
+
+def test_a_version_that_fails_stays_challenger_and_says_why(store, promotions, entered):
+    promotions.consider(entered(0.8), Policy(), auto_promote=True)
+    standing = promotions.consider(entered(0.7), Policy(), auto_promote=True)
+    assert not standing.champion
+    assert champion(promotions) == 1
+    challenger = promotions.holder(CHALLENGER)
+    assert int(challenger.version) == 2
+    assert challenger.tags[GATE_TAG] == "false"
+    assert "t2i: scores 0.7, needs 0.76" in challenger.tags[REASONS_TAG]
+    with pytest.raises(GateError, match="version 2 does not pass the gate: t2i"):
+        promotions.promote(None, Policy())
+    assert len(promotions.history()) == 1
+
+
+def test_without_leave_a_version_waits_for_a_person(promotions, entered):
+    standing = promotions.consider(entered(0.5), Policy(), auto_promote=False)
+    assert standing.verdict.passed
+    assert champion(promotions) is None
+    assert promotions.promote(None, Policy()).version == 1
+    with pytest.raises(UsageError, match="version 1 is the champion already"):
+        promotions.promote(1, Policy())
+
+
+def test_considering_the_champion_again_changes_nothing(promotions, entered):
+    version = entered(0.5)
+    promotions.consider(version, Policy(), auto_promote=True)
+    standing = promotions.consider(version, Policy(), auto_promote=True)
+    assert standing.champion
+    assert len(promotions.history()) == 1
+
+
+def test_rolling_back_goes_back_one_by_one_and_is_not_undone_by_a_schedule(
+    store, promotions, entered
+):
+    versions = [entered(score) for score in (0.5, 0.6, 0.7)]
+    for version in versions:
+        promotions.consider(version, Policy(), auto_promote=True)
+    assert champion(promotions) == 3
+    assert str(promotions.rollback()) == "rollback: version 2 is the champion (before: version 3)"
+    assert champion(promotions) == 2
+
+    again = store.client.get_model_version(NAME, "3")
+    standing = promotions.consider(again, Policy(), auto_promote=True)
+    assert standing.verdict.passed
+    assert standing.withdrawn
+    assert champion(promotions) == 2
+
+    assert promotions.rollback().version == 1
+    with pytest.raises(UsageError, match="no champion before version 1"):
+        promotions.rollback()
+    assert promotions.promote(3, Policy()).version == 3
+    assert champion(promotions) == 3
+    assert promotions.rollback().version == 1
+    assert [change.action for change in promotions.history()] == [
+        *["promote"] * 3,
+        *["rollback"] * 2,
+        "promote",
+        "rollback",
+    ]
+
+
+def test_a_champion_made_elsewhere_can_be_rolled_back(store, promotions, entered):
+    promotions.consider(entered(0.5), Policy(), auto_promote=True)
+    entered(0.6)
+    store.client.set_registered_model_alias(NAME, CHAMPION, "2")
+    assert promotions.rollback().version == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(None, "has no challenger"), (5, "has no version 5")]
+)
+def test_what_is_not_there_cannot_be_promoted(promotions, number, message):
+    with pytest.raises(UsageError, match=message):
+        promotions.promote(number, Policy())
+    with pytest.raises(UsageError, match="has no champion"):
+        promotions.rollback()
+
+
+def test_a_version_without_an_evaluation_cannot_be_judged(store, promotions):
+    store.client.create_registered_model(NAME)
+    store.client.create_model_version(NAME, "/nowhere")
+    with pytest.raises(TrackingError, match="version 1 holds no evaluation"):
+        promotions.promote(1, Policy())
+
+
+def test_opening_a_student_from_a_folder_does_not_import_mlflow():
+    code = "import danceflow.registry.package, sys; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from danceflow.errors import UsageError, WeightsError
+from danceflow.registry.package import folder_digest, open_folder, open_student
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def test_a_prompt_becomes_an_image(student_folder):
+    red, blue = open_student(student_folder).generate(["red", "blue"])
+    assert red.size == (8, 8)
+    assert pixels(red).reshape(-1, 3).mean(0).tolist() == [128, 0, 0]
+    assert pixels(blue).reshape(-1, 3).mean(0).tolist() == [0, 0, 128]
+
+
+def test_an_edit_sees_its_own_source_and_instruction(student_folder):
+    white, black = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
+    first, second = open_student(student_folder).edit([white, black], ["red", "green"])
+    assert pixels(first)[0, 0].tolist() == [255, 128, 128]
+    assert pixels(second)[0, 0].tolist() == [0, 128, 0]
+
+
+def test_rows_with_and_without_a_source_mix(student_folder):
+    white = Image.new("RGB", (8, 8), "white")
+    results = open_student(student_folder).run(["red", "red"], [None, white])
+    assert [pixels(image)[0, 0].tolist() for image in results] == [[128, 0, 0], [255, 128, 128]]
+
+
+def test_another_size_is_cropped_around_its_centre(student_folder):
+    wide = Image.new("RGB", (48, 16), "black")
+    wide.paste("white", (16, 0, 32, 16))
+    (result,) = open_student(student_folder).edit([wide], ["red"])
+    assert pixels(result)[2:6, 2:6].reshape(-1, 3).min(0).tolist() == [255, 128, 128]
+
+
+def test_guidance_reaches_the_field(student_folder):
+    (plain,) = open_student(student_folder).generate(["red"], guidance=1.0)
+    (strong,) = open_student(student_folder).generate(["red"], guidance=1.5)
+    assert pixels(strong)[0, 0, 0] > pixels(plain)[0, 0, 0]
+
+
+@pytest.fixture
+def noisy_folder(student_folder):
+    (student_folder / "weights.json").write_text('{"strength": 0.5}')
+    return student_folder
+
+
+def test_a_sample_depends_on_seed_and_place_only(noisy_folder):
+    student = open_student(noisy_folder)
+    many = student.generate(["red"] * 20, seed=3)
+    few = student.generate(["red", "red"], seed=3)
+    other = student.generate(["red"], seed=4)
+    assert np.array_equal(pixels(many[1]), pixels(few[1]))
+    assert not np.array_equal(pixels(many[0]), pixels(many[1]))
+    assert not np.array_equal(pixels(many[0]), pixels(other[0]))
+
+
+def test_the_number_of_steps_comes_from_the_student_or_the_caller(noisy_folder):
+    student = open_student(noisy_folder)
+    (default,), (same,) = student.generate(["red"]), student.generate(["red"], num_steps=4)
+    (other,) = student.generate(["red"], num_steps=2)
+    assert np.array_equal(pixels(default), pixels(same))
+    assert not np.array_equal(pixels(default), pixels(other))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": ["red", " "]}, "prompt 1 is empty"),
+        ({"prompts": ["red"], "num_steps": 0}, "at least 1"),
+        ({"prompts": ["red"], "guidance": -1.0}, "guidance"),
+        ({"prompts": ["red"], "guidance": float("nan")}, "guidance"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(student_folder, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        open_student(student_folder).generate(**arguments)
+
+
+def test_images_and_instructions_pair_up(student_folder):
+    with pytest.raises(UsageError, match="1 images and 2 prompts"):
+        open_student(student_folder).edit([Image.new("RGB", (8, 8))], ["red", "red"])
+
+
+def test_a_missing_student_is_named(tmp_path):
+    with pytest.raises(WeightsError, match="there is no student here"):
+        open_student(tmp_path / "student")
+
+
+def test_other_content_than_the_registered_one_is_refused(student_folder):
+    digest = folder_digest(student_folder)
+    open_folder(student_folder, digest, "cpu")
+    path = student_folder / "weights.json"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="is not what was registered"):
+        open_folder(student_folder, digest, "cpu")
+
+
+def test_the_digest_covers_names_and_contents(student_folder):
+    first = folder_digest(student_folder)
+    (student_folder / "weights.json").rename(student_folder / "other.json")
+    renamed = folder_digest(student_folder)
+    (student_folder / "part").mkdir()
+    (student_folder / "part" / "more.json").write_text("{}")
+    assert len({first, renamed, folder_digest(student_folder)}) == 3
+
+
+@pytest.mark.parametrize("source", ["champion", "models:/student@champion", "runs:/abc"])
+def test_a_store_is_needed_for_what_is_in_one(source):
+    with pytest.raises(UsageError, match="tracking is off"):
+        open_student(source)
