@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from danceflow.fields import derive_seeds, normal, seed_for, uniform
+from danceflow.fields.seeds import _mix, _signed
 
+PINNED_NORMAL = [0.986537, 1.1607133, 0.24774]
+PINNED_UNIFORM = [0.5961188718302076]
 SEEDS = [seed_for(7, "test", 0, index) for index in range(64)]
 
 
@@ -97,3 +100,26 @@ def test_purposes_and_steps_give_independent_streams():
     for other in (derive_seeds(SEEDS, "sde"), derive_seeds(SEEDS, "noise", 1)):
         correlation = torch.corrcoef(torch.stack([first, normal((3072,), other).flatten()]))[0, 1]
         assert abs(correlation) < 4.0 / math.sqrt(len(first))
+
+
+def test_the_generator_is_splitmix64():
+    """The published first words of the reference implementation's stream from state 1234567."""
+    states = torch.tensor([1234567]) + torch.arange(1, 6) * _signed(0x9E3779B97F4A7C15)
+    words = [word % 2**64 for word in _mix(states).tolist()]
+    assert words == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+def test_seeds_one_counter_step_apart_do_not_share_a_shifted_stream():
+    first, other = uniform([5, 5 + 0x9E3779B97F4A7C15], (64,))
+    assert not torch.isin(first, other).any()
+
+
+def test_the_numbers_of_a_seed_never_change():
+    assert normal((3,), [42]).flatten().tolist() == pytest.approx(PINNED_NORMAL, abs=1e-6)
+    assert uniform([42]).tolist() == pytest.approx(PINNED_UNIFORM, abs=1e-12)
