@@ -134,9 +134,11 @@ def _code_problems(root: Path, stages: Mapping[str, Stage]) -> Iterator[str]:
             continue
         files = {name: _file_of(root, name) for name in reached_modules(root, module)}
         missing = {
-            _folder_or_file(root, reached)
+            _folder_or_file(reached.relative_to(root), stage.deps)
             for reached in files.values()
-            if reached is not None and not _covered(reached.relative_to(root), stage.deps)
+            if reached is not None
+            and not _is_empty(reached)
+            and not _covered(reached.relative_to(root), stage.deps)
         }
         for path in sorted(missing):
             yield f"{place}: its imports reach {path}, which is not in its deps"
@@ -212,10 +214,9 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 def _imports(file: Path, module: str) -> set[str]:
     """Return every name that a file may import; some may be attributes instead of modules."""
-    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     names: set[str] = set()
-    for node in _runtime_nodes(tree):
+    for node in _runtime_nodes(_parse(file)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -239,16 +240,26 @@ def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _functions(file: Path) -> set[str]:
-    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return {node.name for node in _parse(file).body if isinstance(node, ast.FunctionDef)}
+
+
+def _is_empty(file: Path) -> bool:
+    """Whether a file holds no code, as a package's ``__init__`` with a docstring only."""
+    return all(
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for node in _parse(file).body
+    )
+
+
+def _parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
 
 
 def _sections_read(file: Path) -> set[str]:
     """Return the sections that a file takes from a variable ``params``."""
-    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
     return {
         node.attr
-        for node in ast.walk(tree)
+        for node in ast.walk(_parse(file))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id == "params"
@@ -260,7 +271,7 @@ def _covered(file: Path, deps: Collection[str]) -> bool:
     return any(Path(dep) in (file, *file.parents) for dep in deps)
 
 
-def _folder_or_file(root: Path, file: Path) -> str:
-    """Return what to add to the deps: the package folder, or a module beside the packages."""
-    parts = file.relative_to(root).parts
-    return "/".join(parts[:3])
+def _folder_or_file(file: Path, deps: Collection[str]) -> str:
+    """Return what to add to the deps: a package folder, or a file where single ones are listed."""
+    folder = "/".join(file.parts[:3])
+    return file.as_posix() if any(dep.startswith(f"{folder}/") for dep in deps) else folder

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from danceflow.errors import DanceflowError, UsageError
+from danceflow.errors import DanceflowError, DataError
 from danceflow.ops import runtime
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL.Image import Image
+
+    from danceflow.registry.student import Student
 
 _log = logging.getLogger(__name__)
 
@@ -25,8 +29,13 @@ app = typer.Typer(
 )
 
 Source = Annotated[
-    str, typer.Option("--from", help="A folder, a tracked run (runs:/...) or models:/name@alias.")
+    str,
+    typer.Option(
+        "--from",
+        help="A folder, champion, challenger, runs:/<run id> or models:/<name>@<alias>.",
+    ),
 ]
+Device = Annotated[str, typer.Option(help="Where to compute, such as cuda.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 NumSteps = Annotated[
     int | None, typer.Option(min=1, help="Euler steps; default: what the student was made for.")
@@ -34,7 +43,6 @@ NumSteps = Annotated[
 Guidance = Annotated[
     float, typer.Option(min=0.0, help="Extra guidance; the student has its teachers' in it.")
 ]
-_CHAMPION = "champion"
 
 
 @app.callback()
@@ -68,7 +76,7 @@ def run(
     parse_params(override(read_yaml(source), values), f"{source} with --set")
     from flows.pipeline import run_pipeline
 
-    run_pipeline(root=root, recipe=recipe, overrides=values)
+    run_pipeline(root, recipe=recipe, overrides=values)
 
 
 @app.command()
@@ -105,24 +113,22 @@ def teachers() -> None:
     root = _checkout()
     from flows.pipeline import run_teachers
 
-    run_teachers(root=root)
+    run_teachers(root)
 
 
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What the images should show.")],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("generated"),
-    source: Source = _CHAMPION,
+    source: Source = "champion",
     seed: Seed = 0,
     num_steps: NumSteps = None,
     guidance: Guidance = 1.0,
+    device: Device = "cpu",
 ) -> None:
     """Make images from prompts."""
-    from danceflow.registry.package import open_student
-
-    student = open_student(source)
-    for index, image in enumerate(student.generate(prompts, seed, num_steps, guidance)):
-        _save(image, out / f"{index:03d}.png")
+    images = _student(source, device).generate(prompts, seed, num_steps, guidance)
+    _save(images, out)
 
 
 @app.command()
@@ -130,20 +136,16 @@ def edit(
     image: Annotated[Path, typer.Argument(help="The image to change.")],
     instructions: Annotated[list[str], typer.Argument(help="What to do, one image for each.")],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("edited"),
-    source: Source = _CHAMPION,
+    source: Source = "champion",
     seed: Seed = 0,
     num_steps: NumSteps = None,
     guidance: Guidance = 1.0,
+    device: Device = "cpu",
 ) -> None:
     """Change an image as told."""
-    from danceflow.registry.package import open_student
-
-    picture = _open(image)
-    student = open_student(source)
-    pictures = [picture] * len(instructions)
-    edited = student.edit(pictures, instructions, seed, num_steps, guidance)
-    for index, result in enumerate(edited):
-        _save(result, out / f"{index:03d}.png")
+    pictures = [_read(image)] * len(instructions)
+    images = _student(source, device).edit(pictures, instructions, seed, num_steps, guidance)
+    _save(images, out)
 
 
 @app.command()
@@ -156,7 +158,7 @@ def promote(
     root = _checkout()
     from flows.promote import promote as promote_version
 
-    typer.echo(promote_version(root=root, version=version))
+    typer.echo(str(promote_version(root, version)))
 
 
 @app.command()
@@ -165,7 +167,7 @@ def rollback() -> None:
     root = _checkout()
     from flows.promote import rollback as restore_champion
 
-    typer.echo(restore_champion(root=root))
+    typer.echo(str(restore_champion(root)))
 
 
 @app.command()
@@ -176,7 +178,7 @@ def serve(
     root = _checkout()
     from flows.pipeline import serve as serve_pipeline
 
-    serve_pipeline(root=root, cron=cron)
+    serve_pipeline(root, cron)
 
 
 @app.command()
@@ -211,24 +213,38 @@ def _checkout() -> Path:
     return root
 
 
-def _open(path: Path) -> "Image":
-    from PIL import Image, UnidentifiedImageError
+def _student(source: str, device: str) -> "Student":
+    """Return the student of a folder, which may lie anywhere, or of the checkout's store."""
+    from danceflow.registry.package import open_student
+
+    if Path(source).is_dir():
+        return open_student(source, device=device)
+    root = _checkout()
+    from danceflow.config import load_params
+    from danceflow.ops.tracking import TrackingSettings
+
+    tracking = load_params(root / "params.yaml").tracking
+    return open_student(source, TrackingSettings.of(root, tracking), device)
+
+
+def _read(path: Path) -> "Image":
+    from danceflow.registry.images import read_image
 
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path}: not a readable image: {error}") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return read_image(data, str(path))
 
 
-def _save(image: "Image", path: Path) -> None:
+def _save(images: "Sequence[Image]", folder: Path) -> None:
     from danceflow.ops.files import atomic_file
 
-    with atomic_file(path) as partial:
-        image.save(partial, format="PNG")
-    typer.echo(str(path))
+    for index, image in enumerate(images):
+        path = folder / f"{index:03d}.png"
+        with atomic_file(path) as partial:
+            image.save(partial, format="PNG")
+        typer.echo(str(path))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,139 @@
+"""dvc.yaml under the real DVC, around a command that only writes what the stage table says."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from danceflow.ops.runtime import TELEMETRY_OFF
+from danceflow.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Notes its call beside the checkout and writes the stage's outs; no two runs write the same.
+COMMAND = f"""#!{sys.executable}
+import sys, uuid
+from pathlib import Path
+from danceflow.stages import STAGES
+
+name, item = sys.argv[2], sys.argv[-1]
+with open("../calls", "a") as calls:
+    print(*sys.argv[2:], file=calls)
+for out in STAGES[name].outs:
+    place = Path(out.path.format(item=item))
+    file = place if place.suffix else place / "file"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f'{{{{"value": "{{uuid.uuid4()}}"}}}}')
+"""
+
+pytestmark = pytest.mark.pipeline
+
+
+class Checkout:
+    """A clone whose ``danceflow`` is the command above."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "checkout"
+        self._calls = folder / "calls"
+        programs = folder / "bin"
+        programs.mkdir()
+        command = programs / "danceflow"
+        command.write_text(COMMAND)
+        command.chmod(0o755)
+        self._environment = {
+            **os.environ,
+            **TELEMETRY_OFF,
+            "DVC_SITE_CACHE_DIR": str(folder / "site"),
+            "HOME": str(folder),
+            "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
+        }
+
+    def run(self, *command: str) -> str:
+        """Return the output of a command run at the root."""
+        done = subprocess.run(
+            command, cwd=self.root, env=self._environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def repro(self) -> list[str]:
+        """Bring everything up to date and return what was called for it."""
+        self._calls.write_text("")
+        self.run(sys.executable, "-m", "dvc", "repro")
+        return self._calls.read_text().splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    made = Checkout(tmp_path)
+    made.root.mkdir()
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml"):
+        (made.root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, made.root / name)
+    shutil.copy(ROOT / "params.yaml", made.root)
+    for path in {dep for stage in STAGES.values() for dep in stage.deps if dep.startswith("src/")}:
+        place = made.root / path
+        file = place if place.suffix else place / "module.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    made.run("danceflow", "stage", "teachers")  # as a clone has them: committed
+    made.run("git", "init", "--quiet")
+    made.run("git", "add", ".")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    made.run("git", *identity, "commit", "--quiet", "-m", "all")
+    return made
+
+
+def test_a_clone_runs_everything_but_the_frozen_stage_once(checkout: Checkout) -> None:
+    assert sorted(checkout.repro()) == [
+        "cache --capability global_edit",
+        "cache --capability local_edit",
+        "cache --capability t2i",
+        "distill",
+        "evaluate --capability global_edit",
+        "evaluate --capability local_edit",
+        "evaluate --capability t2i",
+        "prepare",
+        "report",
+    ]
+    # What DVC keeps is ignored already; what is committed shows up, and nothing else changed.
+    status = checkout.run("git", "status", "--porcelain", "--untracked-files=all")
+    assert sorted(line[3:] for line in status.splitlines()) == [
+        "dvc.lock",
+        "reports/data.json",
+        "reports/evaluate/global_edit.json",
+        "reports/evaluate/local_edit.json",
+        "reports/evaluate/t2i.json",
+        "reports/gate.json",
+        "reports/summary.json",
+    ]
+    assert checkout.repro() == []
+
+
+def test_a_changed_parameter_runs_what_depends_on_it(checkout: Checkout) -> None:
+    checkout.repro()
+    params = checkout.root / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("experiment: danceflow", "experiment: other"))
+    assert checkout.repro() == []
+    params.write_text(text.replace("max_regression: 0.05", "max_regression: 0.5"))
+    assert checkout.repro() == ["report"]
+    params.write_text(
+        text.replace("t2i, teacher: base, guidance: 3.0", "t2i, teacher: base, guidance: 2.0")
+    )
+    assert [call for call in checkout.repro() if call.startswith("cache")] == [
+        "cache --capability t2i"
+    ]
+
+
+def test_a_compiled_file_changes_nothing_and_a_source_file_does(checkout: Checkout) -> None:
+    checkout.repro()
+    compiled = checkout.root / "src/danceflow/evaluate/__pycache__/module.pyc"
+    compiled.parent.mkdir()
+    compiled.write_bytes(b"x")
+    assert checkout.repro() == []
+    (checkout.root / "src/danceflow/ops/files.py").write_text("CHANGED = 1\n")
+    assert "prepare" in checkout.repro()

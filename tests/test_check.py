@@ -1,0 +1,247 @@
+"""Every way in which the graph, the table, the code and the command line can disagree."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from danceflow.check import find_problems, reached_modules
+from danceflow.errors import ConfigError
+from danceflow.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The repository's graph and parameters around stages that import nothing."""
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    for stage in STAGES.values():
+        _write(tmp_path, stage.function.partition(":")[0], "def run(params, paths): ...\n")
+    return tmp_path
+
+
+def _write(root: Path, module: str, text: str) -> None:
+    file = root.joinpath("src", *module.split(".")).with_suffix(".py")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (file.parent, *file.parent.parents):
+        if folder == root / "src":
+            break
+        (folder / "__init__.py").touch()
+    file.write_text(text)
+
+
+def _replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) >= 1, old
+    file.write_text(text.replace(old, new, 1))
+
+
+def test_the_repository_agrees_with_itself() -> None:
+    assert find_problems(ROOT) == []
+
+
+def test_a_checkout_that_agrees_has_no_problem(checkout: Path) -> None:
+    assert find_problems(checkout) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("  report:", "  reports:", "dvc.yaml: stage 'reports' is not in danceflow.stages"),
+        ("  report:", "  reports:", "dvc.yaml: stage 'report' of danceflow.stages is missing"),
+        (
+            "cmd: danceflow stage prepare",
+            "cmd: danceflow stage report",
+            (
+                "dvc.yaml: stage 'prepare': cmd is 'danceflow stage report', danceflow.stages says "
+                "'danceflow stage prepare'"
+            ),
+        ),
+        (
+            "cmd: danceflow stage prepare",
+            "cmd: python -m danceflow.cli stage prepare",
+            "is no danceflow command",
+        ),
+        (
+            "cmd: danceflow stage cache --capability",
+            "cmd: danceflow stage cache --ability",
+            "dvc.yaml: stage 'cache': the command line does not take",
+        ),
+        ("cmd: danceflow stage report", "cmd: danceflow steps report", "is no danceflow command"),
+        (
+            "    frozen: true  # outs are committed; `make teachers` runs it\n",
+            "",
+            "dvc.yaml: stage 'teachers': frozen is None, danceflow.stages says True",
+        ),
+        (
+            "capability: ${capabilities}",
+            "capability: [t2i]",
+            "dvc.yaml: stage 'cache': matrix is {'capability': ['t2i']}",
+        ),
+        (
+            "      - data/cache\n",
+            "",
+            "dvc.yaml: stage 'distill': deps: data/cache of danceflow.stages is missing",
+        ),
+        (
+            "      - data/cache\n",
+            "      - data/cache\n      - data/raw\n",
+            "dvc.yaml: stage 'distill': deps: data/raw is not in danceflow.stages",
+        ),
+        (
+            "      - distill\n",
+            "      - distill\n      - gate\n",
+            "dvc.yaml: stage 'distill': params: gate is not in danceflow.stages",
+        ),
+        (
+            "      - models/student\n      - reports/distill\n",
+            "      - reports/distill\n",
+            "dvc.yaml: stage 'distill': outs: models/student of danceflow.stages is missing",
+        ),
+        (
+            "reports/summary.json:\n          cache: false",
+            "reports/summary.json",
+            "outs: reports/summary.json (cache: false) of danceflow.stages is missing",
+        ),
+        (
+            "reports/summary.json:\n          cache: false",
+            "reports/summary.json:\n          cache: false\n          persist: true",
+            "outs: reports/summary.json (cache: false) (persist: true) is not in danceflow.stages",
+        ),
+        (
+            "    cmd: danceflow stage report",
+            "    always_changed: true\n    cmd: danceflow stage report",
+            "dvc.yaml: stage 'report': 'always_changed' is not known to danceflow.stages",
+        ),
+        (
+            "metrics:\n  - reports/summary.json",
+            "metrics:\n  - reports/sum.json",
+            "dvc.yaml: metrics: no stage writes reports/sum.json",
+        ),
+        (
+            "path: models/student",
+            "path: models/pupil",
+            "dvc.yaml: artifacts: no stage writes models/pupil",
+        ),
+    ],
+)
+def test_a_graph_that_says_something_else_is_told(
+    checkout: Path, old: str, new: str, problem: str
+) -> None:
+    _replace(checkout / "dvc.yaml", old, new)
+    problems = find_problems(checkout)
+    assert any(problem in text for text in problems), problems
+
+
+def test_a_graph_without_stages_is_refused(checkout: Path) -> None:
+    (checkout / "dvc.yaml").write_text("metrics: []\n")
+    with pytest.raises(ConfigError, match="holds no stages"):
+        find_problems(checkout)
+
+
+def test_a_stage_without_its_function_is_told(checkout: Path) -> None:
+    _write(checkout, "danceflow.data.prepare", "def walk(): ...\n")
+    (checkout / "src/danceflow/train/distill.py").unlink()
+    assert find_problems(checkout) == [
+        "danceflow.stages: stage 'prepare': there is no danceflow.data.prepare:run",
+        "danceflow.stages: stage 'distill': there is no danceflow.train.distill:run",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import danceflow.models.sd3",
+        "from danceflow.models import sd3",
+        "from danceflow.models.sd3 import Family",
+        "from ..models import sd3",
+        "from ..models.sd3 import Family",
+        "def load():\n    from danceflow.models import sd3",
+        "TABLE = {'sd3': 'danceflow.models.sd3:Family'}",
+        "from danceflow.scenes import world",
+    ],
+)
+def test_code_that_a_key_does_not_cover_is_told(checkout: Path, line: str) -> None:
+    _write(checkout, "danceflow.models.sd3", "WIDTH = 1\n")
+    _write(checkout, "danceflow.scenes.world", "from danceflow.models import sd3\n")
+    _write(checkout, "danceflow.data.prepare", f"{line}\ndef run(params, paths): ...\n")
+    assert find_problems(checkout) == [
+        (
+            "danceflow.stages: stage 'prepare': its imports reach src/danceflow/models, "
+            "which is not in its deps"
+        )
+    ]
+
+
+def test_a_single_module_of_a_folder_can_be_covered(checkout: Path) -> None:
+    _write(checkout, "danceflow.ops.files", "WIDTH = 1\n")
+    _write(checkout, "danceflow.ops.runtime", "WIDTH = 1\n")
+    stub = "def run(params, paths): ...\n"
+    _write(checkout, "danceflow.data.prepare", f"from danceflow.ops import files\n{stub}")
+    assert find_problems(checkout) == []
+    _write(checkout, "danceflow.data.prepare", f"from danceflow.ops import runtime\n{stub}")
+    assert find_problems(checkout) == [
+        (
+            "danceflow.stages: stage 'prepare': its imports reach src/danceflow/ops/runtime.py, "
+            "which is not in its deps"
+        )
+    ]
+
+
+def test_imports_for_types_and_of_the_frame_do_not_count(checkout: Path) -> None:
+    _write(checkout, "danceflow.models.sd3", "WIDTH = 1\n")
+    _write(checkout, "danceflow.stages", "import danceflow.models.sd3\n")
+    _write(
+        checkout,
+        "danceflow.data.prepare",
+        "import os\nfrom typing import TYPE_CHECKING\nfrom danceflow import stages, config\n"
+        "if TYPE_CHECKING:\n    from danceflow.models import sd3\n"
+        "def run(params, paths): ...\n",
+    )
+    assert find_problems(checkout) == []
+
+
+def test_imports_in_a_circle_end(checkout: Path) -> None:
+    _write(checkout, "danceflow.data.a", "from danceflow.data import b\n")
+    _write(checkout, "danceflow.data.b", "from danceflow.data import a, no_module\n")
+    assert reached_modules(checkout, "danceflow.data.a") == {
+        "danceflow.data",
+        "danceflow.data.a",
+        "danceflow.data.b",
+    }
+
+
+def test_a_parameter_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
+    text = "def run(params, paths):\n    return params.data, params.tracking, params.distill.eta\n"
+    _write(checkout, "danceflow.data.prepare", text)
+    assert find_problems(checkout) == [
+        (
+            "danceflow.stages: stage 'prepare': danceflow.data.prepare reads params.distill, "
+            "which is not in its params"
+        )
+    ]
+
+
+def test_a_wrong_params_file_or_recipe_is_told(checkout: Path) -> None:
+    _replace(checkout / "params.yaml", "seed: 0", "sed: 0")
+    _replace(checkout / "recipes" / "smoke.yaml", "method: danceopd", "method: dance")
+    problems = find_problems(checkout)
+    assert len(problems) == 2
+    assert "params.yaml: run.sed: unknown parameter" in problems[0]
+    assert "smoke.yaml: distill.method: unknown method 'dance'" in problems[1]
+
+
+def test_a_parameter_that_is_in_no_file_is_told(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    changed = {**STAGES, "prepare": replace(STAGES["prepare"], params=("data.sead",))}
+    _replace(checkout / "dvc.yaml", "      - data\n", "      - data.sead\n")
+    assert find_problems(checkout, changed) == [
+        "danceflow.stages: stage 'prepare': params.yaml has no 'data.sead'",
+        "danceflow.stages: stage 'prepare': smoke.yaml has no 'data.sead'",
+    ]

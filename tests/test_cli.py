@@ -1,0 +1,330 @@
+"""The command line: light, and one clear line for every foreseen error."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import typer.main
+from PIL import Image
+
+from danceflow import check, cli, stages
+from danceflow.errors import DanceflowError, TrackingError
+from danceflow.ops import runtime
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Danceflow = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def calm_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave this process's environment and logging as they are."""
+    monkeypatch.setattr(runtime, "start", lambda verbose: None)
+    monkeypatch.setattr(runtime, "use_code_of", lambda root: None)
+    yield
+    logging.getLogger("danceflow").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def danceflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Danceflow:
+    """Calls the command in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["danceflow", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Flows that note how they were called."""
+    noted: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def note(name: str) -> Callable[..., str]:
+        def called(*args: Any, **kwargs: Any) -> str:
+            noted.append((name, args, kwargs))
+            return f"{name} done"
+
+        return called
+
+    for module, names in {
+        "flows.pipeline": ("run_pipeline", "run_teachers", "serve"),
+        "flows.promote": ("promote", "rollback"),
+        "flows.pages": ("serve_pages",),
+    }.items():
+        fake = ModuleType(module)
+        for name in names:
+            setattr(fake, name, note(name))
+        monkeypatch.setitem(sys.modules, module, fake)
+    return noted
+
+
+def _python(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["generate", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    """What makes help slow is imports; the clock of a shared machine would say nothing."""
+    heavy = [
+        "asyncio",
+        "datasets",
+        "diffusers",
+        "dvc",
+        "mlflow",
+        "numpy",
+        "peft",
+        "PIL",
+        "prefect",
+        "rich",
+        "torch",
+        "torchmetrics",
+        "transformers",
+        "yaml",
+    ]
+    code = (
+        "import json, sys\n"
+        f"sys.argv = ['danceflow', *{arguments!r}]\n"
+        "from danceflow import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        f"print(json.dumps([name for name in {heavy!r} if name in sys.modules]))"
+    )
+    assert _python(code) == []
+
+
+def test_the_commands_are_frozen() -> None:
+    """A name that users type changes on purpose only."""
+    group = typer.main.get_command(cli.app)
+    found = {
+        name: sorted(option for param in command.params for option in param.opts)
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+    student = ["--device", "--from", "--guidance", "--num-steps", "--out", "--seed"]
+    assert found == {
+        "run": ["--recipe", "--set", "-S"],
+        "stage": ["--capability", "name"],
+        "check": [],
+        "teachers": [],
+        "generate": [*student, "prompts"],
+        "edit": [*student, "image", "instructions"],
+        "promote": ["version"],
+        "rollback": [],
+        "serve": ["--cron"],
+        "ui": ["--mlflow-port", "--prefect-port"],
+    }
+
+
+def test_run_hands_recipe_and_values_to_the_flow(
+    checkout: Path, danceflow: Danceflow, calls: list[Any]
+) -> None:
+    recipe = str(ROOT / "recipes" / "smoke.yaml")
+    assert danceflow("run")[0] == 0
+    assert (
+        danceflow("run", "--recipe", recipe, "-S", "run.seed=3", "--set", "cache.num_steps=2")[0]
+        == 0
+    )
+    assert calls == [
+        ("run_pipeline", (checkout,), {"recipe": None, "overrides": {}}),
+        (
+            "run_pipeline",
+            (checkout,),
+            {"recipe": Path(recipe), "overrides": {"run.seed": 3, "cache.num_steps": 2}},
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-S", "run.sed=3"], "error: run.sed: unknown parameter 'sed': did you mean 'seed'?"),
+        (["-S", "distill.num_queries=99"], "distill.num_queries: 99 queries do not fit"),
+        (["-S", "run.seed"], "error: 'run.seed': write it as section.name=value"),
+        (["--recipe", "none.yaml"], "error: none.yaml: no such file"),
+    ],
+)
+def test_run_tells_bad_input_before_anything_starts(
+    checkout: Path, danceflow: Danceflow, calls: list[Any], arguments: list[str], message: str
+) -> None:
+    code, _, err = danceflow("run", *arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert calls == []
+
+
+def test_the_other_flows_get_the_checkout(
+    checkout: Path, danceflow: Danceflow, calls: list[Any]
+) -> None:
+    below = checkout / "data"
+    below.mkdir()
+    assert danceflow("teachers")[0] == 0
+    assert danceflow("serve", "--cron", "0 2 * * *")[0] == 0
+    assert danceflow("promote", "3")[:2] == (0, "promote done\n")
+    assert danceflow("promote")[0] == 0
+    assert danceflow("rollback")[:2] == (0, "rollback done\n")
+    assert danceflow("ui", "--mlflow-port", "5001")[0] == 0
+    names = [name for name, _, _ in calls]
+    assert names == ["run_teachers", "serve", "promote", "promote", "rollback", "serve_pages"]
+    assert all(args[0] == checkout for _, args, _ in calls)
+    assert [args[1:] for _, args, _ in calls[:5]] == [(), ("0 2 * * *",), (3,), (None,), ()]
+    assert calls[5][1][1].experiment == "danceflow"
+    assert calls[5][1][2:] == (5001, 4200)
+
+
+def test_stage_runs_the_stage(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[Any] = []
+    monkeypatch.setattr(stages, "run_stage", lambda *args: noted.append(args))
+    assert danceflow("stage", "cache", "--capability", "t2i")[0] == 0
+    assert noted == [("cache", "t2i", checkout)]
+
+
+def test_a_failure_is_one_line_and_exit_code_1(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise TrackingError("the store is away")
+
+    monkeypatch.setattr(stages, "run_stage", fail)
+    assert danceflow("stage", "report") == (1, "", "error: the store is away\n")
+
+
+def test_bad_input_is_one_line_and_exit_code_2(checkout: Path, danceflow: Danceflow) -> None:
+    code, out, err = danceflow("stage", "destill")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: unknown stage 'destill': did you mean 'distill'?")
+
+
+def test_an_unknown_command_exits_with_2(danceflow: Danceflow) -> None:
+    code, _, err = danceflow("runn")
+    assert code == 2
+    assert "No such command 'runn'" in err
+
+
+def test_outside_a_checkout_is_told(
+    tmp_path: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = danceflow("check")
+    assert code == 2
+    assert "holds dvc.yaml and params.yaml" in err
+
+
+def test_check_lists_problems(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "find_problems", lambda root: ["one thing", "another"])
+    assert danceflow("check") == (1, "one thing\nanother\n", "error: 2 problems\n")
+    monkeypatch.setattr(check, "find_problems", lambda root: [])
+    assert danceflow("check") == (0, "dvc.yaml, stages, command line and flow agree\n", "")
+
+
+@pytest.fixture
+def student(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A student that notes what it is asked for and returns images of one colour."""
+    from danceflow.registry import package
+
+    noted = SimpleNamespace(opened=None, asked=None)
+
+    def answer(*asked: Any) -> list[Image.Image]:
+        noted.asked = asked
+        return [Image.new("RGB", (4, 4), "red") for _ in asked[-4]]
+
+    def open_student(*args: Any, **kwargs: Any) -> SimpleNamespace:
+        noted.opened = (args, kwargs)
+        return SimpleNamespace(generate=answer, edit=answer)
+
+    monkeypatch.setattr(package, "open_student", open_student)
+    return noted
+
+
+def test_generate_writes_a_png_per_prompt(
+    tmp_path: Path, danceflow: Danceflow, student: SimpleNamespace
+) -> None:
+    """A student in a folder needs no checkout."""
+    out = tmp_path / "images"
+    code, text, _ = danceflow(
+        "generate",
+        "a red circle",
+        "two squares",
+        "--from",
+        str(tmp_path),
+        "--out",
+        str(out),
+        "--seed",
+        "5",
+        "--num-steps",
+        "4",
+    )
+    assert code == 0
+    assert text.split() == [str(out / "000.png"), str(out / "001.png")]
+    with Image.open(out / "001.png") as image:
+        assert (image.format, image.getpixel((0, 0))) == ("PNG", (255, 0, 0))
+    assert student.asked == (["a red circle", "two squares"], 5, 4, 1.0)
+    assert student.opened == ((str(tmp_path),), {"device": "cpu"})
+
+
+def test_edit_gives_every_instruction_the_image(
+    checkout: Path, danceflow: Danceflow, student: SimpleNamespace
+) -> None:
+    Image.new("RGBA", (8, 8), "blue").save(checkout / "in.png")
+    code, text, _ = danceflow("edit", "in.png", "make it green", "make it night")
+    assert code == 0
+    assert text.split() == ["edited/000.png", "edited/001.png"]
+    pictures, *rest = student.asked
+    assert [(picture.mode, picture.size) for picture in pictures] == [("RGB", (8, 8))] * 2
+    assert rest == [["make it green", "make it night"], 0, None, 1.0]
+    (source, settings, device), _ = student.opened
+    assert (source, settings.root, device) == ("champion", checkout, "cpu")
+
+
+@pytest.mark.parametrize("content", [None, b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_an_unreadable_image_is_told_before_weights_load(
+    checkout: Path, danceflow: Danceflow, student: SimpleNamespace, content: bytes | None
+) -> None:
+    if content is not None:
+        (checkout / "in.png").write_bytes(content)
+    code, _, err = danceflow("edit", "in.png", "make it green")
+    assert code == 2
+    assert err.startswith("error: in.png: ")
+    assert len(err.splitlines()) == 1
+    assert student.opened is None
+    assert not (checkout / "edited").exists()
+
+
+def test_the_installed_command_is_this_one() -> None:
+    program = Path(sys.executable).with_name("danceflow")
+    done = subprocess.run([program, "stage"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "danceflow stage" in done.stderr
+
+
+def test_every_foreseen_error_is_a_danceflow_error() -> None:
+    from danceflow import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    foreseen = [kind for kind in kinds if issubclass(kind, Exception)]
+    assert foreseen
+    assert all(issubclass(kind, DanceflowError) for kind in foreseen)
