@@ -162,6 +162,16 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_processes_that_run_and_that_are_gone() -> None:
+    process = multiprocessing.get_context("fork").Process(target=lambda: None)
+    process.start()
+    process.join()
+    assert process.pid is not None
+    assert not files.is_alive(process.pid)
+    assert files.is_alive(os.getpid())
+    assert files.is_alive(1)
+
+
 def test_two_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     target = tmp_path / "target"
     with files.atomic_file(target) as first:

@@ -148,6 +148,17 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def is_alive(process_id: int) -> bool:
+    """Return whether a process of this machine is running."""
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[Path]:
     with disk_errors(path):
@@ -174,18 +185,8 @@ def _remove_leftovers(path: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]+\.partial")
     for sibling in path.parent.iterdir():
         found = pattern.fullmatch(sibling.name)
-        if found and not _alive(int(found[1])):
+        if found and not is_alive(int(found[1])):
             _remove(sibling)
-
-
-def _alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _remove(path: Path) -> None:
