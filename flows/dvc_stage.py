@@ -8,6 +8,7 @@ are cached is DVC's business; this module starts the command, reads it live and 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import subprocess
@@ -21,11 +22,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from danceflow.errors import StageError, UsageError
+from danceflow.errors import StageError, UsageError, unknown_name
+from danceflow.ops.files import write_bytes
 from flows.processes import LineReader, ProcessGroups, end_group
 
 BAD_INPUT_EXIT_CODE = UsageError.exit_code
 
+# What DVC says after every stage; here a flow goes on by itself.
+_HINT = re.compile(
+    r"To track the changes with git, run:|To enable auto staging, run:|\s+git add .*"
+    r"|\s+dvc config core\.autostage true|Use `dvc push` to send your updates to remote storage\."
+)
 _STAGE_EXIT = re.compile(r"exited with (-?\d+)\s*$")
 
 
@@ -108,6 +115,22 @@ def stage_graph(root: Path) -> tuple[StageNode, ...]:
     return tuple(StageNode(name, needs[name], frozen[name]) for name in _ordered(needs))
 
 
+def ancestry(nodes: Sequence[StageNode], name: str) -> tuple[StageNode, ...]:
+    """Return a stage and everything it needs, in the given order.
+
+    Raises:
+        DvcError: there is no such stage.
+    """
+    known = {node.name: node for node in nodes}
+    if name not in known:
+        raise DvcError(unknown_name("stage", name, known))
+    wanted = {name}
+    for node in reversed(nodes):  # a stage comes after everything it needs
+        if node.name in wanted:
+            wanted.update(node.needs)
+    return tuple(node for node in nodes if node.name in wanted)
+
+
 def changed_stages(root: Path) -> frozenset[str]:
     """Return the names of the stages whose inputs, outputs, parameters or command changed.
 
@@ -122,7 +145,7 @@ def changed_stages(root: Path) -> frozenset[str]:
     """
     from dvc.lock import LockError
 
-    with _repo(root) as repo:
+    with _repo(root) as repo, _quiet("dvc.repo.status"):
         names = {stage.addressing: _name(stage) for stage in repo.index.stages}
         try:
             status = repo.status()
@@ -146,25 +169,22 @@ def checkout_sources(root: Path) -> None:
             repo.checkout(targets=targets, force=True)
 
 
-def cache_folder(root: Path) -> Path:
-    """Return the absolute folder of DVC's local cache that the repository at ``root`` uses."""
-    with _repo(root) as repo:
-        return Path(repo.cache.local_cache_dir)
-
-
-def share_cache(root: Path, cache: Path, local_config: Path | None) -> None:
-    """Let the repository at ``root`` use another checkout's cache and local settings.
+def share_cache(root: Path, worktree: Path) -> None:
+    """Let a worktree use the checkout's cache and its local settings.
 
     Args:
-        root: the root of the DVC repository to set up; only its ``.dvc/config.local`` is written.
-        cache: absolute folder of the cache to use.
-        local_config: the other checkout's ``config.local``, or None.
+        root: the root of the DVC repository in the checkout.
+        worktree: its counterpart in the worktree; only its ``.dvc/config.local`` is written.
+
+    Raises:
+        DvcError: DVC cannot read one of the two.
     """
-    target = root / ".dvc" / "config.local"
-    if local_config is not None and local_config.is_file():
-        target.write_bytes(local_config.read_bytes())
-    with _repo(root) as repo, repo.config.edit("local") as config:
-        config["cache"]["dir"] = str(cache)
+    with _repo(root) as main, _repo(worktree) as repo:
+        local = main.config.read("local")  # with absolute paths
+        with repo.config.edit("local") as config:
+            for section, values in local.items():
+                config.setdefault(section, {}).update(values)
+            config.setdefault("cache", {})["dir"] = main.cache.local_cache_dir
 
 
 def write_parameters(path: Path, values: Mapping[str, object]) -> None:
@@ -185,8 +205,8 @@ def write_parameters(path: Path, values: Mapping[str, object]) -> None:
             section[last] = value
 
 
-def save_experiment(root: Path, name: str, environment: Mapping[str, str]) -> str:
-    """Keep the state of the worktree at ``root`` as a DVC experiment and return its name.
+def save_experiment(root: Path, name: str, environment: Mapping[str, str]) -> None:
+    """Keep the state of the worktree at ``root`` as a DVC experiment.
 
     Args:
         root: the root of the worktree.
@@ -196,20 +216,27 @@ def save_experiment(root: Path, name: str, environment: Mapping[str, str]) -> st
     Raises:
         DvcError: DVC could not save it.
     """
-    process = subprocess.run(
-        [*_dvc_command(), "exp", "save", "--name", name, "--force"],
-        cwd=root,
-        env=stage_environment(environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if process.returncode != 0:
-        raise DvcError(
-            f"dvc exp save --name {name} failed in {root}: {_last_error(process.stderr)}"
-        )
-    return name
+    _dvc(root, "exp", "save", "--name", name, "--force", environment=environment)
+
+
+@contextlib.contextmanager
+def unfrozen(root: Path, stage: str) -> Iterator[None]:
+    """Let a frozen stage run within the block; afterwards ``dvc.yaml`` is as it was.
+
+    Args:
+        root: the root of the DVC repository.
+        stage: the stage's name.
+
+    Raises:
+        DvcError: there is no such stage.
+    """
+    graph = root / "dvc.yaml"
+    before = graph.read_bytes()
+    try:
+        _dvc(root, "unfreeze", stage, environment=os.environ)
+        yield
+    finally:
+        write_bytes(graph, before)
 
 
 def reproduce(
@@ -245,6 +272,8 @@ def reproduce(
     timed_out = threading.Event()
 
     def line(text: str) -> None:
+        if _HINT.fullmatch(text):
+            return
         tail.append(text)
         outcomes.extend(_outcome(text, stage))
         report(text)
@@ -302,6 +331,21 @@ def stage_environment(base: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def _dvc(root: Path, *arguments: str, environment: Mapping[str, str]) -> None:
+    """Run a short DVC command; its last error leaves as ``DvcError``."""
+    process = subprocess.run(
+        [*_dvc_command(), *arguments],
+        cwd=root,
+        env=stage_environment(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode != 0:
+        raise DvcError(f"dvc {' '.join(arguments)} in {root}: {_last_error(process.stderr)}")
+
+
 def _dvc_command() -> Sequence[str]:
     return (sys.executable, "-m", "dvc")
 
@@ -324,6 +368,18 @@ def _repo(root: Path) -> Iterator[Any]:
             yield repo
     except DvcException as error:
         raise DvcError(f"DVC in {root}: {_chain(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a logger's warnings back: a stage is frozen on purpose."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _chain(error: BaseException) -> str:

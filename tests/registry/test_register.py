@@ -85,12 +85,12 @@ def champion(promotions: Promotions) -> int | None:
 def test_a_registered_student_opens_from_everywhere_and_serves(
     store, tracking, run_id, student_folder, promotions, monkeypatch
 ):
-    version, made = register_student(store, run_id, student_folder, NAME, summary(0.5), 4)
+    version, made = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
     assert made
     assert stored_summary(version) == {"capabilities": summary(0.5)["capabilities"]}
     assert len(version.tags["summary"]) < 500
 
-    again, made = register_student(store, run_id, student_folder, NAME, summary(0.6), 4)
+    again, made = register_student(store, lambda: run_id, student_folder, NAME, summary(0.6), 4)
     assert (again.version, made) == (version.version, False)
     (current,) = store.client.search_model_versions(f"name = '{NAME}'")
     assert stored_summary(current)["capabilities"]["t2i"]["student"] == 0.6
@@ -112,7 +112,7 @@ def test_a_registered_student_opens_from_everywhere_and_serves(
         served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     check_serving(served)
     (student_folder / "weights.json").write_text('{"strength": 0.5}')
-    other, made = register_student(store, run_id, student_folder, NAME, summary(0.5), 4)
+    other, made = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
     assert (int(other.version), made) == (2, True)
 
 
@@ -142,7 +142,7 @@ def check_serving(served) -> None:
 def test_changed_weights_in_the_store_are_refused(
     store, tracking, run_id, student_folder, promotions
 ):
-    version, _ = register_student(store, run_id, student_folder, NAME, summary(0.5), 4)
+    version, _ = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
     (weights,) = (tracking.root / "mlartifacts").rglob("weights.json")
     weights.write_text('{"strength": 0.9}')
     with pytest.raises(WeightsError, match="not what was registered"):
@@ -176,7 +176,7 @@ def test_a_foreign_model_is_refused(tracking, entered):
 
 def test_there_must_be_something_to_register(store, run_id, tmp_path):
     with pytest.raises(WeightsError, match="no student to register"):
-        register_student(store, run_id, tmp_path / "gone", NAME, summary(0.5), 4)
+        register_student(store, lambda: run_id, tmp_path / "gone", NAME, summary(0.5), 4)
 
 
 # --------------------------------------------------------------------------------- promotion

@@ -1,8 +1,11 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from danceflow.errors import UsageError, WeightsError
+from danceflow.errors import TrackingError, UsageError, WeightsError
 from danceflow.registry.package import folder_digest, open_folder, open_student
 
 
@@ -110,6 +113,18 @@ def test_the_digest_covers_names_and_contents(student_folder):
 
 
 @pytest.mark.parametrize("source", ["champion", "models:/student@champion", "runs:/abc"])
-def test_a_store_is_needed_for_what_is_in_one(source):
+def test_a_store_is_needed_for_what_is_in_one(source, tracking, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="tracking is off"):
+        open_student(source, replace(tracking, enabled=False))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"holds dvc\.yaml and params\.yaml"):
         open_student(source)
+
+
+def test_without_settings_the_checkout_says_where_to_look(tracking, monkeypatch):
+    params = (Path(__file__).parents[2] / "params.yaml").read_text()
+    (tracking.root / "params.yaml").write_text(params)
+    (tracking.root / "dvc.yaml").write_text("stages: {}")
+    monkeypatch.chdir(tracking.root)
+    with pytest.raises(TrackingError, match=f"{tracking.root}/mlflow.db.*danceflow-scenes"):
+        open_student("champion")

@@ -11,9 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from danceflow.config import load_params
 from danceflow.errors import TrackingError, UsageError, WeightsError
 from danceflow.ops.files import sha256
 from danceflow.ops.tracking import Store, TrackingSettings, open_store, store_errors
+from danceflow.paths import Paths, find_root
 from danceflow.registry.student import Student
 
 DIGEST_TAG = "student.digest"
@@ -29,21 +31,23 @@ def open_student(
     Args:
         source: a folder; ``champion`` or ``challenger``; ``runs:/<run id>``;
             ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
-        settings: where runs are recorded; needed for everything but a folder.
+        settings: where runs are recorded; None: as the parameters of this checkout say.
         device: where to compute.
 
     Raises:
         WeightsError: they are missing, truncated or not the ones that were registered.
         TrackingError: the store cannot be reached or knows no such run or model.
-        UsageError: the source needs a store and there is none.
+        UsageError: the source needs a store, and tracking is off or this is no checkout.
+        ConfigError: the parameters of this checkout are wrong.
     """
     text = str(source)
-    if text in ALIASES and settings is not None:
-        text = f"models:/{settings.registered_model}@{text}"
     if not text.startswith(("runs:/", "models:/")) and text not in ALIASES:
         return open_folder(Path(source), None, device)
-    if settings is None or not settings.enabled:
+    settings = _checkout_settings() if settings is None else settings
+    if not settings.enabled:
         raise UsageError(f"{text}: tracking is off, so there is no store to look in")
+    if text in ALIASES:
+        text = f"models:/{settings.registered_model}@{text}"
     store = open_store(settings)
     with tempfile.TemporaryDirectory(prefix="danceflow-student-") as folder:
         package, digest = fetch(store, text, Path(folder))
@@ -107,6 +111,12 @@ def folder_digest(folder: Path) -> str:
     for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _checkout_settings() -> TrackingSettings:
+    """Return where the checkout of the working folder records its runs."""
+    root = find_root(Path.cwd())
+    return TrackingSettings.of(root, load_params(Paths(root).params).tracking)
 
 
 def _find_version(store: Store, source: str) -> Any:

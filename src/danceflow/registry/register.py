@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,12 @@ _REQUIREMENTS = (
 
 def register_student(
     store: Store,
-    run_id: str,
+    run_id: Callable[[], str],
     folder: Path,
     name: str,
     summary: Mapping[str, Any],
     num_steps: int,
+    tags: Mapping[str, str] | None = None,
 ) -> tuple[ModelVersion, bool]:
     """Return the student's version in the registry, and whether it was made by this call.
 
@@ -48,11 +49,12 @@ def register_student(
 
     Args:
         store: the registry.
-        run_id: the run that the student comes from.
+        run_id: gives the run that the student comes from; asked only when a version is made.
         folder: what the training wrote.
         name: the registered model.
         summary: ``reports/summary.json``; what the gate compares is kept with the version.
         num_steps: the default number of solver steps of the served model.
+        tags: what else to keep with a new version, such as the commit.
 
     Raises:
         WeightsError: there is no student.
@@ -67,11 +69,15 @@ def register_student(
         if known is not None:
             store.client.set_model_version_tag(name, known.version, SUMMARY_TAG, scores)
             return known, False
-        source = _log_model(store, run_id, folder, digest, num_steps)
+        run = run_id()
+        source = _log_model(store, run, folder, digest, num_steps)
         _require_model(store, name)
         with store.as_current():  # MLflow looks the model up in its global store
             made = store.client.create_model_version(
-                name, source, run_id=run_id, tags={DIGEST_TAG: digest, SUMMARY_TAG: scores}
+                name,
+                source,
+                run_id=run,
+                tags={**(tags or {}), DIGEST_TAG: digest, SUMMARY_TAG: scores},
             )
         return made, True
 

@@ -1,0 +1,219 @@
+"""Runs with other parameters: in a git worktree of their own, kept as DVC experiments.
+
+The user's checkout is not touched: no file of it changes, and it may be worked on meanwhile.
+Changes that are not committed yet go along, as they do with ``dvc exp run``; files that git does
+not know stay behind, and are named. (Running the last commit instead would quietly measure other
+code than the user sees; refusing would make every small trial a commit.)
+
+The worktree shares DVC's cache and run-cache and the rolling checkpoints with the checkout, so
+nothing is computed twice and an interrupted experiment goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danceflow.config import Params, override, parse_params, read_yaml
+from danceflow.errors import StageError, UsageError
+from danceflow.ops.files import fingerprint
+from danceflow.ops.runtime import git_identity
+from danceflow.paths import Paths
+from flows import dvc_stage
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment that was checked and may be started.
+
+    Attributes:
+        name: its name in ``dvc exp show``.
+        recipe: a complete params file in place of the checkout's; None: the checkout's.
+        overrides: new values by dotted name.
+        params: the parameters that result.
+    """
+
+    name: str
+    recipe: Path | None
+    overrides: Mapping[str, Any]
+    params: Params
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A worktree that an experiment runs in.
+
+    Attributes:
+        name: the experiment's name.
+        root: the worktree's counterpart of the checkout.
+        environment: what its processes start with.
+    """
+
+    name: str
+    root: Path
+    environment: Mapping[str, str]
+
+    def save(self) -> None:
+        """Keep the worktree's present state as a DVC experiment.
+
+        Raises:
+            DvcError: DVC could not.
+        """
+        dvc_stage.save_experiment(self.root, self.name, self.environment)
+
+
+def plan(
+    root: Path, recipe: Path | None, overrides: Mapping[str, Any] | None, name: str | None
+) -> Plan:
+    """Return a checked experiment; nothing has been made for it yet.
+
+    Args:
+        root: the user's checkout.
+        recipe: a complete params file; None: the checkout's.
+        overrides: new values by dotted name.
+        name: the experiment's name; None: made from the recipe's name and the parameters, so that
+            the same experiment has the same name.
+
+    Raises:
+        ConfigError: the parameters are wrong.
+        UsageError: the name cannot be one, or the checkout has no commit to start from.
+    """
+    source = Paths(root).params if recipe is None else recipe.resolve()
+    values = dict(overrides or {})
+    data = override(read_yaml(source), values)
+    params = parse_params(data, f"{source} with overrides" if values else str(source))
+    if name is None:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", "run" if recipe is None else recipe.stem)
+        name = f"{stem.strip('-') or 'run'}-{fingerprint(data)[:8]}"
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"experiment name {name!r}: use letters, digits, dots, - and _")
+    if _git(root, "rev-parse", "--verify", "--quiet", "HEAD", check=False) == "":
+        raise UsageError(f"{root}: an experiment starts from a commit, and there is none yet")
+    return Plan(name, None if recipe is None else source, values, params)
+
+
+@contextlib.contextmanager
+def experiment(root: Path, plan: Plan) -> Iterator[Experiment]:
+    """Give a worktree with the experiment's parameters; it is removed when the block is left.
+
+    Args:
+        root: the user's checkout.
+        plan: what ``plan`` returned.
+
+    Raises:
+        StageError: git or DVC could not set the worktree up.
+    """
+    paths = Paths(root)
+    folder = paths.scratch / "worktrees" / f"{plan.name}.{os.getpid()}"
+    _remove_leftovers(root, folder.parent)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "DVC_EXP_NAME": plan.name}
+    environment.update(git_identity(environment, root))
+    tree = _snapshot(root)
+    try:
+        _git(root, "worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), "HEAD")
+        _git(folder, "read-tree", "-u", "--reset", tree)
+        inside = folder / _git(root, "rev-parse", "--show-prefix")
+        dvc_stage.share_cache(root, inside)
+        _share_work(paths, Paths(inside))
+        if plan.recipe is not None:
+            shutil.copyfile(plan.recipe, Paths(inside).params)
+        dvc_stage.write_parameters(Paths(inside).params, plan.overrides)
+        dvc_stage.checkout_sources(inside)
+        yield Experiment(plan.name, inside, environment)
+    finally:
+        _remove(root, folder)
+
+
+def _snapshot(root: Path) -> str:
+    """Return a git tree with the checkout's present content of every file that git knows.
+
+    It is made in an index of its own: neither the user's index nor any file changes.
+    """
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard")
+    if untracked:
+        names = untracked.splitlines()
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        logger.warning("not part of the experiment, as git does not know them: %s", shown)
+    present = Path(_git(root, "rev-parse", "--path-format=absolute", "--git-path", "index"))
+    with tempfile.TemporaryDirectory(prefix="danceflow-") as folder:
+        index = Path(folder) / "index"
+        if present.is_file():
+            shutil.copyfile(present, index)
+        environment = {**os.environ, "GIT_INDEX_FILE": str(index)}
+        top = Path(_git(root, "rev-parse", "--show-toplevel"))
+        _git(top, "add", "--update", environment=environment)
+        return _git(top, "write-tree", environment=environment)
+
+
+def _share_work(main: Paths, inside: Paths) -> None:
+    """Let the worktree use the checkout's rolling checkpoints, which are named by their inputs."""
+    target = main.work("any").parent
+    link = inside.work("any").parent
+    target.mkdir(parents=True, exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target, target_is_directory=True)
+
+
+def _remove(root: Path, folder: Path) -> None:
+    """Remove a worktree, also one that was set up only in part."""
+    _git(root, "worktree", "remove", "--force", "--force", str(folder), check=False)
+    if folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    _git(root, "worktree", "prune", check=False)
+
+
+def _remove_leftovers(root: Path, parent: Path) -> None:
+    """Remove the worktrees of processes that were killed."""
+    for folder in parent.glob("*.*"):
+        number = folder.suffix.removeprefix(".")
+        if number.isdigit() and _gone(int(number)):
+            _remove(root, folder)
+
+
+def _gone(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _git(
+    folder: Path,
+    *arguments: str,
+    check: bool = True,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Return what a git command prints; an empty text when it fails and need not succeed."""
+    try:
+        process = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            env=None if environment is None else dict(environment),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise StageError(f"git in {folder}: {error}") from error
+    if process.returncode == 0:
+        return process.stdout.strip()
+    if check:
+        raise StageError(f"git {arguments[0]} in {folder}: {process.stderr.strip()}")
+    return ""

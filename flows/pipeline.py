@@ -1,0 +1,291 @@
+"""The pipeline as a Prefect flow: one task per stage of DVC's graph, then the registry.
+
+DVC says what is stale and records what was made; Prefect says when, repeats what failed for a
+passing reason, and shows it live. ``dvc repro`` does the same without Prefect.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture
+from prefect.tasks import Task, exponential_backoff
+
+from danceflow.config import Params, load_params
+from danceflow.errors import DanceflowError, TrackingError
+from danceflow.ops.tracking import TrackingSettings, open_store
+from danceflow.paths import Paths, find_root
+from danceflow.registry.promotion import Standing
+from flows import dvc_stage, promote
+from flows.dvc_stage import Outcome, StageFailedError, StageNode, StageResult, StageStoppedError
+from flows.experiment import Experiment, experiment, plan
+from flows.processes import ProcessGroups
+from flows.result import picture, result_table, sample_sheets
+
+NUM_RETRIES = 2
+RETRY_BACKOFF_S = 5.0
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What a run of the pipeline came to.
+
+    Attributes:
+        stages: what happened to each stage, in the order of their ends.
+        summary: ``reports/summary.json``.
+        experiment: name of the DVC experiment; None: it ran in the checkout itself.
+        standing: how the student stands in the registry; None: it was not registered.
+    """
+
+    stages: tuple[StageResult, ...]
+    summary: Mapping[str, Any]
+    experiment: str | None
+    standing: Standing | None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    max_parallel: int = 1
+    enter_registry: bool = True
+    timeout_s: float | None = None
+
+
+def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
+    """Return whether a failed task may succeed when it is simply repeated.
+
+    Bad input stays bad, and what was stopped shall not start again.
+    """
+    error = state.data
+    if isinstance(error, StageStoppedError):
+        return False
+    if isinstance(error, StageFailedError):
+        return error.command_exit_code != dvc_stage.BAD_INPUT_EXIT_CODE
+    return isinstance(error, TrackingError) or not isinstance(error, DanceflowError)
+
+
+_STEADY: dict[str, Any] = {
+    "retries": NUM_RETRIES,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=RETRY_BACKOFF_S),
+    "retry_condition_fn": worth_repeating,
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
+
+
+@task(name="stage", task_run_name="{stage}", **_STEADY)
+def run_stage(
+    root: Path,
+    stage: str,
+    *,
+    known: Outcome | None,
+    processes: ProcessGroups,
+    environment: Mapping[str, str] | None,
+    timeout_s: float | None,
+) -> StageResult:
+    """Bring one stage up to date; its output goes to the log as it comes.
+
+    Args:
+        root: the root of the DVC repository.
+        stage: the stage's name.
+        known: what comes out, where it is known without asking DVC again.
+        processes: where the running command is kept.
+        environment: what the command starts with; None: this process's.
+        timeout_s: seconds it may take; None: as long as it needs.
+    """
+    log = get_run_logger()
+    if known is not None:
+        log.info("Stage '%s' is %s", stage, known)
+        return StageResult(stage, known, 0.0)
+    return dvc_stage.reproduce(
+        root,
+        stage,
+        processes=processes,
+        report=log.info,
+        environment=environment,
+        timeout_s=timeout_s,
+    )
+
+
+@task(name="register", task_run_name="register", **_STEADY)
+def register_student(root: Path, params: Params) -> int:
+    """Register the student and return its version."""
+    number = promote.register(root, params)
+    get_run_logger().info("the student is version %d", number)
+    return number
+
+
+@task(name="gate", task_run_name="gate", **_STEADY)
+def pass_gate(root: Path, params: Params, number: int) -> Standing:
+    """Judge a version against the champion and set the aliases."""
+    standing = promote.consider(root, params, number)
+    log = get_run_logger()
+    for check in standing.verdict.checks:
+        log.info("%s: %s", "passed" if check.passed else "failed", check)
+    log.info("version %d is the %s", number, "champion" if standing.champion else "challenger")
+    return standing
+
+
+@flow(name="danceflow", persist_result=False)
+def run_pipeline(
+    overrides: dict[str, Any] | None = None,
+    recipe: Path | None = None,
+    name: str | None = None,
+    root: Path | None = None,
+    max_parallel: int = 1,
+    enter_registry: bool = True,
+    stage_timeout_s: float | None = None,
+) -> PipelineResult:
+    """Bring every stage up to date, then register and judge the student.
+
+    With overrides or a recipe it runs in a worktree of its own and is kept as a DVC experiment;
+    the checkout stays as it is.
+
+    Args:
+        overrides: new parameter values by dotted name.
+        recipe: a complete params file to use in place of ``params.yaml``.
+        name: the experiment's name; None: made from the recipe and the parameters.
+        root: the checkout; None: the one that the working folder lies in.
+        max_parallel: how many stages may run at once where the graph allows it.
+        enter_registry: False leaves the registry as it is.
+        stage_timeout_s: seconds that one stage may take; None: as long as it needs.
+    """
+    root = find_root(Path.cwd()) if root is None else root.resolve()
+    settings = _Settings(max_parallel, enter_registry, stage_timeout_s)
+    if recipe is None and not overrides and name is None:
+        return _run(root, load_params(Paths(root).params), None, settings)
+    checked = plan(root, recipe, overrides, name)
+    with experiment(root, checked) as place:
+        get_run_logger().info("experiment %s runs in %s", place.name, place.root)
+        return _run(place.root, checked.params, place, settings)
+
+
+@flow(name="danceflow-teachers", persist_result=False)
+def run_teachers(root: Path | None = None) -> tuple[StageResult, ...]:
+    """Train the teachers again: run their frozen stage and what it needs.
+
+    Args:
+        root: the checkout; None: the one that the working folder lies in.
+    """
+    root = find_root(Path.cwd()) if root is None else root.resolve()
+    load_params(Paths(root).params)
+    with dvc_stage.unfrozen(root, "teachers"), ProcessGroups() as processes:
+        nodes = dvc_stage.ancestry(dvc_stage.stage_graph(root), "teachers")
+        return _run_stages(root, nodes, processes, None, _Settings())
+
+
+def serve(root: Path, cron: str) -> None:
+    """Run the pipeline on a schedule, as long as this process runs; one run at a time.
+
+    Args:
+        root: the checkout.
+        cron: when, such as ``0 2 * * *``.
+
+    Raises:
+        UsageError: the schedule is none.
+    """
+    from flows.schedule import serve_flow
+
+    serve_flow(run_pipeline, root, cron)
+
+
+def _run(
+    root: Path,
+    params: Params,
+    place: Experiment | None,
+    settings: _Settings,
+) -> PipelineResult:
+    """Run the stages and what follows them, in a checkout or an experiment's worktree."""
+    paths = Paths(root)
+    register = settings.enter_registry and params.tracking.enabled
+    if register:
+        # Before hours of training; and a new database is made before stages share it.
+        open_store(TrackingSettings.of(root, params.tracking))
+    environment = None if place is None else place.environment
+    with ProcessGroups() as processes:
+        nodes = dvc_stage.stage_graph(root)
+        stages = _run_stages(root, nodes, processes, environment, settings)
+    if place is not None:
+        place.save()
+    summary = promote.read_summary(paths.summary)
+    standing = pass_gate(root, params, register_student(root, params)) if register else None
+    _show(paths, result_table(summary, stages, standing))
+    return PipelineResult(stages, summary, None if place is None else place.name, standing)
+
+
+def _run_stages(
+    root: Path,
+    nodes: tuple[StageNode, ...],
+    processes: ProcessGroups,
+    environment: Mapping[str, str] | None,
+    settings: _Settings,
+) -> tuple[StageResult, ...]:
+    """Run the stages in the order of the graph and return what happened to them.
+
+    After a failure nothing new starts; what runs beside it may end, and is not lost.
+    """
+    changed = dvc_stage.changed_stages(root)
+    up_to_date: set[str] = set()
+    futures: dict[str, PrefectFuture[StageResult]] = {}
+    ended: queue.SimpleQueue[PrefectFuture[StageResult]] = queue.SimpleQueue()
+    names: dict[UUID, str] = {}
+    results: dict[str, StageResult] = {}
+    waiting = {node.name: node for node in nodes}
+    num_running = 0
+    failed: str | None = None
+    while True:
+        for node in list(waiting.values()):
+            if failed or num_running >= settings.max_parallel:
+                break
+            if any(need not in results for need in node.needs):
+                continue
+            known = None
+            if node.name not in changed and up_to_date.issuperset(node.needs):
+                up_to_date.add(node.name)
+                known = Outcome.FROZEN if node.frozen else Outcome.UNCHANGED
+            del waiting[node.name]
+            future = run_stage.submit(
+                root,
+                node.name,
+                known=known,
+                processes=processes,
+                environment=environment,
+                timeout_s=settings.timeout_s,
+                wait_for=[futures[need] for need in node.needs],
+                return_state=False,
+            )
+            futures[node.name] = future
+            names[future.task_run_id] = node.name
+            future.add_done_callback(ended.put)
+            num_running += 1
+        if num_running == 0:
+            break
+        future = ended.get()
+        future.wait()
+        num_running -= 1
+        name = names[future.task_run_id]
+        if future.state.is_completed():
+            results[name] = future.result()
+        else:
+            failed = failed or name
+    if failed:
+        if waiting:
+            get_run_logger().error("not started: %s", ", ".join(waiting))
+        futures[failed].result()
+    return tuple(results.values())
+
+
+def _show(paths: Paths, table: str) -> None:
+    """Put the result into Prefect's artifacts."""
+    create_markdown_artifact(table, key="danceflow-result", description="Scores, gate and stages")
+    uri = picture(sample_sheets(paths.evaluations))
+    if uri is not None:
+        create_image_artifact(uri, key="danceflow-samples", description="Samples per capability")

@@ -1,0 +1,112 @@
+"""The result of a pipeline as Prefect shows it: a table and a picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from danceflow.registry.promotion import Standing
+from flows.dvc_stage import StageResult
+
+MAX_PICTURE_BYTES = 100_000  # of the whole data URI; Prefect keeps it in its database
+
+_WIDTH = 960
+
+
+def result_table(
+    summary: Mapping[str, Any], stages: Sequence[StageResult], standing: Standing | None
+) -> str:
+    """Return the result as Markdown: scores per capability, the gate's verdict, the stages.
+
+    Args:
+        summary: ``reports/summary.json``.
+        stages: what happened to each stage.
+        standing: how the student stands in the registry; None: it was not registered.
+    """
+    rows = [
+        "| capability | student | teacher | start | retention | samples |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in summary["capabilities"].items():
+        scores = " | ".join(_number(row.get(key)) for key in ("student", "teacher", "start"))
+        samples = row.get("num_samples", "")
+        rows.append(f"| {name} | {scores} | {_retention(row)} | {samples} |")
+    rows += ["", _verdict(standing), "", "| stage | outcome | seconds |", "|---|---|---|"]
+    rows += [f"| {stage.name} | {stage.outcome} | {stage.seconds:.1f} |" for stage in stages]
+    return "\n".join(rows) + "\n"
+
+
+def picture(paths: Iterable[Path]) -> str | None:
+    """Return image files, one below the other, as one PNG data URI; None when there is none.
+
+    Args:
+        paths: the files; the picture is made smaller until it fits ``MAX_PICTURE_BYTES``.
+    """
+    sheets = []
+    for path in paths:
+        with Image.open(path) as sheet:
+            sheets.append(sheet.convert("RGB"))
+    if not sheets:
+        return None
+    width = min(_WIDTH, max(sheet.width for sheet in sheets))
+    while True:
+        uri = _data_uri(_stack(sheets, width))
+        if len(uri) <= MAX_PICTURE_BYTES or width <= 16:
+            return uri
+        width = max(16, int(width * min(0.9, math.sqrt(MAX_PICTURE_BYTES / len(uri)))))
+
+
+def sample_sheets(folder: Path) -> list[Path]:
+    """Return the first image of every capability's folder below ``folder``."""
+    found = (sorted(place.glob("*.png")) for place in sorted(folder.glob("*")) if place.is_dir())
+    return [images[0] for images in found if images]
+
+
+def _stack(sheets: Sequence[Image.Image], width: int) -> Image.Image:
+    scaled = [
+        sheet.resize((width, max(1, round(sheet.height * width / sheet.width)))) for sheet in sheets
+    ]
+    whole = Image.new("RGB", (width, sum(sheet.height for sheet in scaled)))
+    top = 0
+    for sheet in scaled:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "-"
+
+
+def _retention(row: Mapping[str, Any]) -> str:
+    value, interval = row.get("retention"), row.get("retention_interval")
+    if not isinstance(value, int | float):
+        return "-"
+    if not interval:
+        return f"{value:.0%}"
+    return f"{value:.0%} ({interval[0]:.0%} to {interval[1]:.0%})"
+
+
+def _verdict(standing: Standing | None) -> str:
+    if standing is None:
+        return "Not registered."
+    if not standing.verdict.passed:
+        reasons = "".join(f"\n- {reason}" for reason in standing.verdict.reasons)
+        return f"Version {standing.version} does not pass the gate:\n{reasons}"
+    role = "champion" if standing.champion else "challenger"
+    note = " (it was rolled back once: `danceflow promote` makes it champion)" * (
+        standing.withdrawn and not standing.champion
+    )
+    return f"Version {standing.version} passes the gate and is the {role}{note}."
