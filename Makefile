@@ -51,7 +51,7 @@ ui: $(READY)  ## open the pages of MLflow and Prefect
 teachers: $(READY)  ## train the teachers again (hours on a CPU)
 	danceflow teachers
 
-clean:  ## remove caches, scratch and outputs that DVC can restore; keeps .venv and results
+clean:  ## remove caches and rolling checkpoints; keeps .venv, data, models and reports
 	rm -rf .danceflow .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov
 	rm -f .coverage .coverage.*
 	find src flows tests -name __pycache__ -type d -prune -exec rm -rf {} +

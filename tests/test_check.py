@@ -1,6 +1,7 @@
 """Every way in which the graph, the table, the code and the command line can disagree."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    (tmp_path / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", tmp_path / ".dvc")
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     for stage in STAGES.values():
         _write(tmp_path, stage.function.partition(":")[0], "def run(params, paths): ...\n")
     return tmp_path
@@ -229,9 +233,42 @@ def test_a_wrong_params_file_or_recipe_is_told(checkout: Path) -> None:
     _replace(checkout / "params.yaml", "seed: 0", "sed: 0")
     _replace(checkout / "recipes" / "smoke.yaml", "method: danceopd", "method: dance")
     problems = find_problems(checkout)
-    assert len(problems) == 2
+    assert len(problems) == 3
+    assert problems[2].startswith("the flow cannot start: ")
     assert "params.yaml: run.sed: unknown parameter" in problems[0]
     assert "smoke.yaml: distill.method: unknown method 'dance'" in problems[1]
+
+
+def test_a_flow_that_names_another_stage_is_told(checkout: Path) -> None:
+    (checkout / "flows").mkdir()
+    code = "nodes = dvc_stage.ancestry(graph, 'teacher')\nother.call('teacher')\n"
+    (checkout / "flows" / "pipeline.py").write_text(code)
+    assert find_problems(checkout) == [
+        (
+            "flows/pipeline.py: unknown stage 'teacher': did you mean 'teachers'? "
+            f"known are {', '.join(sorted(STAGES))}"
+        )
+    ]
+
+
+def test_a_graph_that_the_flow_cannot_read_is_told(checkout: Path) -> None:
+    with (checkout / "dvc.yaml").open("a") as graph:
+        graph.write("vars: [nowhere.yaml]\n")
+    (problem,) = find_problems(checkout)
+    assert problem.startswith("the flow cannot start: ")
+    assert "nowhere.yaml" in problem
+
+
+def test_a_stage_that_the_flow_would_not_run_is_told(checkout: Path) -> None:
+    (checkout / "sub").mkdir()
+    (checkout / "sub" / "dvc.yaml").write_text("stages:\n  more:\n    cmd: danceflow check\n")
+    changed = {name: stage for name, stage in STAGES.items() if name != "report"}
+    problems = find_problems(checkout, changed)
+    assert "the flow would run sub/dvc.yaml:more, which is not in danceflow.stages" in problems
+    assert "the flow would run report, which is not in danceflow.stages" in problems
+    _replace(checkout / "dvc.yaml", "  report:", "  reports:")
+    problems = find_problems(checkout)
+    assert "the flow would not run report of danceflow.stages" in problems
 
 
 def test_a_parameter_that_is_in_no_file_is_told(

@@ -59,10 +59,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
     """Flows that note how they were called."""
     noted: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
+    class Done(str):
+        summary = stages = standing = None
+
     def note(name: str) -> Callable[..., str]:
-        def called(*args: Any, **kwargs: Any) -> str:
+        def called(*args: Any, **kwargs: Any) -> Any:
             noted.append((name, args, kwargs))
-            return f"{name} done"
+            return Done(f"{name} done")
 
         return called
 
@@ -75,6 +78,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
         for name in names:
             setattr(fake, name, note(name))
         monkeypatch.setitem(sys.modules, module, fake)
+    table = ModuleType("flows.result")
+    table.result_table = lambda *args: "a table"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flows.result", table)
     return noted
 
 
@@ -122,7 +128,7 @@ def test_the_commands_are_frozen() -> None:
     }
     student = ["--device", "--from", "--guidance", "--num-steps", "--out", "--seed"]
     assert found == {
-        "run": ["--recipe", "--set", "-S"],
+        "run": ["--name", "--parallel", "--recipe", "--set", "-S"],
         "stage": ["--capability", "name"],
         "check": [],
         "teachers": [],
@@ -140,18 +146,18 @@ def test_run_hands_recipe_and_values_to_the_flow(
 ) -> None:
     recipe = str(ROOT / "recipes" / "smoke.yaml")
     assert danceflow("run")[0] == 0
-    assert (
-        danceflow("run", "--recipe", recipe, "-S", "run.seed=3", "--set", "cache.num_steps=2")[0]
-        == 0
-    )
-    assert calls == [
-        ("run_pipeline", (checkout,), {"recipe": None, "overrides": {}}),
-        (
-            "run_pipeline",
-            (checkout,),
-            {"recipe": Path(recipe), "overrides": {"run.seed": 3, "cache.num_steps": 2}},
-        ),
-    ]
+    values = ("-S", "run.seed=3", "--set", "cache.num_steps=2")
+    more = ("--name", "trial", "--parallel", "2")
+    assert danceflow("run", "--recipe", recipe, *values, *more)[:2] == (0, "a table\n")
+    plain = {"root": checkout, "recipe": None, "overrides": {}, "name": None, "max_parallel": 1}
+    changed = {
+        **plain,
+        "recipe": Path(recipe),
+        "overrides": {"run.seed": 3, "cache.num_steps": 2},
+        "name": "trial",
+        "max_parallel": 2,
+    }
+    assert calls == [("run_pipeline", (), plain), ("run_pipeline", (), changed)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Holds together what says the same thing twice: dvc.yaml, the stage table, the command line.
+"""Holds together what says the same thing twice: dvc.yaml, stages, command line and flow.
 
 Also what DVC cannot know: a stage's key must cover the code that its imports reach and the
 parameters that it reads, or a stale result would pass for a fresh one.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.config import Params, load_params, read_yaml
-from danceflow.errors import ConfigError
+from danceflow.errors import ConfigError, unknown_name
 from danceflow.stages import STAGES, Out, Stage
 
 # Modules without a part in any result: what they pass on, the parameters, is in every stage's key.
@@ -46,6 +46,7 @@ def find_problems(root: Path, stages: Mapping[str, Stage] = STAGES) -> list[str]
         *_command_problems(graph["stages"]),
         *_code_problems(root, stages),
         *_parameter_problems(root, stages),
+        *_flow_problems(root, stages),
     ]
 
 
@@ -163,6 +164,30 @@ def _parameter_problems(root: Path, stages: Mapping[str, Stage]) -> Iterator[str
                     yield f"danceflow.stages: stage {stage.name!r}: {path.name} has no {name!r}"
 
 
+def _flow_problems(root: Path, stages: Mapping[str, Stage]) -> Iterator[str]:
+    """Yield what the flow would run and the table does not know, and the other way round."""
+    from flows.dvc_graph import DvcError, stage_graph
+
+    for file in sorted((root / "flows").glob("*.py")):
+        for name in sorted(_stages_named(file) - stages.keys()):
+            yield f"flows/{file.name}: {unknown_name('stage', name, stages)}"
+    try:
+        params = load_params(root / "params.yaml")
+        found = {node.name for node in stage_graph(root)}
+    except (ConfigError, DvcError) as error:
+        yield f"the flow cannot start: {error}"
+        return
+    wanted = {
+        f"{stage.name}@{item}" if stage.matrix else stage.name
+        for stage in stages.values()
+        for item in (getattr(params, stage.matrix) if stage.matrix else ("",))
+    }
+    for name in sorted(found - wanted):
+        yield f"the flow would run {name}, which is not in danceflow.stages"
+    for name in sorted(wanted - found):
+        yield f"the flow would not run {name} of danceflow.stages"
+
+
 # ---------------------------------------------------------------------------------------------
 # dvc.yaml
 
@@ -237,6 +262,19 @@ def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
         is_typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
         if not is_typing:
             yield from _runtime_nodes(child)
+
+
+def _stages_named(file: Path) -> set[str]:
+    """Return the texts that a flow hands to the modules that know DVC: they are stage names."""
+    return {
+        argument.value
+        for node in ast.walk(_parse(file))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) in {"dvc_graph", "dvc_stage"}
+        for argument in node.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+    }
 
 
 def _functions(file: Path) -> set[str]:

@@ -61,6 +61,8 @@ def run(
         list[str] | None,
         typer.Option("--set", "-S", metavar="NAME=VALUE", help="Change one parameter."),
     ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the experiment.")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="How many stages may run at once.")] = 1,
 ) -> None:
     """Run the whole pipeline as a Prefect flow.
 
@@ -75,8 +77,12 @@ def run(
     load_params(source)
     parse_params(override(read_yaml(source), values), f"{source} with --set")
     from flows.pipeline import run_pipeline
+    from flows.result import result_table
 
-    run_pipeline(root, recipe=recipe, overrides=values)
+    result = run_pipeline(
+        root=root, recipe=recipe, overrides=values, name=name, max_parallel=parallel
+    )
+    typer.echo(result_table(result.summary, result.stages, result.standing))
 
 
 @app.command()
