@@ -1,0 +1,60 @@
+"""An endless, counter-based stream of training batches from the scenes world."""
+
+from collections.abc import Sequence
+from random import Random
+
+import torch
+from torch import Tensor
+
+from danceflow.fields import Condition, seed_for
+from danceflow.models.family import ModelFamily
+from danceflow.scenes.prompts import CATEGORIES, Sample, draw_sample
+from danceflow.scenes.render import render_codes
+from danceflow.scenes.world import Split
+
+
+def draw_pool(categories: Sequence[str], split: Split, num_samples: int, seed: int) -> list[Sample]:
+    """Returns ``num_samples`` samples that cycle through ``categories``, each from its own seed."""
+    return [
+        draw_sample(Random(seed_for(seed, f"{split}/{category}", 0, index)), category, split)
+        for index in range(num_samples)
+        for category in (categories[index % len(categories)],)
+    ]
+
+
+class SceneStream:
+    """Batches of (clean latents, condition) of one bucket's train split."""
+
+    def __init__(self, family: ModelFamily, bucket: str, num_samples: int, seed: int) -> None:
+        """Draws the pool and encodes its distinct prompts once."""
+        samples = draw_pool(CATEGORIES[bucket], "train", num_samples, seed)
+        self.family = family
+        self.seed = seed
+        self.image_size = family.latent_shape[-1]
+        self.targets = torch.tensor([s.target.codes() for s in samples])
+        self.sources = (
+            torch.tensor([s.source.codes() for s in samples if s.source is not None])
+            if samples[0].source is not None
+            else None
+        )
+        prompts = sorted({s.prompt for s in samples})
+        rows = {prompt: row for row, prompt in enumerate(prompts)}
+        self.prompt_rows = torch.tensor([rows[s.prompt] for s in samples])
+        parts = [
+            family.condition(prompts[start : start + 512]) for start in range(0, len(prompts), 512)
+        ]
+        names = [name for name in parts[0].tensors if name != "source"]
+        self.texts = {n: torch.cat([part.tensors[n] for part in parts]) for n in names}
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Condition]:
+        """Returns clean latents [B, C, H, W] and their condition, a function of (seed, step)."""
+        generator = torch.Generator().manual_seed(seed_for(self.seed, "batch", step, 0))
+        index = torch.randint(len(self.targets), (batch_size,), generator=generator)
+        tensors = {name: table[self.prompt_rows[index]] for name, table in self.texts.items()}
+        clean = self.family.encode(render_codes(self.targets[index], self.image_size))
+        if self.sources is None:
+            tensors["source"] = torch.zeros_like(clean)
+        else:
+            images = render_codes(self.sources[index], self.image_size)
+            tensors["source"] = self.family.encode(images)
+        return clean, Condition(tensors)

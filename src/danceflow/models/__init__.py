@@ -1,0 +1,1 @@
+"""Model families: one frozen-parts object per family that turns networks into velocity fields."""

@@ -1,0 +1,83 @@
+"""The contract between the training loop and a model family."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from danceflow.errors import WeightsError
+from danceflow.fields import Condition, VelocityField
+
+
+class ModelFamily(Protocol):
+    """The frozen parts of a family (text encoders, codec, grid) around exchangeable backbones.
+
+    A family has no loss, no optimiser and no training state. Its ``field`` normalises signs, time
+    scales and parametrisation, so that every network means v(z, sigma, cond) = dz/dsigma.
+    """
+
+    name: str
+    latent_shape: tuple[int, int, int]
+
+    def condition(self, prompts: Sequence[str], source_BCHW: Tensor | None = None) -> Condition:
+        """Returns the condition of ``prompts`` and, for edits, of source latents."""
+        ...
+
+    def null(self, condition: Condition) -> Condition:
+        """Returns ``condition`` with the empty prompt; the source image stays."""
+        ...
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Returns the words of ``prompt`` that the text encoder has no token for."""
+        ...
+
+    def field(self, backbone: nn.Module) -> VelocityField:
+        """Returns the velocity field of ``backbone``; fp32 in and out."""
+        ...
+
+    def grid(self, num_steps: int) -> Tensor:
+        """Returns the family's sigma grid, [num_steps + 1] float32 from 1 to 0."""
+        ...
+
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        """Returns the latents of images in [0, 1]."""
+        ...
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Returns the images of latents, float32 clamped to [0, 1]."""
+        ...
+
+    def new_backbone(self, seed: int) -> nn.Module:
+        """Returns an untrained backbone, a function of ``seed`` alone."""
+        ...
+
+    def load_backbone(self, folder: Path) -> nn.Module:
+        """Returns the float32 backbone saved in ``folder``; raises ``WeightsError`` if it cannot."""
+        ...
+
+    def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
+        """Writes ``backbone`` to ``folder`` in the family's own public format."""
+        ...
+
+    def save_frozen(self, folder: Path) -> None:
+        """Writes everything but the backbone to ``folder``; ``open_family`` reads it back."""
+        ...
+
+
+FAMILIES = {"sd3": "danceflow.models.sd3:Sd3Family"}
+"""Family name to ``module:class``; a family is one file and one line here."""
+
+
+def family_class(name: str) -> Any:
+    """Returns the class of the family ``name``; raises ``WeightsError`` for an unknown name."""
+    if name not in FAMILIES:
+        raise WeightsError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
+    module, _, attribute = FAMILIES[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def open_family(name: str, folder: Path) -> ModelFamily:
+    """Returns the family ``name`` with the frozen parts saved in ``folder``."""
+    return cast(ModelFamily, family_class(name).from_folder(folder))

@@ -1,0 +1,1 @@
+"""Training: the teachers of the embedded default, and the student."""

@@ -1,0 +1,151 @@
+"""Optimisers and the learning-rate schedule, as plain functions of a parameter list."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_MATCHED_RMS = 0.2
+
+
+def orthogonalise(matrices_NMK: Tensor, num_steps: int = 5) -> Tensor:
+    """Returns matrices with the singular vectors of the given ones and singular values near 1.
+
+    Quintic Newton-Schulz iteration X <- aX + (bA + cA^2)X with A = XX^T and the coefficients of
+    Jordan et al. (2024), in the dtype of the input.
+
+    Args:
+        matrices_NMK: [N, M, K] float32.
+        num_steps: iterations; five bring singular values into about [0.7, 1.2].
+    """
+    a, b, c = _NEWTON_SCHULZ
+    wide = matrices_NMK.shape[-2] <= matrices_NMK.shape[-1]
+    x = matrices_NMK if wide else matrices_NMK.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(num_steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum with orthogonalised updates for matrices, AdamW for every other parameter.
+
+    ``torch.optim.Muon`` runs its iterations in bfloat16, one matrix at a time, which processors
+    without bfloat16 units emulate. This one works in float32 on all matrices of one shape at once.
+    The update is scaled by 0.2 * sqrt(max(M, K)), so one learning rate and weight decay serve both
+    parts (Liu et al. 2025, arXiv 2502.16982).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        *,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        adam_scale: float = 0.5,
+    ) -> None:
+        """Groups the parameters.
+
+        Args:
+            params: parameters; those of two dimensions with both sizes above 1 are matrices.
+            lr: learning rate of the matrices.
+            momentum: Nesterov momentum of the matrices.
+            betas: AdamW's, for the rest.
+            weight_decay: decoupled, for matrices alone.
+            adam_scale: learning rate of the rest as a share of ``lr``.
+        """
+        params = list(params)
+        matrices = [p for p in params if p.ndim == 2 and min(p.shape) > 1]
+        rest = [p for p in params if not (p.ndim == 2 and min(p.shape) > 1)]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "lr": lr, "kind": "matrix", "weight_decay": weight_decay},
+            {"params": rest, "lr": lr * adam_scale, "kind": "rest", "weight_decay": 0.0},
+        ]
+        super().__init__(
+            [g for g in groups if g["params"]], {"momentum": momentum, "betas": betas, "eps": 1e-8}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Makes one update from the gradients; parameters without one are left alone."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["kind"] == "matrix":
+                self._step_matrices(params, group)
+            else:
+                self._step_rest(params, group)
+
+    def _step_matrices(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        for param in params:
+            by_shape[param.shape].append(param)
+        for shape, same in by_shape.items():
+            updates = []
+            for param in same:
+                state = self.state[param]
+                if not state:
+                    state["momentum"] = torch.zeros_like(param)
+                state["momentum"].lerp_(param.grad, 1 - group["momentum"])  # type: ignore[arg-type]
+                updates.append(torch.lerp(param.grad, state["momentum"], group["momentum"]))  # type: ignore[arg-type]
+            scale = group["lr"] * _MATCHED_RMS * math.sqrt(max(shape))
+            for param, update in zip(same, orthogonalise(torch.stack(updates)), strict=True):
+                param.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+
+    def _step_rest(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        first, second = group["betas"]
+        for param in params:
+            state = self.state[param]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["mean"] = torch.zeros_like(param)
+                state["square"] = torch.zeros_like(param)
+            state["step"] += 1
+            step = float(state["step"])
+            state["mean"].lerp_(param.grad, 1 - first)  # type: ignore[arg-type]
+            state["square"].mul_(second).addcmul_(param.grad, param.grad, value=1 - second)  # type: ignore[arg-type]
+            denominator = (state["square"] / (1 - second**step)).sqrt_().add_(group["eps"])
+            param.addcdiv_(state["mean"], denominator, value=-group["lr"] / (1 - first**step))
+
+
+def make_optimizer(
+    name: str, params: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Returns the named optimiser (``adamw`` or ``muon``); raises ``ValueError`` otherwise."""
+    if name == "adamw":
+        return torch.optim.AdamW(
+            params, lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay
+        )
+    if name == "muon":
+        return Muon(params, learning_rate, weight_decay=weight_decay)
+    raise ValueError(f"unknown optimizer {name!r}; known: adamw, muon")
+
+
+def schedule(step: int, num_updates: int, warmup: int, final: float = 0.02) -> float:
+    """Returns the learning-rate factor of update ``step``: linear warm-up, then a cosine.
+
+    Args:
+        step: 0 for the first update.
+        num_updates: updates in all; the factor ends near ``final``.
+        warmup: updates of linear warm-up.
+        final: the smallest factor.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_updates - warmup)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets every group's rate to ``factor`` times the rate it was made with."""
+    for group in optimizer.param_groups:
+        group.setdefault("base_lr", group["lr"])
+        group["lr"] = group["base_lr"] * factor

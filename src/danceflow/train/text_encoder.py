@@ -1,0 +1,125 @@
+"""Pretrains the embedded default's text encoder to read prompts.
+
+A pretrained text encoder knows what words mean before any image is drawn. The small one learns the
+same from text alone: linear heads on its pooled output must name every field of the request behind
+a prompt. Only training wordings and training pairs are shown. The heads are thrown away.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from random import Random
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from danceflow.fields import seed_for
+from danceflow.scenes.prompts import CATEGORIES, CORNERS, RELATIONS, Request, draw_sample
+from danceflow.scenes.world import BACKGROUND_NAMES, COLOR_NAMES, SHAPES, STYLES
+from danceflow.train.optim import schedule, set_learning_rate
+
+_LOG = logging.getLogger(__name__)
+
+_LABELS: Mapping[str, tuple[str | int | None, ...]] = {
+    "operation": ("create", "add", "remove", "replace", "recolor", "background", "style"),
+    "first_color": (None, *COLOR_NAMES),
+    "first_shape": (None, *SHAPES),
+    "second_color": (None, *COLOR_NAMES),
+    "second_shape": (None, *SHAPES),
+    "count": (1, 2, 3, 4),
+    "relation": (None, *RELATIONS),
+    "corner": (None, *CORNERS),
+    "background": (None, *BACKGROUND_NAMES),
+    "style": (None, *STYLES),
+}
+
+
+def request_labels(request: Request) -> list[int]:
+    """Returns the class of every field of ``request``, in the order of the heads."""
+    values = {
+        "operation": request.operation,
+        "first_color": request.first[0],
+        "first_shape": request.first[1],
+        "second_color": request.second[0],
+        "second_shape": request.second[1],
+        "count": request.count,
+        "relation": request.relation,
+        "corner": request.corner,
+        "background": request.background,
+        "style": request.style,
+    }
+    return [_LABELS[name].index(value) for name, value in values.items()]
+
+
+def pretrain_text_encoder(
+    tokenizer: object,
+    encoder: nn.Module,
+    *,
+    num_updates: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    num_samples: int = 40_000,
+) -> float:
+    """Trains ``encoder`` in place and returns the share of validation requests read whole.
+
+    Args:
+        tokenizer: the ``transformers`` tokenizer of the encoder.
+        encoder: a ``CLIPTextModelWithProjection``.
+        num_updates: AdamW updates.
+        batch_size: prompts per update.
+        learning_rate: peak of the cosine schedule.
+        seed: decides prompts, order and the heads' initial weights.
+        num_samples: prompts drawn for training.
+    """
+    categories = [c for group in CATEGORIES.values() for c in group]
+    tokens, labels = _draw(tokenizer, categories, num_samples, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "heads", 0, 0))
+        width = int(encoder.config.projection_dim)  # type: ignore[union-attr,arg-type]
+        heads = nn.ModuleList([nn.Linear(width, len(names)) for names in _LABELS.values()])
+    encoder.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        [*encoder.parameters(), *heads.parameters()], lr=learning_rate, weight_decay=0.01
+    )
+    bar = tqdm(range(num_updates), desc="text encoder", unit="update", mininterval=5)
+    for step in bar:
+        set_learning_rate(optimizer, schedule(step, num_updates, warmup=50))
+        generator = torch.Generator().manual_seed(seed_for(seed, "batch", step, 0))
+        index = torch.randint(len(tokens), (batch_size,), generator=generator)
+        pooled = encoder(tokens[index]).text_embeds
+        loss = torch.stack(
+            [
+                nn.functional.cross_entropy(head(pooled), labels[index, column])
+                for column, head in enumerate(heads)
+            ]
+        ).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{float(loss):.4f}")
+    encoder.eval().requires_grad_(False)
+    tokens, labels = _draw(tokenizer, categories, 2_000, seed + 1)
+    with torch.no_grad():
+        pooled = encoder(tokens).text_embeds
+        right = torch.stack([head(pooled).argmax(-1) for head in heads], dim=1) == labels
+    accuracy = float(right.all(dim=1).float().mean())
+    _LOG.info("text encoder reads %.1f %% of prompts whole", 100 * accuracy)
+    return accuracy
+
+
+def _draw(
+    tokenizer: object, categories: Sequence[str], num_samples: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    samples = [
+        draw_sample(
+            Random(seed_for(seed, "prompts", 0, i)), categories[i % len(categories)], "train"
+        )
+        for i in range(num_samples)
+    ]
+    batch = tokenizer(  # type: ignore[operator]
+        [s.prompt for s in samples], padding="max_length", return_tensors="pt"
+    )
+    return batch.input_ids, torch.tensor([request_labels(s.request) for s in samples])
