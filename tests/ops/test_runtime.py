@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,29 +80,40 @@ def test_prepare_imports_no_torch_but_reaches_it_later() -> None:
     assert _python(code, OMP_NUM_THREADS="2") == "1"
 
 
-def test_prepare_sets_torch_up_where_it_is_loaded() -> None:
-    code = (
-        "import torch\n"
-        "from danceflow.ops import runtime\n"
-        "from danceflow.schema import RunParams\n"
-        "runtime.prepare(RunParams(seed=3, device='cpu', dtype='float32', num_threads=2))\n"
-        "print(torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),"
-        " torch.initial_seed())"
-    )
-    assert _python(code, OMP_NUM_THREADS="1") == "2 True 3"
+@pytest.fixture
+def torch_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put back what a run's parameters change in this process."""
+    import torch
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "as before")
+    num_threads = torch.get_num_threads()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    state = torch.get_rng_state()
+    yield
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(is_deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fills
+    torch.set_rng_state(state)
 
 
-def test_a_device_that_is_not_there_is_told() -> None:
-    code = (
-        "import sys, torch\n"
-        "from danceflow.errors import UsageError\n"
-        "from danceflow.ops import runtime\n"
-        "from danceflow.schema import RunParams\n"
-        "run = RunParams(seed=3, device='cuda:97', dtype='float32', num_threads=1)\n"
-        "try: runtime.prepare_torch(run)\n"
-        "except UsageError as error: print(error)"
-    )
-    assert _python(code) == "run.device: there is no 'cuda:97' on this machine"
+@pytest.mark.usefixtures("torch_as_before")
+def test_the_parameters_win_over_the_environment() -> None:
+    import torch
+
+    runtime.prepare(RUN)
+    first = torch.rand(3)
+    runtime.prepare(RUN)
+    assert torch.equal(torch.rand(3), first)
+    assert torch.get_num_threads() == 2
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "as before"
+    with pytest.raises(UsageError, match=r"run\.device: there is no 'cuda:97' on this machine"):
+        runtime.prepare(RUN.model_copy(update={"device": "cuda:97"}))
 
 
 def test_too_little_disk_space_is_told_before_work_begins(tmp_path: Path) -> None:
@@ -155,6 +167,18 @@ def test_a_copy_of_the_checkout_runs_its_own_code(tmp_path: Path) -> None:
         "print('not replaced')"
     )
     assert _python(code, str(tmp_path), "stage", "x") == f"loaded {command} stage x"
+
+
+def test_the_copys_packages_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _checkout(tmp_path)
+    monkeypatch.setenv("DANCEFLOW_CHECKOUT", "another")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setattr(sys, "argv", ["danceflow", "stage", "x"])
+    called: list[object] = []
+    monkeypatch.setattr(os, "execv", lambda *args: called.extend(args))
+    runtime.use_code_of(tmp_path)
+    assert called == [sys.executable, [sys.executable, "-m", "danceflow.cli", "stage", "x"]]
+    assert os.environ["PYTHONPATH"] == f"{tmp_path}/src:{tmp_path}:/elsewhere"
 
 
 def test_the_checkouts_own_code_goes_on() -> None:
