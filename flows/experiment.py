@@ -28,7 +28,7 @@ from danceflow.errors import StageError, UsageError
 from danceflow.ops.files import fingerprint
 from danceflow.ops.runtime import git_identity
 from danceflow.paths import Paths
-from flows import dvc_stage
+from flows import dvc_graph, dvc_stage
 
 logger = logging.getLogger(__name__)
 
@@ -127,12 +127,12 @@ def experiment(root: Path, plan: Plan) -> Iterator[Experiment]:
         _git(root, "worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), "HEAD")
         _git(folder, "read-tree", "-u", "--reset", tree)
         inside = folder / _git(root, "rev-parse", "--show-prefix")
-        dvc_stage.share_cache(root, inside)
+        dvc_graph.share_cache(root, inside)
         _share_work(paths, Paths(inside))
         if plan.recipe is not None:
             shutil.copyfile(plan.recipe, Paths(inside).params)
-        dvc_stage.write_parameters(Paths(inside).params, plan.overrides)
-        dvc_stage.checkout_sources(inside)
+        dvc_graph.write_parameters(Paths(inside).params, plan.overrides)
+        dvc_graph.checkout_sources(inside)
         yield Experiment(plan.name, inside, environment)
     finally:
         _remove(root, folder)

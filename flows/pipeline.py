@@ -25,8 +25,9 @@ from danceflow.errors import DanceflowError, TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store
 from danceflow.paths import Paths, find_root
 from danceflow.registry.promotion import Standing
-from flows import dvc_stage, promote
-from flows.dvc_stage import Outcome, StageFailedError, StageNode, StageResult, StageStoppedError
+from flows import dvc_graph, dvc_stage, promote
+from flows.dvc_graph import StageNode
+from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, experiment, plan
 from flows.processes import ProcessGroups
 from flows.result import picture, result_table, sample_sheets
@@ -57,6 +58,7 @@ class _Settings:
     max_parallel: int = 1
     enter_registry: bool = True
     timeout_s: float | None = None
+    force: str | None = None
 
 
 def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
@@ -90,6 +92,7 @@ def run_stage(
     processes: ProcessGroups,
     environment: Mapping[str, str] | None,
     timeout_s: float | None,
+    force: bool,
 ) -> StageResult:
     """Bring one stage up to date; its output goes to the log as it comes.
 
@@ -100,6 +103,7 @@ def run_stage(
         processes: where the running command is kept.
         environment: what the command starts with; None: this process's.
         timeout_s: seconds it may take; None: as long as it needs.
+        force: run it also when nothing changed.
     """
     log = get_run_logger()
     if known is not None:
@@ -112,6 +116,7 @@ def run_stage(
         report=log.info,
         environment=environment,
         timeout_s=timeout_s,
+        force=force,
     )
 
 
@@ -178,8 +183,8 @@ def run_teachers(root: Path | None = None) -> tuple[StageResult, ...]:
     root = find_root(Path.cwd()) if root is None else root.resolve()
     load_params(Paths(root).params)
     with dvc_stage.unfrozen(root, "teachers"), ProcessGroups() as processes:
-        nodes = dvc_stage.ancestry(dvc_stage.stage_graph(root), "teachers")
-        return _run_stages(root, nodes, processes, None, _Settings())
+        nodes = dvc_graph.ancestry(dvc_graph.stage_graph(root), "teachers")
+        return _run_stages(root, nodes, processes, None, _Settings(force="teachers"))
 
 
 def serve(root: Path, cron: str) -> None:
@@ -211,7 +216,7 @@ def _run(
         open_store(TrackingSettings.of(root, params.tracking))
     environment = None if place is None else place.environment
     with ProcessGroups() as processes:
-        nodes = dvc_stage.stage_graph(root)
+        nodes = dvc_graph.stage_graph(root)
         stages = _run_stages(root, nodes, processes, environment, settings)
     if place is not None:
         place.save()
@@ -232,7 +237,7 @@ def _run_stages(
 
     After a failure nothing new starts; what runs beside it may end, and is not lost.
     """
-    changed = dvc_stage.changed_stages(root)
+    changed = dvc_graph.changed_stages(root)
     up_to_date: set[str] = set()
     futures: dict[str, PrefectFuture[StageResult]] = {}
     ended: queue.SimpleQueue[PrefectFuture[StageResult]] = queue.SimpleQueue()
@@ -248,7 +253,8 @@ def _run_stages(
             if any(need not in results for need in node.needs):
                 continue
             known = None
-            if node.name not in changed and up_to_date.issuperset(node.needs):
+            stale = node.name in changed or node.name == settings.force
+            if not stale and up_to_date.issuperset(node.needs):
                 up_to_date.add(node.name)
                 known = Outcome.FROZEN if node.frozen else Outcome.UNCHANGED
             del waiting[node.name]
@@ -259,6 +265,7 @@ def _run_stages(
                 processes=processes,
                 environment=environment,
                 timeout_s=settings.timeout_s,
+                force=node.name == settings.force,
                 wait_for=[futures[need] for need in node.needs],
                 return_state=False,
             )

@@ -51,7 +51,7 @@ stages:
 metrics: [reports/summary.json]
 """
 
-STAGE = '''
+STAGE = """
 import json, os, subprocess, sys, time
 from pathlib import Path
 import yaml
@@ -112,7 +112,7 @@ if name == "report":
     Path("reports/evaluate/t2i").mkdir(parents=True)
     Image.new("RGB", (64, 32), "red").save("reports/evaluate/t2i/grid.png")
 note(f"{stage} ends")
-'''
+"""
 
 
 class Project:
@@ -180,9 +180,7 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def project_template(
-    tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path
-) -> Path:
+def project_template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Path:
     """A committed project in which nothing ran yet."""
     folder = tmp_path_factory.mktemp("project-template")
     project = Project(folder)

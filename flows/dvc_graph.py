@@ -1,0 +1,196 @@
+"""DVC's graph and its files, read and set through DVC's own library.
+
+Whether a stage is stale, what its outputs hash to and where they are cached is DVC's business;
+``flows.dvc_stage`` runs its command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danceflow.errors import StageError, unknown_name
+
+
+class DvcError(StageError):
+    """DVC itself refused: no repository, an invalid ``dvc.yaml``, a cycle, a broken lock file."""
+
+
+@dataclass(frozen=True)
+class StageNode:
+    """One stage of DVC's graph; ``needs`` names the stages that must be up to date before it."""
+
+    name: str
+    needs: tuple[str, ...]
+    frozen: bool
+
+
+def stage_graph(root: Path) -> tuple[StageNode, ...]:
+    """Return the stages of DVC's graph, each after everything it needs.
+
+    Files tracked with ``dvc add`` have no command and are left out.
+
+    Args:
+        root: a folder of the DVC repository.
+
+    Raises:
+        DvcError: the folder is no DVC repository, or its graph is invalid.
+    """
+    with _repo(root) as repo:
+        graph = repo.index.graph
+        stages = {_name(stage): stage for stage in graph.nodes if stage.cmd}
+        needs = {
+            name: tuple(sorted(_name(dep) for dep in graph.successors(stage) if dep.cmd))
+            for name, stage in stages.items()
+        }
+        frozen = {name: bool(stage.frozen) for name, stage in stages.items()}
+    return tuple(StageNode(name, needs[name], frozen[name]) for name in _ordered(needs))
+
+
+def ancestry(nodes: Sequence[StageNode], name: str) -> tuple[StageNode, ...]:
+    """Return a stage and everything it needs, in the given order.
+
+    Raises:
+        DvcError: there is no such stage.
+    """
+    known = {node.name: node for node in nodes}
+    if name not in known:
+        raise DvcError(unknown_name("stage", name, known))
+    wanted = {name}
+    for node in reversed(nodes):  # a stage comes after everything it needs
+        if node.name in wanted:
+            wanted.update(node.needs)
+    return tuple(node for node in nodes if node.name in wanted)
+
+
+def changed_stages(root: Path) -> frozenset[str]:
+    """Return the names of the stages whose inputs, outputs, parameters or command changed.
+
+    A stage that is not named here and none of whose ancestors is named needs no command at all.
+    When another DVC command holds the repository, every stage counts as changed.
+
+    Args:
+        root: a folder of the DVC repository.
+
+    Raises:
+        DvcError: DVC cannot read the repository.
+    """
+    from dvc.lock import LockError
+
+    with _repo(root) as repo, _quiet("dvc.repo.status"):
+        names = {stage.addressing: _name(stage) for stage in repo.index.stages}
+        try:
+            status = repo.status()
+        except LockError:
+            return frozenset(names.values())
+        return frozenset(names[address] for address in status)
+
+
+def checkout_sources(root: Path) -> None:
+    """Bring the files tracked with ``dvc add`` into ``root`` from the cache (a fresh worktree).
+
+    Args:
+        root: the root of the DVC repository.
+
+    Raises:
+        DvcError: a file is not in the cache.
+    """
+    with _repo(root) as repo:
+        targets = [stage.path for stage in repo.index.stages if stage.is_data_source]
+        if targets:
+            repo.checkout(targets=targets, force=True)
+
+
+def share_cache(root: Path, worktree: Path) -> None:
+    """Let a worktree use the checkout's cache and its local settings.
+
+    Args:
+        root: the root of the DVC repository in the checkout.
+        worktree: its counterpart in the worktree; only its ``.dvc/config.local`` is written.
+
+    Raises:
+        DvcError: DVC cannot read one of the two.
+    """
+    with _repo(root) as main, _repo(worktree) as repo:
+        local = main.config.read("local")  # with absolute paths
+        with repo.config.edit("local") as config:
+            for section, values in local.items():
+                config.setdefault(section, {}).update(values)
+            config.setdefault("cache", {})["dir"] = main.cache.local_cache_dir
+
+
+def write_parameters(path: Path, values: Mapping[str, object]) -> None:
+    """Set dotted keys in a YAML parameter file in place, keeping its comments and order.
+
+    Args:
+        path: the parameter file.
+        values: dotted key to value; the keys exist (``config.load_params`` checks them before).
+    """
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(path) as document:
+        for key, value in values.items():
+            *parents, last = key.split(".")
+            section = document
+            for parent in parents:
+                section = section[parent]
+            section[last] = value
+
+
+def _name(stage: Any) -> str:
+    """Return how ``dvc repro``, called at the repository's root, names the stage."""
+    if not stage.cmd:
+        return str(stage.path_in_repo)
+    return stage.name if stage.path_in_repo == "dvc.yaml" else f"{stage.path_in_repo}:{stage.name}"
+
+
+@contextlib.contextmanager
+def _repo(root: Path) -> Iterator[Any]:
+    """Open the DVC repository; DVC's own exceptions leave as ``DvcError``."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            yield repo
+    except DvcException as error:
+        raise DvcError(f"DVC in {root}: {_chain(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a logger's warnings back: a stage is frozen on purpose."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _chain(error: BaseException) -> str:
+    """Return the messages of an exception and its causes, the nearest first."""
+    parts: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        text = str(current).strip()
+        if text and text not in parts:
+            parts.append(text)
+        current = current.__cause__
+    return ": ".join(parts) or type(error).__name__
+
+
+def _ordered(needs: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Return the names with each after its needs, otherwise in the given order (Kahn, stable)."""
+    order: list[str] = []
+    left = dict(needs)
+    while left:
+        ready = next(name for name, need in left.items() if not any(item in left for item in need))
+        order.append(ready)
+        del left[ready]
+    return order

@@ -1,0 +1,226 @@
+import pickle
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from danceflow.errors import StageError
+from flows.dvc_graph import (
+    DvcError,
+    StageNode,
+    ancestry,
+    changed_stages,
+    checkout_sources,
+    stage_graph,
+    write_parameters,
+)
+from flows.dvc_stage import (
+    Outcome,
+    StageFailedError,
+    StageStoppedError,
+    reproduce,
+    stage_environment,
+    unfrozen,
+)
+from flows.processes import ProcessGroups
+
+
+def repro(root: Path, stage: str, **options) -> tuple[Outcome, list[str]]:
+    lines: list[str] = []
+    with ProcessGroups() as processes:
+        result = reproduce(root, stage, processes=processes, report=lines.append, **options)
+    assert result.name == stage
+    return result.outcome, lines
+
+
+def set_command(root: Path, command: str) -> None:
+    path = root / "dvc.yaml"
+    path.write_text(path.read_text().replace("echo ${word} > a && echo first ran", command))
+
+
+def test_the_graph_is_dvcs_own_in_an_order_that_can_be_run(repository):
+    assert stage_graph(repository) == (
+        StageNode("first", (), False),
+        StageNode("fixed", ("first",), True),
+        StageNode("both@1", ("first",), False),
+        StageNode("both@2", ("first",), False),
+        StageNode("last", ("both@1", "both@2", "fixed"), False),
+    )
+
+
+def test_ancestry_keeps_what_a_stage_needs(repository):
+    nodes = stage_graph(repository)
+    assert [node.name for node in ancestry(nodes, "both@2")] == ["first", "both@2"]
+    with pytest.raises(DvcError, match=r"unknown stage 'lost': did you mean 'last'\?"):
+        ancestry(nodes, "lost")
+
+
+def test_a_folder_without_dvc_and_a_broken_graph_are_named(tmp_path, repository):
+    with pytest.raises(DvcError, match="not inside of a DVC repository"):
+        stage_graph(tmp_path)
+    (repository / "dvc.yaml").write_text("stages:\n  a:\n    command: echo\n")
+    with pytest.raises(DvcError, match="dvc.yaml"):
+        stage_graph(repository)
+    with pytest.raises(StageError):
+        changed_stages(repository)
+
+
+def test_a_stage_runs_once_and_is_restored_from_the_run_cache(repository):
+    assert changed_stages(repository) >= {"first", "both@1", "both@2", "last"}
+    outcome, lines = repro(repository, "first")
+    assert outcome is Outcome.RAN
+    assert "first ran" in lines
+    assert not any("dvc push" in line or "git add" in line for line in lines)
+    assert repro(repository, "fixed")[0] is Outcome.FROZEN
+    assert changed_stages(repository) == {"both@1", "both@2", "last"}
+    assert repro(repository, "first")[0] is Outcome.UNCHANGED
+
+    write_parameters(repository / "params.yaml", {"word": "two"})
+    assert repro(repository, "first")[0] is Outcome.RAN
+    write_parameters(repository / "params.yaml", {"word": "one"})
+    outcome, lines = repro(repository, "first")
+    assert outcome is Outcome.RESTORED
+    assert "first ran" not in lines
+    assert (repository / "a").read_text() == "one\n"
+
+
+def test_while_another_command_holds_the_repository_everything_counts_as_changed(
+    repository, monkeypatch
+):
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    def refuse(self):
+        raise LockError("held")
+
+    monkeypatch.setattr(Repo, "status", refuse)
+    assert "fixed" in changed_stages(repository)
+
+
+def test_a_frozen_stage_does_not_run_until_it_is_unfrozen(repository):
+    repro(repository, "first")
+    outcome, _ = repro(repository, "fixed")
+    assert outcome in {Outcome.FROZEN, Outcome.UNCHANGED}
+    assert (repository / "f").read_text() == "committed\n"
+    before = (repository / "dvc.yaml").read_bytes()
+    with pytest.raises(RuntimeError), unfrozen(repository, "fixed"):
+        assert not any(node.frozen for node in stage_graph(repository))
+        assert repro(repository, "fixed")[0] is Outcome.UNCHANGED
+        assert repro(repository, "fixed", force=True)[0] is Outcome.RAN
+        raise RuntimeError
+    assert (repository / "f").read_text() == "changed\n"
+    assert (repository / "dvc.yaml").read_bytes() == before
+    with pytest.raises(DvcError, match="unfreeze"), unfrozen(repository, "nothing"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("command", "stage_code", "exit_code"), [("exit 2", 2, 2), ("echo oh no; exit 7", 7, 1)]
+)
+def test_a_failure_says_what_the_stage_exited_with(repository, command, stage_code, exit_code):
+    set_command(repository, command)
+    with pytest.raises(StageFailedError, match=f"'first' failed .exit code {stage_code}") as caught:
+        repro(repository, "first")
+    assert caught.value.command_exit_code == stage_code
+    assert caught.value.exit_code == exit_code
+    assert ("oh no" in str(caught.value)) == (stage_code == 7)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.stage, copy.exit_code) == (str(caught.value), "first", exit_code)
+
+
+def test_a_failure_of_dvc_itself_is_told_from_one_of_the_stage(repository):
+    with pytest.raises(StageFailedError, match="dvc failed .*'nothing' not found") as caught:
+        repro(repository, "nothing")
+    assert caught.value.command_exit_code is None
+    assert caught.value.exit_code == 1
+
+
+def test_output_comes_while_the_stage_runs(repository):
+    set_command(repository, "echo begun; while [ ! -e go ]; do sleep 0.05; done; echo one > a")
+    seen = threading.Event()
+
+    def report(line: str) -> None:
+        if line == "begun":
+            seen.set()
+            (repository / "go").touch()
+
+    with ProcessGroups() as processes:
+        reproduce(repository, "first", processes=processes, report=report, timeout_s=60)
+    assert seen.is_set()
+
+
+def sleeper(repository: Path) -> None:
+    set_command(repository, "sleep 300 & echo begun; sleep 300")
+
+
+def num_sleepers(root: Path) -> int:
+    count = 0
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if (place / "cwd").readlink() == root:
+                count += (place / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            continue
+    return count
+
+
+def test_time_that_is_up_ends_the_whole_group(repository):
+    sleeper(repository)
+    with pytest.raises(StageStoppedError, match="ended after 3 s"):
+        repro(repository, "first", timeout_s=3)
+    assert num_sleepers(repository) == 0
+
+
+def test_stopping_ends_the_whole_group_and_the_stage_works_afterwards(repository):
+    sleeper(repository)
+    with ProcessGroups() as processes:
+
+        def report(line: str) -> None:
+            if line == "begun":
+                threading.Thread(target=processes.stop).start()
+
+        begin = time.monotonic()
+        with pytest.raises(StageStoppedError, match="the flow was cancelled"):
+            reproduce(repository, "first", processes=processes, report=report)
+        assert time.monotonic() - begin < 60
+        assert num_sleepers(repository) == 0
+        with pytest.raises(StageStoppedError, match="was not started"):
+            reproduce(repository, "first", processes=processes, report=report)
+    path = repository / "dvc.yaml"
+    path.write_text(path.read_text().replace("sleep 300 & echo begun; sleep 300", "echo 1 > a"))
+    assert repro(repository, "first")[0] is Outcome.RAN
+
+
+def test_a_mistake_in_the_log_leaves_no_process(repository):
+    sleeper(repository)
+
+    def report(line: str) -> None:
+        if line == "begun":
+            raise RuntimeError("the log is full")
+
+    with pytest.raises(RuntimeError), ProcessGroups() as processes:
+        reproduce(repository, "first", processes=processes, report=report)
+    assert num_sleepers(repository) == 0
+
+
+def test_a_stage_finds_this_interpreter_first():
+    folder = str(Path(sys.executable).parent)
+    changed = stage_environment({"PATH": "/bin", "A": "b"})
+    assert changed["PATH"] == f"{folder}:/bin"
+    assert changed["A"] == "b"
+    assert stage_environment({"PATH": f"{folder}:/bin"})["PATH"] == f"{folder}:/bin"
+    assert folder in stage_environment({})["PATH"]
+
+
+def test_parameters_are_set_in_place(repository):
+    path = repository / "params.yaml"
+    write_parameters(path, {"word": "two", "nested.depth": 1e-05})
+    assert path.read_text() == "# the word\nword: two  # said first\nnested:\n  depth: 1e-05\n"
+
+
+def test_sources_come_from_the_cache(repository):
+    (repository / "raw").unlink()
+    checkout_sources(repository)
+    assert (repository / "raw").read_text() == "raw"

@@ -1,0 +1,210 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from danceflow.config import load_params
+from danceflow.errors import ConfigError, UsageError
+from danceflow.paths import Paths
+from flows.experiment import Plan, experiment, plan
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def dvc(root: Path, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def checkout(repository: Path) -> Path:
+    """The repository with a params file that danceflow knows."""
+    (repository / "params.yaml").write_text((ROOT / "params.yaml").read_text() + "\n")
+    path = repository / "dvc.yaml"
+    path.write_text(path.read_text().replace("${word}", "w").replace("[word]", "[distill]"))
+    git(repository, "commit", "-qam", "params")
+    return repository
+
+
+def any_plan(name: str = "trial", **overrides: object) -> Plan:
+    return Plan(name, None, overrides, load_params(ROOT / "params.yaml"))
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not {".git", ".danceflow", "tmp"} & set(path.relative_to(root).parts)
+    }
+
+
+# ---------------------------------------------------------------------------------- planning
+
+
+def test_a_plan_has_the_same_name_for_the_same_parameters(checkout):
+    first = plan(checkout, None, {"distill.num_steps": 8}, None)
+    again = plan(checkout, None, {"distill.num_steps": 8}, None)
+    other = plan(checkout, None, {"distill.num_steps": 4}, None)
+    assert first.params.distill.num_steps == 8
+    assert first.name == again.name != other.name
+    assert first.name.startswith("run-")
+    recipe = plan(checkout, ROOT / "recipes" / "smoke.yaml", None, None)
+    assert recipe.name.startswith("smoke-")
+    assert recipe.params == load_params(ROOT / "recipes" / "smoke.yaml")
+    assert plan(checkout, None, {}, "mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"distill.num_stepz": 8}, "did you mean 'num_steps'"),
+        ({"distill.num_steps": "many"}, "distill.num_steps"),
+        ({"distill.method": "dance"}, "unknown method 'dance'"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_anything_is_made(checkout, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(checkout, None, overrides, None)
+    assert not (checkout / ".danceflow").exists()
+
+
+def test_a_missing_recipe_and_a_bad_name_are_refused(checkout):
+    with pytest.raises(ConfigError, match="no such file"):
+        plan(checkout, checkout / "recipes" / "none.yaml", None, None)
+    with pytest.raises(UsageError, match="'a/b': use letters"):
+        plan(checkout, None, None, "a/b")
+
+
+def test_an_experiment_needs_a_commit_to_start_from(tmp_path):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    git(tmp_path, "init", "-q")
+    with pytest.raises(UsageError, match="there is none yet"):
+        plan(tmp_path, None, None, None)
+
+
+# ---------------------------------------------------------------------------------- worktrees
+
+
+def test_the_worktree_has_the_parameters_and_the_checkout_stays(checkout):
+    before = files(checkout)
+    checked = plan(checkout, None, {"distill.num_steps": 8}, "trial")
+    with experiment(checkout, checked) as place:
+        assert load_params(Paths(place.root).params) == checked.params
+        assert "# " in Paths(place.root).params.read_text()
+        assert (place.root / "raw").read_text() == "raw"
+        assert place.environment["DVC_EXP_NAME"] == "trial"
+        (place.root / "a").write_text("made here")
+        assert files(checkout) == before
+        assert git(checkout, "status", "--porcelain") == ""
+    assert files(checkout) == before
+    assert git(checkout, "worktree", "list").count("\n") == 0
+    assert list((checkout / ".danceflow" / "worktrees").iterdir()) == []
+
+
+def test_a_recipe_takes_the_place_of_the_parameters(checkout):
+    recipe = ROOT / "recipes" / "smoke.yaml"
+    with experiment(checkout, plan(checkout, recipe, {"run.seed": 7}, None)) as place:
+        assert load_params(Paths(place.root).params).run.seed == 7
+        assert Paths(place.root).params.read_text().startswith(recipe.read_text()[:200])
+
+
+def test_changes_go_along_and_new_files_are_named(checkout, caplog):
+    (checkout / "f").write_text("changed, not committed")
+    (checkout / "added").write_text("known to git")
+    git(checkout, "add", "added")
+    (checkout / "new").write_text("unknown to git")
+    (checkout / "raw.dvc").rename(checkout / "gone.dvc")
+    (checkout / "a").write_text("ignored")
+    status = git(checkout, "status", "--porcelain")
+    with experiment(checkout, any_plan()) as place:
+        assert (place.root / "f").read_text() == "changed, not committed"
+        assert (place.root / "added").read_text() == "known to git"
+        assert not (place.root / "raw.dvc").exists()
+        assert not (place.root / "new").exists()
+        assert not (place.root / "a").exists()
+    assert "git does not know them: gone.dvc, new" in caplog.text
+    assert git(checkout, "status", "--porcelain") == status
+
+
+def test_a_failure_removes_the_worktree(checkout):
+    with pytest.raises(RuntimeError), experiment(checkout, any_plan()) as place:
+        raise RuntimeError
+    assert not place.root.exists()
+    with pytest.raises(KeyError), experiment(checkout, any_plan(**{"no.such": 1})):
+        pass
+    assert git(checkout, "worktree", "list").count("\n") == 0
+
+
+def test_what_a_killed_run_left_is_removed(checkout):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    left = checkout / ".danceflow" / "worktrees" / f"old.{process.pid}"
+    git(checkout, "worktree", "add", "-q", "--detach", str(left))
+    other = checkout / ".danceflow" / "worktrees" / f"other.{os.getppid()}"
+    other.mkdir()
+    with experiment(checkout, any_plan()):
+        assert not left.exists()
+        assert other.exists()
+
+
+def test_checkpoints_are_shared_with_the_checkout_and_outlive_the_worktree(checkout):
+    with experiment(checkout, any_plan()) as place:
+        work = Paths(place.root).work("0123")
+        work.mkdir()
+        (work / "state.pt").write_text("step 7")
+    assert (Paths(checkout).work("0123") / "state.pt").read_text() == "step 7"
+
+
+def test_an_experiment_is_saved_without_a_git_identity_and_seen_by_the_checkout(
+    checkout, monkeypatch, tmp_path
+):
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.delenv(f"GIT_{role}_NAME")
+        monkeypatch.delenv(f"GIT_{role}_EMAIL")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (checkout / "f").write_text("changed, not committed\n")
+    with experiment(checkout, plan(checkout, None, {"distill.num_steps": 8}, "trial")) as place:
+        dvc(place.root, "repro", "-q")
+        place.save()
+        lock = (place.root / "dvc.lock").read_text()
+    assert git(checkout, "status", "--porcelain").split() == ["M", "f"]
+    assert not (checkout / "a").exists()
+    (ref,) = git(checkout, "for-each-ref", "--format=%(refname)", "refs/exps/*/*/trial").split()
+    assert git(checkout, "show", f"{ref}:dvc.lock") == lock.strip()
+    assert "num_steps: 8" in git(checkout, "show", f"{ref}:params.yaml")
+    assert git(checkout, "show", f"{ref}:f") == "changed, not committed"
+    assert git(checkout, "rev-parse", f"{ref}^") == git(checkout, "rev-parse", "HEAD")
+    assert "trial" in dvc(checkout, "exp", "show", "--csv")
+
+
+def test_a_repository_below_the_top_of_git_works(checkout, tmp_path):
+    top = tmp_path / "top"
+    top.mkdir()
+    git(top, "init", "-q")
+    dvc(top, "--version")
+    inner = top / "inner"
+    inner.mkdir()
+    for name in ("dvc.yaml", "params.yaml", "f", ".gitignore"):
+        (inner / name).write_bytes((checkout / name).read_bytes())
+    dvc(inner, "init", "--subdir", "-q")
+    git(top, "add", "-A")
+    git(top, "commit", "-qm", "first")
+    with experiment(inner, any_plan()) as place:
+        assert place.root.name == "inner"
+        assert Paths(place.root).params.is_file()
+    assert git(top, "status", "--porcelain") == ""

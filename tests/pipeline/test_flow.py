@@ -1,0 +1,298 @@
+"""The flow on a real Prefect server, real DVC and a real MLflow store."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from danceflow.errors import ConfigError, TrackingError
+from danceflow.ops.tracking import open_store
+from danceflow.registry.promotion import CHAMPION, Promotions
+from flows.dvc_stage import Outcome, StageFailedError, StageStoppedError
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.usefixtures("prefect_server")]
+
+ALL = ["prepare", "teachers", "cache@t2i", "cache@local_edit", "distill", "report"]
+EXECUTED = [name for name in ALL if name != "teachers"]
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeat a failed stage without the pause."""
+    import flows.pipeline
+
+    quick = flows.pipeline.run_stage.with_options(retry_delay_seconds=0)
+    monkeypatch.setattr(flows.pipeline, "run_stage", quick)
+
+
+@pytest.fixture
+def untracked(project):
+    """The project with tracking off: the stages take no time at all."""
+    path = project.root / "params.yaml"
+    path.write_text(path.read_text().replace("enabled: true", "enabled: false"))
+    project.commit()
+    return project
+
+
+def outcomes(result) -> dict[str, str]:
+    return {stage.name: stage.outcome.value for stage in result.stages}
+
+
+def artifacts(key: str) -> list:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+        return client.read_artifacts(artifact_filter=wanted)
+
+
+def logged_lines(deadline_s: float = 30.0) -> Iterator[str]:
+    """Yield messages that the server got; they arrive in batches."""
+    from prefect.client.orchestration import get_client
+
+    end = time.monotonic() + deadline_s
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < end:
+            for record in client.read_logs(limit=200):
+                yield record.message
+            time.sleep(0.5)
+
+
+def test_three_doors_lead_to_one_result(project, settings):
+    """The flow, ``dvc repro`` and ``dvc exp run`` agree; what comes second executes nothing."""
+    from flows.pipeline import run_pipeline
+
+    first = run_pipeline(root=project.root)
+    assert project.began() == EXECUTED
+    assert [stage.name for stage in first.stages] == ALL
+    assert first.experiment is None
+    assert first.summary["capabilities"]["t2i"]["student"] == 0.6
+    assert not first.standing.champion
+    assert first.standing.verdict.reasons[0].startswith("t2i: keeps 60.0%")
+    table, picture = artifacts("danceflow-result"), artifacts("danceflow-samples")
+    assert "| t2i | 0.6 | 1 | 0.1 | 60% (59% to 61%) | 4 |" in table[-1].data
+    assert picture[-1].data.startswith("data:image/png;base64,")
+    assert "distill: hello" in logged_lines()
+    lock = (project.root / "dvc.lock").read_bytes()
+
+    project.run("dvc", "repro")
+    second = run_pipeline(root=project.root)
+    assert set(outcomes(second).values()) == {Outcome.UNCHANGED.value, Outcome.FROZEN.value}
+    assert (project.root / "dvc.lock").read_bytes() == lock
+    project.commit()
+    project.run("dvc", "exp", "run")
+    assert project.began() == []
+    assert (project.root / "dvc.lock").read_bytes() == lock
+    assert second.standing.version == first.standing.version == 1
+
+    store = open_store(settings)
+    (run,) = store.client.search_runs([store.experiment_id])
+    assert run.data.tags["gate.passed"] == "false"
+    assert run.data.params["num_updates"] == "600"
+
+    check_an_experiment(project, settings)
+
+
+def check_an_experiment(project, settings) -> None:
+    """Other parameters run in a worktree, are kept as an experiment, and leave the checkout."""
+    from flows.pipeline import run_pipeline
+
+    project.commit()
+    lock = (project.root / "dvc.lock").read_bytes()
+    student = (project.root / "models" / "student" / "weights.json").read_bytes()
+    result = run_pipeline(root=project.root, overrides={"distill.num_updates": 950}, name="longer")
+    assert project.began() == ["distill", "report"]
+    assert result.experiment == "longer"
+    assert result.standing.champion
+    assert project.status() == ""
+    assert (project.root / "dvc.lock").read_bytes() == lock
+    assert (project.root / "models" / "student" / "weights.json").read_bytes() == student
+    assert project.run("git", "worktree", "list").count("\n") == 1
+    assert "longer" in project.run("dvc", "exp", "show", "--csv")
+
+    store = open_store(settings)
+    tagged = "tags.`dvc.experiment` = 'longer' and tags.`gate.passed` = 'true'"
+    (run,) = store.client.search_runs([store.experiment_id], tagged)
+    version = Promotions(store, settings.registered_model).holder(CHAMPION)
+    assert (int(version.version), version.run_id) == (2, run.info.run_id)
+
+    project.run("dvc", "exp", "run", "-S", "distill.num_updates=950", "--name", "by-dvc")
+    assert project.began() == []
+    (ours,) = project.run(
+        "git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/longer"
+    ).split()
+    assert project.run("git", "show", f"{ours}:dvc.lock") == (project.root / "dvc.lock").read_text()
+
+
+def test_after_dvc_repro_the_flow_executes_nothing_and_registers(project, settings):
+    from flows.pipeline import run_pipeline
+
+    project.run("dvc", "repro")
+    assert project.began() == EXECUTED
+    lock = (project.root / "dvc.lock").read_bytes()
+    result = run_pipeline(root=project.root)
+    assert project.began() == []
+    assert (project.root / "dvc.lock").read_bytes() == lock
+    assert result.standing.version == 1
+
+    # Another machine: the cache is there, the store is not.
+    (project.root / "mlflow.db").unlink()
+    again = run_pipeline(root=project.root)
+    assert project.began() == []
+    assert again.standing.version == 1
+    store = open_store(settings)
+    (run,) = store.client.search_runs([store.experiment_id])
+    assert run.data.tags["restored"] == "true"
+
+
+def test_siblings_run_side_by_side_when_asked(untracked, monkeypatch):
+    from flows.pipeline import run_pipeline
+
+    monkeypatch.setenv("PAUSE", "8")
+    result = run_pipeline(root=untracked.root, max_parallel=2)
+    calls = [line for line in untracked.calls() if line.startswith("cache@")]
+    assert [line.rpartition(" ")[2] for line in calls] == ["begins", "begins", "ends", "ends"]
+    assert result.standing is None
+    assert set(untracked.lock()) == set(ALL)
+    untracked.run("dvc", "repro")
+    assert untracked.began() == []
+
+
+def test_a_passing_failure_is_repeated_and_bad_input_is_not(untracked):
+    from flows.pipeline import run_pipeline
+
+    untracked.trouble("cache@t2i", "1")
+    untracked.trouble("distill", "2 always")
+    with pytest.raises(
+        StageFailedError, match="'distill' failed .exit code 2.: distill: someth"
+    ) as e:
+        run_pipeline(root=untracked.root)
+    assert e.value.exit_code == 2
+    assert untracked.began() == [
+        "prepare", "cache@t2i", "cache@t2i", "cache@local_edit", "distill",
+    ]  # fmt: skip
+    untracked.calm("distill")
+    untracked.run("dvc", "repro")
+    assert untracked.began() == ["distill", "report"]
+
+
+def test_a_stage_that_keeps_failing_fails_the_flow_and_leaves_no_experiment(untracked):
+    from flows.pipeline import run_pipeline
+
+    untracked.trouble("prepare", "7 always")
+    with pytest.raises(StageFailedError, match="exit code 7"):
+        run_pipeline(root=untracked.root, overrides={"data.seed": 3})
+    assert untracked.began() == ["prepare"] * 3
+    assert untracked.status() == ""
+    assert untracked.run("git", "worktree", "list").count("\n") == 1
+    assert untracked.run("git", "for-each-ref", "refs/exps") == ""
+
+
+def test_what_cannot_work_is_refused_before_any_stage(project, monkeypatch):
+    from flows.pipeline import run_pipeline
+
+    with pytest.raises(ConfigError, match="num_stepz"):
+        run_pipeline(root=project.root, overrides={"distill.num_stepz": 3})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match="does not answer"):
+        run_pipeline(root=project.root)
+    assert project.began() == []
+    assert project.status() == ""
+
+
+def test_time_that_is_up_is_not_started_again(untracked):
+    from flows.pipeline import run_pipeline
+
+    untracked.trouble("prepare", "sleep")
+    with pytest.raises(StageStoppedError, match="was ended after 4 s"):
+        run_pipeline(root=untracked.root, stage_timeout_s=4)
+    assert untracked.began() == ["prepare"]
+
+
+def group_is_gone(number: int) -> bool:
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, group = place.joinpath("stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(group) == number and state != "Z":
+            return False
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_cancelling_ends_every_process_and_removes_the_worktree(untracked, number):
+    from prefect.settings import PREFECT_API_URL
+
+    untracked.trouble("distill", "sleep")
+    code = (
+        "import sys; from pathlib import Path; from flows.pipeline import run_pipeline; "
+        "run_pipeline(root=Path(sys.argv[1]), overrides={'data.seed': 3})"
+    )
+    flow = subprocess.Popen(
+        [sys.executable, "-c", code, str(untracked.root)],
+        env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    sleeping = untracked.calls_file.with_name("sleeping")
+    deadline = time.monotonic() + 120
+    while not sleeping.exists() or not sleeping.read_text():
+        assert flow.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    flow.send_signal(number)
+    assert flow.wait(60) != 0
+    assert group_is_gone(int(sleeping.read_text()))
+    assert untracked.run("git", "worktree", "list").count("\n") == 1
+    assert untracked.status() == ""
+
+
+def test_the_teachers_are_trained_again_only_by_their_own_flow(untracked):
+    from flows.pipeline import run_pipeline, run_teachers
+
+    run_pipeline(root=untracked.root)
+    weights = untracked.root / "models" / "teachers" / "weights.txt"
+    assert weights.read_text() == "trained once"
+    graph = (untracked.root / "dvc.yaml").read_bytes()
+    untracked.began()
+    results = run_teachers(root=untracked.root)
+    assert untracked.began() == ["teachers"]
+    assert {result.name: result.outcome for result in results} == {
+        "prepare": Outcome.UNCHANGED,
+        "teachers": Outcome.RAN,
+    }
+    assert weights.read_text() == "trained again"
+    assert (untracked.root / "dvc.yaml").read_bytes() == graph
+    run_pipeline(root=untracked.root)
+    assert untracked.began() == ["cache@t2i", "cache@local_edit"]
+
+
+def test_the_deployments_can_be_made(project):
+    """``prefect deploy --all`` accepts prefect.yaml, and a deployment calls the flow."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    for command in (["work-pool", "create", "danceflow", "--type", "process"], ["deploy", "--all"]):
+        done = subprocess.run(
+            [*prefect, *command], cwd=root, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    with get_client(sync_client=True) as client:
+        nightly = client.read_deployment_by_name("danceflow/nightly")
+        smoke = client.read_deployment_by_name("danceflow/smoke")
+    assert nightly.entrypoint == "flows/pipeline.py:run_pipeline"
+    assert [schedule.schedule.cron for schedule in nightly.schedules] == ["0 2 * * *"]
+    assert nightly.concurrency_options.collision_strategy.value == "ENQUEUE"
+    assert (root / smoke.parameters["recipe"]).is_file()
+    assert smoke.schedules == []
