@@ -6,6 +6,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from danceflow.errors import WeightsError
 from danceflow.fields import Condition, seed_for
 from danceflow.models.family import ModelFamily
 from danceflow.scenes.prompts import CATEGORIES, Sample, draw_sample
@@ -26,7 +27,11 @@ class SceneStream:
     """Batches of (clean latents, condition) of one bucket's train split."""
 
     def __init__(self, family: ModelFamily, bucket: str, num_samples: int, seed: int) -> None:
-        """Draws the pool and encodes its distinct prompts once."""
+        """Draws the pool and encodes its distinct prompts once.
+
+        Raises:
+            WeightsError: if the bucket holds edits and the family takes no source image.
+        """
         samples = draw_pool(CATEGORIES[bucket], "train", num_samples, seed)
         self.family = family
         self.seed = seed
@@ -43,6 +48,11 @@ class SceneStream:
         parts = [
             family.condition(prompts[start : start + 512]) for start in range(0, len(prompts), 512)
         ]
+        self.takes_source = "source" in parts[0].tensors
+        if self.sources is not None and not self.takes_source:
+            raise WeightsError(
+                f"bucket {bucket!r} holds edits, but the model takes no source image"
+            )
         names = [name for name in parts[0].tensors if name != "source"]
         self.texts = {n: torch.cat([part.tensors[n] for part in parts]) for n in names}
 
@@ -52,9 +62,9 @@ class SceneStream:
         index = torch.randint(len(self.targets), (batch_size,), generator=generator)
         tensors = {name: table[self.prompt_rows[index]] for name, table in self.texts.items()}
         clean = self.family.encode(render_codes(self.targets[index], self.image_size))
-        if self.sources is None:
-            tensors["source"] = torch.zeros_like(clean)
-        else:
+        if self.sources is not None:
             images = render_codes(self.sources[index], self.image_size)
             tensors["source"] = self.family.encode(images)
+        elif self.takes_source:
+            tensors["source"] = torch.zeros_like(clean)
         return clean, Condition(tensors)

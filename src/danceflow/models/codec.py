@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from danceflow.errors import WeightsError
+from danceflow.models.weights import load_pretrained
 
 
 class Codec(Protocol):
@@ -18,6 +18,10 @@ class Codec(Protocol):
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Returns the images, float32 clamped to [0, 1]."""
+        ...
+
+    def to(self, device: torch.device | str, /) -> "Codec":
+        """Moves the codec to ``device`` and returns it."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -36,6 +40,10 @@ class PixelCodec:
         """Returns the latents scaled back to [0, 1]."""
         return (latents_BCHW / 2 + 0.5).clamp(0, 1)
 
+    def to(self, _device: torch.device | str) -> "PixelCodec":
+        """Returns this object, which has no weights."""
+        return self
+
     def save(self, folder: Path) -> None:
         """Writes nothing: a folder without ``vae`` is a pixel-space model."""
 
@@ -44,21 +52,27 @@ class VaeCodec:
     """``diffusers.AutoencoderKL`` with SD3's latent scale and shift; encodes to the mean."""
 
     def __init__(self, vae: Any) -> None:
-        """Takes a loaded autoencoder and freezes it."""
+        """Takes a loaded float32 autoencoder and freezes it."""
         self.vae = vae.eval().requires_grad_(False)
+        self.scale = float(vae.config.scaling_factor)
+        self.shift = float(vae.config.shift_factor or 0.0)
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Returns the normalised latent mean."""
-        latents: Tensor = self.vae.encode(images_B3HW * 2 - 1).latent_dist.mean.float()
-        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+        latents: Tensor = self.vae.encode(images_B3HW * 2 - 1).latent_dist.mean
+        return (latents - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Returns the decoded images."""
-        latents = latents_BCHW / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        images: Tensor = self.vae.decode(latents).sample.float()
+        images: Tensor = self.vae.decode(latents_BCHW / self.scale + self.shift).sample
         return (images / 2 + 0.5).clamp(0, 1)
+
+    def to(self, device: torch.device | str) -> "VaeCodec":
+        """Moves the autoencoder to ``device`` and returns this object."""
+        self.vae.to(device)
+        return self
 
     def save(self, folder: Path) -> None:
         """Writes the autoencoder to ``folder/vae``."""
@@ -66,12 +80,13 @@ class VaeCodec:
 
 
 def load_codec(folder: Path) -> Codec:
-    """Returns the codec of a pipeline folder: its ``vae``, or pixels if it has none."""
+    """Returns the codec of a pipeline folder: its ``vae``, or pixels if it has none.
+
+    Raises:
+        WeightsError: if the autoencoder cannot be read.
+    """
     if not (folder / "vae").is_dir():
         return PixelCodec()
     from diffusers import AutoencoderKL
 
-    try:
-        return VaeCodec(AutoencoderKL.from_pretrained(folder / "vae"))
-    except Exception as error:
-        raise WeightsError(f"{folder / 'vae'}: cannot read the autoencoder: {error}") from error
+    return VaeCodec(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=torch.float32))

@@ -5,9 +5,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
-from danceflow.errors import WeightsError
+from danceflow.errors import WeightsError, unknown_name
 from danceflow.fields import Condition, VelocityField
 
 
@@ -20,6 +21,8 @@ class ModelFamily(Protocol):
 
     name: str
     latent_shape: tuple[int, int, int]
+    adapter_targets: tuple[str, ...]
+    """Ends of the names of the backbone's modules that an adapter changes."""
 
     def condition(self, prompts: Sequence[str], source_BCHW: Tensor | None = None) -> Condition:
         """Returns the condition of ``prompts`` and, for edits, of source latents."""
@@ -35,6 +38,15 @@ class ModelFamily(Protocol):
 
     def field(self, backbone: nn.Module) -> VelocityField:
         """Returns the velocity field of ``backbone``; fp32 in and out."""
+        ...
+
+    def target_velocity(
+        self, z_BCHW: Tensor, clean_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor
+    ) -> Tensor:
+        """Returns the velocity that training on data asks for at z, [B, C, H, W] float32.
+
+        It is eps - x up to what the field's parametrisation can express near sigma 0.
+        """
         ...
 
     def grid(self, num_steps: int) -> Tensor:
@@ -54,7 +66,11 @@ class ModelFamily(Protocol):
         ...
 
     def load_backbone(self, folder: Path) -> nn.Module:
-        """Returns the float32 backbone saved in ``folder``; raises ``WeightsError`` if it cannot."""
+        """Returns the float32 backbone saved in ``folder``.
+
+        Raises:
+            WeightsError: if the weights are missing, damaged or of another shape.
+        """
         ...
 
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
@@ -65,19 +81,31 @@ class ModelFamily(Protocol):
         """Writes everything but the backbone to ``folder``; ``open_family`` reads it back."""
         ...
 
+    def to(self, device: torch.device | str) -> "ModelFamily":
+        """Moves the frozen parts to ``device``, where conditions are then made; returns itself."""
+        ...
+
 
 FAMILIES = {"sd3": "danceflow.models.sd3:Sd3Family"}
 """Family name to ``module:class``; a family is one file and one line here."""
 
 
 def family_class(name: str) -> Any:
-    """Returns the class of the family ``name``; raises ``WeightsError`` for an unknown name."""
+    """Returns the class of the family ``name``.
+
+    Raises:
+        WeightsError: for an unknown name; the message names the nearest.
+    """
     if name not in FAMILIES:
-        raise WeightsError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
+        raise WeightsError(unknown_name("model family", name, FAMILIES))
     module, _, attribute = FAMILIES[name].partition(":")
     return getattr(import_module(module), attribute)
 
 
 def open_family(name: str, folder: Path) -> ModelFamily:
-    """Returns the family ``name`` with the frozen parts saved in ``folder``."""
+    """Returns the family ``name`` with the frozen parts saved in ``folder``.
+
+    Raises:
+        WeightsError: for an unknown name, or frozen parts that cannot be read.
+    """
     return cast(ModelFamily, family_class(name).from_folder(folder))

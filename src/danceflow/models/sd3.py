@@ -1,7 +1,7 @@
 """Stable Diffusion 3 family: ``diffusers.SD3Transformer2DModel`` as a velocity field.
 
 One adapter serves the small pixel-space model of the embedded default and a pretrained SD3.5: the
-codec is the VAE when the folder has one, the pixels otherwise, and the prompt encoders are whichever
+codec is the VAE when the folder has one, the pixels otherwise, and the prompt encoders are those
 the folder holds. Edits give the source latents as further input channels.
 """
 
@@ -13,13 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from danceflow.errors import WeightsError
+from danceflow.errors import WeightsError, unknown_name
 from danceflow.fields import Condition, VelocityField, shifted_grid
 from danceflow.models.codec import Codec, PixelCodec, load_codec
-from danceflow.models.text import PromptEncoder, load_prompt_encoder, small_clip, word_tokenizer
+from danceflow.models.pipeline_folder import (
+    PIPELINE_FILE,
+    read_pipeline_class,
+    read_scheduler,
+    read_transformer_config,
+    scheduler_grid,
+)
+from danceflow.models.text import (
+    STOCK_T5_TOKENS,
+    PromptEncoder,
+    load_prompt_encoder,
+    small_clip,
+    word_tokenizer,
+)
+from danceflow.models.weights import load_state, read_json, read_state, save_half
 
 FROZEN_FILE = "danceflow_family.json"
 NUM_TIMESTEPS = 1000.0
+PREDICTIONS = ("clean", "velocity")
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+_FEED_FORWARD = tuple(f"{ff}.net.{part}" for ff in ("ff", "ff_context") for part in ("0.proj", "2"))
+_SOURCE_INPUT = ("pos_embed.proj",)
 
 
 class Sd3Field:
@@ -68,6 +88,7 @@ class Sd3Family:
         prediction: str,
         sigma_min: float,
         shift: float,
+        scheduler: Mapping[str, Any] | None = None,
     ) -> None:
         """Joins the frozen parts.
 
@@ -79,16 +100,36 @@ class Sd3Family:
             prediction: ``velocity`` or ``clean``, what the network's output means.
             sigma_min: smallest divisor of the clean prediction.
             shift: timestep shift of the sigma grid.
+            scheduler: config of the stock scheduler whose grid is used instead, if any.
+
+        Raises:
+            WeightsError: for an unknown prediction or a number of channels that makes no sense.
         """
+        if prediction not in PREDICTIONS:
+            raise WeightsError(unknown_name("prediction", prediction, PREDICTIONS))
+        channels, size = transformer_config["out_channels"], transformer_config["sample_size"]
+        in_channels = transformer_config["in_channels"]
+        if in_channels not in (channels, 2 * channels):
+            raise WeightsError(
+                f"an SD3 transformer of {channels} output channels takes {channels} channels, or "
+                f"{2 * channels} with a source image, not {in_channels}"
+            )
         self.prompts = prompts
         self.codec = codec
         self.transformer_config = transformer_config
         self.prediction = prediction
         self.sigma_min = sigma_min
         self.shift = shift
-        channels, size = transformer_config["out_channels"], transformer_config["sample_size"]
+        self.scheduler = scheduler
         self.latent_shape = (channels, size, size)
-        self.takes_source = transformer_config["in_channels"] == 2 * channels
+        self.takes_source = in_channels == 2 * channels
+        # Source channels start at zero weight: an adapter that learns to edit must reach them.
+        self.adapter_targets = (
+            *_ATTENTION,
+            *_PROMPT_ATTENTION,
+            *_FEED_FORWARD,
+            *(_SOURCE_INPUT if self.takes_source else ()),
+        )
         embeds, pooled = prompts([""])
         self._null = {"prompt_embeds": embeds, "pooled": pooled}
 
@@ -105,7 +146,10 @@ class Sd3Family:
         tokenizer = word_tokenizer(words, text["max_length"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder = small_clip(len(tokenizer), **text)
+            encoder = small_clip(
+                len(tokenizer),
+                **{key: text[key] for key in ("num_layers", "num_heads", "width", "max_length")},
+            )
         transformer = {
             "num_layers": size["num_layers"],
             "num_attention_heads": size["num_heads"],
@@ -131,41 +175,50 @@ class Sd3Family:
 
     @staticmethod
     def from_folder(folder: Path) -> "Sd3Family":
-        """Returns the family saved by :meth:`save_frozen`; raises ``WeightsError`` if it cannot."""
+        """Returns the family of a folder of :meth:`save_frozen`, or of a stock SD3 pipeline.
+
+        Raises:
+            WeightsError: if it is neither, or a file cannot be read.
+        """
+        path = folder / FROZEN_FILE
+        settings = read_json(path) if path.is_file() else _stock_settings(folder)
         try:
-            meta = json.loads((folder / FROZEN_FILE).read_text())
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"{folder / FROZEN_FILE}: cannot be read: {error}") from error
-        transformer = meta["transformer"]
-        return Sd3Family(
-            load_prompt_encoder(folder, transformer["joint_attention_dim"]),
-            load_codec(folder),
-            transformer,
-            prediction=meta["prediction"],
-            sigma_min=meta["sigma_min"],
-            shift=meta["shift"],
-        )
+            transformer = settings["transformer"]
+            return Sd3Family(
+                load_prompt_encoder(
+                    folder, transformer["joint_attention_dim"], settings.get("num_t5_tokens", 0)
+                ),
+                load_codec(folder),
+                transformer,
+                prediction=settings["prediction"],
+                sigma_min=settings["sigma_min"],
+                shift=settings["shift"],
+                scheduler=settings.get("scheduler"),
+            )
+        except KeyError as error:
+            raise WeightsError(f"{path}: the setting {error} is missing") from error
 
     def save_frozen(self, folder: Path) -> None:
         """Writes the text encoders, codec and settings to ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
-        for number, (tokenizer, encoder) in enumerate(self.prompts.clips, start=1):
-            suffix = "" if number == 1 else f"_{number}"
-            tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
-            _save_half(encoder, folder / f"text_encoder{suffix}")
-        if self.prompts.t5 is not None:
-            tokenizer, encoder = self.prompts.t5
-            tokenizer.save_pretrained(folder / "tokenizer_3")
-            _save_half(encoder, folder / "text_encoder_3")
+        self.prompts.save(folder)
         self.codec.save(folder)
-        meta = {
+        settings = {
             "family": self.name,
             "prediction": self.prediction,
             "sigma_min": self.sigma_min,
             "shift": self.shift,
+            "scheduler": self.scheduler,
+            "num_t5_tokens": self.prompts.num_t5_tokens,
             "transformer": self.transformer_config,
         }
-        (folder / FROZEN_FILE).write_text(json.dumps(meta, indent=2) + "\n")
+        (folder / FROZEN_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    def to(self, device: torch.device | str) -> "Sd3Family":
+        """Moves encoders and codec to ``device``, where conditions are then made."""
+        self.prompts.to(device)
+        self.codec.to(device)
+        return self
 
     def condition(self, prompts: Sequence[str], source_BCHW: Tensor | None = None) -> Condition:
         """Returns the condition of ``prompts``; a missing source is a source of zeros."""
@@ -194,9 +247,24 @@ class Sd3Family:
         """Returns the velocity field of ``backbone``."""
         return Sd3Field(backbone, self.prediction, self.sigma_min)
 
+    def target_velocity(
+        self, z_BCHW: Tensor, clean_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor
+    ) -> Tensor:
+        """Returns eps - x, or (z - x) / max(sigma, sigma_min) for clean prediction.
+
+        The two are equal from ``sigma_min`` on; below it the second is what the field gives for
+        the right clean latents.
+        """
+        if self.prediction == "velocity":
+            return noise_BCHW - clean_BCHW
+        return (z_BCHW - clean_BCHW) / sigma_B.clamp_min(self.sigma_min)[:, None, None, None]
+
     def grid(self, num_steps: int) -> Tensor:
-        """Returns the shifted sigma grid, [num_steps + 1]."""
-        return shifted_grid(num_steps, self.shift)
+        """Returns the shifted sigma grid, or the stock scheduler's, [num_steps + 1]."""
+        if self.scheduler is None:
+            return shifted_grid(num_steps, self.shift)
+        num_tokens = (self.latent_shape[-1] // self.transformer_config["patch_size"]) ** 2
+        return scheduler_grid(self.scheduler, num_steps, num_tokens)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Returns the latents of images in [0, 1]."""
@@ -212,12 +280,12 @@ class Sd3Family:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            backbone: nn.Module = SD3Transformer2DModel(**self.transformer_config)
+            backbone = SD3Transformer2DModel(**self.transformer_config)
         if self.takes_source:
-            projection = backbone.pos_embed.proj
             with torch.no_grad():
-                projection.weight[:, self.latent_shape[0] :] = 0
-        return backbone
+                backbone.pos_embed.proj.weight[:, self.latent_shape[0] :] = 0
+        network: nn.Module = backbone
+        return network
 
     def load_backbone(self, folder: Path) -> nn.Module:
         """Returns the transformer in ``folder`` as float32.
@@ -226,32 +294,37 @@ class Sd3Family:
             WeightsError: if the weights are missing, truncated or of another shape.
         """
         from diffusers import SD3Transformer2DModel
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
-        path = folder / "diffusion_pytorch_model.safetensors"
         backbone: nn.Module = SD3Transformer2DModel(**self.transformer_config)
-        try:
-            state = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{path}: weights are missing or truncated: {error}") from error
-        expected = {key: value.shape for key, value in backbone.state_dict().items()}
-        found = {key: value.shape for key, value in state.items()}
-        if expected != found:
-            odd = sorted(k for k in expected | found if expected.get(k) != found.get(k))
-            raise WeightsError(
-                f"{path}: {len(odd)} tensors do not match the configured transformer; the first is "
-                f"{odd[0]}: expected {expected.get(odd[0])}, found {found.get(odd[0])}"
-            )
-        backbone.load_state_dict({key: value.float() for key, value in state.items()})
+        load_state(backbone, read_state(folder), folder)
         return backbone
 
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
         """Writes the transformer to ``folder`` as float16 in diffusers' format."""
-        _save_half(backbone, folder)
+        save_half(backbone, folder)
 
 
-def _save_half(module: nn.Module, folder: Path) -> None:
-    """Saves a float16 copy: half the size, and every value that training moved survives."""
-    state = {key: value.half() for key, value in module.state_dict().items()}
-    module.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
+def _stock_settings(folder: Path) -> dict[str, Any]:
+    """Returns the settings of a stock SD3 pipeline in diffusers' layout.
+
+    Raises:
+        WeightsError: if ``folder`` holds no such pipeline.
+    """
+    from diffusers import SD3Transformer2DModel
+
+    if not (folder / PIPELINE_FILE).is_file():
+        raise WeightsError(f"{folder}: there is neither {FROZEN_FILE} nor {PIPELINE_FILE} in it")
+    pipeline = read_pipeline_class(folder)
+    if not pipeline.startswith("StableDiffusion3"):
+        raise WeightsError(f"{folder}: holds a {pipeline}, not an SD3 pipeline")
+    transformer = read_transformer_config(folder, SD3Transformer2DModel)
+    transformer["out_channels"] = transformer["out_channels"] or transformer["in_channels"]
+    scheduler = read_scheduler(folder)
+    return {
+        "prediction": "velocity",
+        "sigma_min": 0.0,
+        "shift": scheduler.get("shift", 1.0),
+        "scheduler": scheduler,
+        "num_t5_tokens": STOCK_T5_TOKENS,
+        "transformer": transformer,
+    }

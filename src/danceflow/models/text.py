@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
+from danceflow.models.weights import load_pretrained, save_half
+
+STOCK_T5_TOKENS = 256
+"""Length of the T5 part of a stock SD3 pipeline's prompt (its ``max_sequence_length``)."""
 
 
 class PromptEncoder:
@@ -15,17 +19,30 @@ class PromptEncoder:
 
     CLIP encoders give their penultimate hidden states, joined on the feature axis and zero-padded
     to the joint width, and their projections, joined to the pooled vector. T5 tokens follow on the
-    sequence axis. (``StableDiffusion3Pipeline.encode_prompt`` does the same.)
+    sequence axis; without a T5 they are zeros. (``StableDiffusion3Pipeline.encode_prompt`` does
+    the same.)
     """
 
     def __init__(
-        self, clips: Sequence[tuple[Any, nn.Module]], t5: tuple[Any, nn.Module] | None, width: int
+        self,
+        clips: Sequence[tuple[Any, nn.Module]],
+        t5: tuple[Any, nn.Module] | None,
+        width: int,
+        num_t5_tokens: int = 0,
     ) -> None:
-        """Takes (tokenizer, encoder) pairs and the joint feature width of the transformer."""
+        """Freezes the encoders.
+
+        Args:
+            clips: (tokenizer, encoder) pairs; the first tokenizer's window is used for all.
+            t5: tokenizer and encoder, if there is one.
+            width: joint feature width of the transformer.
+            num_t5_tokens: length of the T5 part; 0 leaves it out.
+        """
         self.clips = tuple(clips)
         self.t5 = t5
         self.width = width
-        for _, encoder in (*self.clips, *((t5,) if t5 else ())):
+        self.num_t5_tokens = num_t5_tokens
+        for encoder in self._encoders():
             encoder.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -33,17 +50,24 @@ class PromptEncoder:
         """Returns (prompt_embeds [B, L, width], pooled [B, P]), both float32."""
         hidden, pooled = [], []
         for tokenizer, encoder in self.clips:
-            tokens = _tokenize(tokenizer, prompts).to(_device(encoder))
+            tokens = _tokenize(tokenizer, prompts, self.max_length).to(_device(encoder))
             output = encoder(tokens, output_hidden_states=True)
             hidden.append(output.hidden_states[-2].float())
             pooled.append(output.text_embeds.float())
         embeds = torch.cat(hidden, dim=-1)
         embeds = nn.functional.pad(embeds, (0, self.width - embeds.shape[-1]))
-        if self.t5 is not None:
-            tokenizer, encoder = self.t5
-            tokens = _tokenize(tokenizer, prompts).to(_device(encoder))
-            embeds = torch.cat([embeds, encoder(tokens)[0].float()], dim=1)
+        if self.num_t5_tokens:
+            embeds = torch.cat([embeds, self._t5_embeds(prompts).to(embeds)], dim=1)
         return embeds, torch.cat(pooled, dim=-1)
+
+    def _t5_embeds(self, prompts: Sequence[str]) -> Tensor:
+        """Returns the T5 part, [B, num_t5_tokens, width]."""
+        if self.t5 is None:
+            return torch.zeros(len(prompts), self.num_t5_tokens, self.width)
+        tokenizer, encoder = self.t5
+        tokens = _tokenize(tokenizer, prompts, self.num_t5_tokens).to(_device(encoder))
+        embeds: Tensor = encoder(tokens)[0]
+        return embeds
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Returns the words of ``prompt`` that the first tokenizer maps to its unknown token."""
@@ -54,19 +78,37 @@ class PromptEncoder:
 
     @property
     def max_length(self) -> int:
-        """Number of tokens of the first encoder's prompt window."""
+        """Number of tokens of the CLIP prompt window."""
         return int(self.clips[0][0].model_max_length)
+
+    def to(self, device: torch.device | str) -> "PromptEncoder":
+        """Moves the encoders to ``device`` and returns this object."""
+        for encoder in self._encoders():
+            encoder.to(device)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Writes encoders (float16) and tokenizers to ``folder``, laid out as in SD3 pipelines."""
+        parts = [("" if i == 0 else f"_{i + 1}", part) for i, part in enumerate(self.clips)]
+        if self.t5 is not None:
+            parts.append(("_3", self.t5))
+        for suffix, (tokenizer, encoder) in parts:
+            tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+            save_half(encoder, folder / f"text_encoder{suffix}")
+
+    def _encoders(self) -> list[nn.Module]:
+        return [encoder for _, encoder in (*self.clips, *((self.t5,) if self.t5 else ()))]
 
 
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+def _tokenize(tokenizer: Any, prompts: Sequence[str], max_length: int) -> Tensor:
     batch = tokenizer(
         list(prompts),
         padding="max_length",
-        max_length=tokenizer.model_max_length,
+        max_length=max_length,
         truncation=True,
         return_tensors="pt",
     )
@@ -81,18 +123,19 @@ def word_tokenizer(words: Sequence[str], max_length: int) -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {w: i for i, w in enumerate(("<pad>", "<end>", "<unk>", *words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    padding, end, unknown = "<pad>", "<end>", "<unk>"
+    vocabulary = {word: i for i, word in enumerate((padding, end, unknown, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <end>", special_tokens=[("<end>", 1)]
+        single=f"$A {end}", special_tokens=[(end, vocabulary[end])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<end>",
-        unk_token="<unk>",
+        pad_token=padding,
+        eos_token=end,
+        unk_token=unknown,
         model_max_length=max_length,
     )
 
@@ -115,11 +158,12 @@ def small_clip(
         bos_token_id=1,
         eos_token_id=1,
     )
-    return CLIPTextModelWithProjection(config)
+    encoder: nn.Module = CLIPTextModelWithProjection(config)
+    return encoder
 
 
-def load_prompt_encoder(folder: Path, width: int) -> PromptEncoder:
-    """Returns the prompt encoder saved in a diffusers pipeline folder.
+def load_prompt_encoder(folder: Path, width: int, num_t5_tokens: int = 0) -> PromptEncoder:
+    """Returns the prompt encoder saved in a diffusers pipeline folder, float32.
 
     ``text_encoder``, ``text_encoder_2`` are CLIP models and ``text_encoder_3`` (optional) is T5,
     each beside its ``tokenizer``, as SD3 pipelines are laid out.
@@ -127,23 +171,25 @@ def load_prompt_encoder(folder: Path, width: int) -> PromptEncoder:
     Raises:
         WeightsError: if the first encoder is missing or a file cannot be read.
     """
-    from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
+    from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-    clips = []
+    clips = [
+        _load_part(folder, suffix, CLIPTextModelWithProjection)
+        for suffix in ("", "_2")
+        if not suffix or (folder / f"text_encoder{suffix}").is_dir()
+    ]
+    has_t5 = (folder / "text_encoder_3").is_dir()
+    t5 = _load_part(folder, "_3", T5EncoderModel) if has_t5 else None
+    return PromptEncoder(clips, t5, width, num_t5_tokens)
+
+
+def _load_part(folder: Path, suffix: str, encoder_class: Any) -> tuple[Any, nn.Module]:
+    """Returns the tokenizer and the encoder with a suffix of ``folder``."""
+    from transformers import AutoTokenizer
+
+    encoder = load_pretrained(encoder_class, folder / f"text_encoder{suffix}", dtype=torch.float32)
+    place = folder / f"tokenizer{suffix}"
     try:
-        for suffix in ("", "_2"):
-            part = folder / f"text_encoder{suffix}"
-            if suffix and not part.is_dir():
-                continue
-            tokenizer = AutoTokenizer.from_pretrained(folder / f"tokenizer{suffix}")
-            encoder = CLIPTextModelWithProjection.from_pretrained(part, dtype=torch.float32)
-            clips.append((tokenizer, encoder))
-        t5 = None
-        if (folder / "text_encoder_3").is_dir():
-            t5 = (
-                AutoTokenizer.from_pretrained(folder / "tokenizer_3"),
-                T5EncoderModel.from_pretrained(folder / "text_encoder_3"),
-            )
+        return AutoTokenizer.from_pretrained(place, local_files_only=True), encoder
     except Exception as error:
-        raise WeightsError(f"{folder}: cannot read the text encoder: {error}") from error
-    return PromptEncoder(clips, t5, width)
+        raise WeightsError(f"{place}: the tokenizer cannot be read: {error}") from error

@@ -159,11 +159,11 @@ def _cell_state(scene: Scene, cell: int) -> tuple[int, int]:
     return -1, -1
 
 
-def _background_semantics(reading: Reading, row: int, source: Scene, sample: Sample) -> float:
+def _background_semantics(reading: Reading, row: int, _source: Scene, sample: Sample) -> float:
     return 10.0 * (BACKGROUND_NAMES[int(reading.background[row])] == sample.request.background)
 
 
-def _style_semantics(reading: Reading, row: int, source: Scene, sample: Sample) -> float:
+def _style_semantics(reading: Reading, row: int, _source: Scene, sample: Sample) -> float:
     return 10.0 * (STYLES[int(reading.style[row])] == sample.request.style)
 
 
@@ -171,11 +171,11 @@ def _other_cells(source: Scene, target: Scene) -> list[int]:
     return [cell for cell in range(GRID_SIZE**2) if cell != edited_cell(source, target)]
 
 
-def _object_cells(source: Scene, target: Scene) -> list[int]:
+def _object_cells(source: Scene, _target: Scene) -> list[int]:
     return [item.cell for item in source.objects]
 
 
-def _all_cells(source: Scene, target: Scene) -> list[int]:
+def _all_cells(_source: Scene, _target: Scene) -> list[int]:
     return list(range(GRID_SIZE**2))
 
 

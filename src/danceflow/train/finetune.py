@@ -1,24 +1,29 @@
 """Flow-matching training of one teacher on data: v_theta(z_sigma, sigma, c) towards eps - x."""
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from danceflow.errors import TrainingError
-from danceflow.fields import Condition, seed_for
+from danceflow.fields import Condition, VelocityField, seed_for
 from danceflow.models.family import ModelFamily
+from danceflow.train.log import MetricsFile
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
+if TYPE_CHECKING:
+    from danceflow.schema import TeacherParams
+
 _LOG = logging.getLogger(__name__)
+
+_LOG_EVERY = 100
 
 
 class Batches(Protocol):
@@ -29,25 +34,11 @@ class Batches(Protocol):
         ...
 
 
-class FinetuneConfig(Protocol):
-    """The part of ``params.teachers.<name>`` that training reads."""
-
-    num_updates: int
-    batch_size: int
-    optimizer: str
-    learning_rate: float
-    warmup: int
-    weight_decay: float
-    clip_norm: float
-    ema_decay: float
-    caption_dropout: float
-
-
 def finetune(
     family: ModelFamily,
     backbone: nn.Module,
     batches: Batches,
-    config: FinetuneConfig,
+    config: "TeacherParams",
     *,
     seed: int,
     sigma_shift: float,
@@ -58,11 +49,11 @@ def finetune(
 ) -> None:
     """Trains ``backbone`` in place and leaves its moving average in it.
 
-    Sigma is logit-normal, then shifted like the sampling grid. The loss is the velocity MSE,
-    E || v_theta - (z - x) / max(sigma, sigma_min) ||^2 for clean prediction.
+    Sigma is logit-normal, then shifted like the sampling grid. The loss is the mean squared
+    difference of the field's velocity to the family's target velocity, eps - x.
 
     Args:
-        family: gives the field of ``backbone``.
+        family: gives the field of ``backbone`` and its target.
         backbone: the network to train.
         batches: clean latents and conditions by step.
         config: numbers of the training.
@@ -74,20 +65,24 @@ def finetune(
         observe_every: updates between observations.
 
     Raises:
-        TrainingError: when the loss is not finite.
+        TrainingError: when the loss or the gradient is not finite; the last checkpoint stays.
     """
     backbone.train().requires_grad_(True)
-    params = [p for p in backbone.parameters() if p.requires_grad]
+    params = list(backbone.parameters())
+    device = params[0].device
     optimizer = make_optimizer(config.optimizer, params, config.learning_rate, config.weight_decay)
     ema = Ema(backbone, config.ema_decay)
     field = family.field(backbone)
     path = work / "checkpoint.pt"
-    start, seconds = 0, 0.0
+    start, seconds, curve_size = 0, 0.0, 0
+    recent: list[float] = []
     if (saved := load_checkpoint(path)) is not None:
         backbone.load_state_dict(saved["backbone"])
         optimizer.load_state_dict(saved["optimizer"])
         ema.load_state_dict(saved["ema"])
         start, seconds = saved["step"], saved["seconds"]
+        recent, curve_size = saved["recent"], saved["curve_size"]
+    curve = MetricsFile(work / "curve.jsonl", curve_size)
     began = time.monotonic()
     bar = tqdm(
         range(start, config.num_updates),
@@ -96,58 +91,70 @@ def finetune(
         unit="update",
         mininterval=5,
     )
-    recent: list[float] = []
     for step in bar:
         set_learning_rate(optimizer, schedule(step, config.num_updates, config.warmup))
         generator = torch.Generator().manual_seed(seed_for(seed, "finetune", step, 0))
         clean, condition = batches.batch(step, config.batch_size)
         condition = _drop_captions(family, condition, config.caption_dropout, generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        sigma = torch.sigmoid(torch.randn(len(clean), generator=generator))
-        sigma = sigma_shift * sigma / (1 + (sigma_shift - 1) * sigma)
-        wide = sigma[:, None, None, None]
-        z = (1 - wide) * clean + wide * noise
-        target = _target_velocity(family, z, clean, noise, wide)
-        loss = (field(z, sigma, condition) - target).square().mean()
+        clean, condition = clean.to(device), condition.to(device)
+        loss = _loss(family, field, clean, condition, sigma_shift, generator)
+        _require_finite(float(loss.detach()), "loss", step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(params, config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(params, config.clip_norm)
+        _require_finite(float(norm), "gradient norm", step)
         optimizer.step()
         ema.update(backbone)
         recent.append(float(loss.detach()))
-        if not math.isfinite(recent[-1]):
-            raise TrainingError(f"update {step}: the loss is {recent[-1]}; lower the learning rate")
         done = step + 1
-        if done % 100 == 0 or done == config.num_updates:
+        last = done == config.num_updates
+        if done % _LOG_EVERY == 0 or last:
             mean = sum(recent) / len(recent)
             recent.clear()
             bar.set_postfix(loss=f"{mean:.4f}")
             elapsed = seconds + time.monotonic() - began
-            _append(work, {"step": done, "loss": mean, "seconds": round(elapsed, 1)})
-        if done % checkpoint_every == 0 or done == config.num_updates:
+            curve.append({"step": done, "loss": mean, "seconds": round(elapsed, 1)})
+            _LOG.info("update %d: loss %.5f", done, mean)
+        if observe is not None and (done % observe_every == 0 or last):
+            curve.append({"step": done, **_observed(backbone, ema, observe, done)})
+        if done % checkpoint_every == 0 or last:
             save_checkpoint(
                 path,
                 {
                     "step": done,
                     "seconds": seconds + time.monotonic() - began,
+                    "recent": recent,
+                    "curve_size": curve.size,
                     "backbone": backbone.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "ema": ema.state_dict(),
                 },
             )
-        if observe is not None and (done % observe_every == 0 or done == config.num_updates):
-            _append(work, {"step": done, **_observed(backbone, ema, observe, done)})
     ema.copy_to(backbone)
     backbone.eval().requires_grad_(False)
 
 
-def _target_velocity(
-    family: ModelFamily, z: Tensor, clean: Tensor, noise: Tensor, sigma: Tensor
+def _loss(
+    family: ModelFamily,
+    field: VelocityField,
+    clean: Tensor,
+    condition: Condition,
+    sigma_shift: float,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Returns eps - x, or its clamped form when the family predicts the clean latents."""
-    if getattr(family, "prediction", "velocity") == "velocity":
-        return noise - clean
-    return (z - clean) / sigma.clamp_min(getattr(family, "sigma_min", 0.0))
+    """Returns the mean squared error of the field at one random state per sample."""
+    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    sigma = torch.sigmoid(torch.randn(len(clean), generator=generator)).to(clean)
+    sigma = sigma_shift * sigma / (1 + (sigma_shift - 1) * sigma)
+    wide = sigma[:, None, None, None]
+    z = (1 - wide) * clean + wide * noise
+    target = family.target_velocity(z, clean, noise, sigma)
+    return (field(z, sigma, condition) - target).square().mean()
+
+
+def _require_finite(value: float, what: str, step: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(f"update {step}: the {what} is {value}; lower the learning rate")
 
 
 def _drop_captions(
@@ -158,7 +165,9 @@ def _drop_captions(
     null = family.null(condition).tensors
     return Condition(
         {
-            name: torch.where(drop.view(-1, *[1] * (value.ndim - 1)), null[name], value)
+            name: torch.where(
+                drop.to(value.device).view(-1, *[1] * (value.ndim - 1)), null[name], value
+            )
             for name, value in condition.tensors.items()
         }
     )
@@ -178,10 +187,3 @@ def _observed(
     backbone.load_state_dict(live)
     backbone.train()
     return measured
-
-
-def _append(work: Path, row: dict[str, Any]) -> None:
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "curve.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    _LOG.info("%s", row)

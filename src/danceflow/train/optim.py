@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from danceflow.errors import unknown_name
+
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _MATCHED_RMS = 0.2
 
@@ -29,7 +31,8 @@ def orthogonalise(matrices_NMK: Tensor, num_steps: int = 5) -> Tensor:
     for _ in range(num_steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide else x.mT
+    result: Tensor = x if wide else x.mT
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -119,14 +122,18 @@ class Muon(torch.optim.Optimizer):
 def make_optimizer(
     name: str, params: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Returns the named optimiser (``adamw`` or ``muon``); raises ``ValueError`` otherwise."""
+    """Returns the named optimiser, ``adamw`` or ``muon``.
+
+    Raises:
+        ValueError: for another name.
+    """
     if name == "adamw":
         return torch.optim.AdamW(
             params, lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay
         )
     if name == "muon":
         return Muon(params, learning_rate, weight_decay=weight_decay)
-    raise ValueError(f"unknown optimizer {name!r}; known: adamw, muon")
+    raise ValueError(unknown_name("optimizer", name, ("adamw", "muon")))
 
 
 def schedule(step: int, num_updates: int, warmup: int, final: float = 0.02) -> float:

@@ -11,7 +11,7 @@ from danceflow.ops.files import atomic_file
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes ``content`` to ``path`` with ``torch.save``; the former file stays until it is done."""
+    """Writes ``content`` to ``path``; the former file stays until the new one is whole."""
     with atomic_file(path) as partial:
         torch.save(content, partial)
 
@@ -69,7 +69,14 @@ class Ema:
         return {"num_updates": self.num_updates, "values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where ``state`` was taken."""
+        """Goes on where ``state`` was taken.
+
+        Raises:
+            WeightsError: if ``state`` averages other parameters.
+        """
+        if state["values"].keys() != self.values.keys():
+            odd = sorted(state["values"].keys() ^ self.values.keys())
+            raise WeightsError(f"the saved average is of another network: first {odd[0]}")
         self.num_updates = int(state["num_updates"])
         for name, value in state["values"].items():
             self.values[name].copy_(value)

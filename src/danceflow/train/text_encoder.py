@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from danceflow.fields import seed_for
 from danceflow.scenes.prompts import CATEGORIES, CORNERS, RELATIONS, Request, draw_sample
-from danceflow.scenes.world import BACKGROUND_NAMES, COLOR_NAMES, SHAPES, STYLES
+from danceflow.scenes.world import BACKGROUND_NAMES, COLOR_NAMES, SHAPES, STYLES, Split
 from danceflow.train.optim import schedule, set_learning_rate
 
 _LOG = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def pretrain_text_encoder(
         num_samples: prompts drawn for training.
     """
     categories = [c for group in CATEGORIES.values() for c in group]
-    tokens, labels = _draw(tokenizer, categories, num_samples, seed)
+    tokens, labels = _draw(tokenizer, categories, num_samples, seed, "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "heads", 0, 0))
         width = int(encoder.config.projection_dim)  # type: ignore[union-attr,arg-type]
@@ -101,7 +101,7 @@ def pretrain_text_encoder(
         if step % 50 == 0:
             bar.set_postfix(loss=f"{float(loss):.4f}")
     encoder.eval().requires_grad_(False)
-    tokens, labels = _draw(tokenizer, categories, 2_000, seed + 1)
+    tokens, labels = _draw(tokenizer, categories, 2_000, seed + 1, "validation")
     with torch.no_grad():
         pooled = encoder(tokens).text_embeds
         right = torch.stack([head(pooled).argmax(-1) for head in heads], dim=1) == labels
@@ -111,12 +111,10 @@ def pretrain_text_encoder(
 
 
 def _draw(
-    tokenizer: object, categories: Sequence[str], num_samples: int, seed: int
+    tokenizer: object, categories: Sequence[str], num_samples: int, seed: int, split: Split
 ) -> tuple[Tensor, Tensor]:
     samples = [
-        draw_sample(
-            Random(seed_for(seed, "prompts", 0, i)), categories[i % len(categories)], "train"
-        )
+        draw_sample(Random(seed_for(seed, "prompts", 0, i)), categories[i % len(categories)], split)
         for i in range(num_samples)
     ]
     batch = tokenizer(  # type: ignore[operator]

@@ -1,0 +1,325 @@
+"""LoRA adapters: one frozen base, many adapters, in diffusers' own file format.
+
+peft changes ``requires_grad`` whenever an adapter is switched, and a switch between a forward pass
+and its backward pass corrupts gradients under activation checkpointing. So the student's adapter
+is the one that stays active; every other is switched to for one call without gradient, and
+everything is put back as it was.
+"""
+
+import copy
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from danceflow.errors import WeightsError
+from danceflow.fields import Condition, normal, seed_for
+from danceflow.models.family import ModelFamily
+from danceflow.models.weights import read_tensors
+from danceflow.ops.files import atomic_file
+
+STUDENT = "student"
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+"""The name by which stock pipelines find an adapter in a folder."""
+
+_PREFIX = "transformer."
+_METADATA = "lora_adapter_metadata"
+_UNSUPPORTED = ("use_dora", "use_rslora", "lora_bias", "rank_pattern", "alpha_pattern")
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What a loaded adapter changes.
+
+    Attributes:
+        name: the adapter's name in the backbone.
+        modules: the names of the backbone's modules it changes; every tensor of the file is used.
+        rank: the rank of most of them.
+        alpha: their updates are scaled by alpha / rank.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    rank: int
+    alpha: float
+
+    def __str__(self) -> str:
+        """Returns one line for a log."""
+        size = f"rank {self.rank}, alpha {self.alpha:g}"
+        return f"adapter {self.name!r}: {len(self.modules)} modules, {size}"
+
+
+def add_student_adapter(
+    family: ModelFamily, backbone: nn.Module, rank: int, alpha: float, seed: int
+) -> list[nn.Parameter]:
+    """Returns the trainable parameters of a new adapter ``student``; all others are frozen.
+
+    The adapter starts at zero: its factors are A ~ N(0, 1/rank^2), a function of (seed, module)
+    alone, and B = 0. They are float32 whatever the backbone's dtype is.
+
+    Args:
+        family: names the modules to adapt.
+        backbone: the network, changed in place; adapters it has stay as they are, inactive.
+        rank: width of the factors.
+        alpha: scale of the update, alpha / rank * B A.
+        seed: decides A.
+
+    Raises:
+        WeightsError: if the backbone has none of the family's target modules.
+    """
+    ends = family.adapter_targets
+    targets = [
+        n for n, _ in _plain_modules(backbone) if any(f".{n}".endswith(f".{e}") for e in ends)
+    ]
+    if not targets:
+        raise WeightsError(f"no module of {type(backbone).__name__} ends in {', '.join(ends)}")
+    backbone.requires_grad_(False)
+    layers = _inject(backbone, STUDENT, dict.fromkeys(targets, rank), alpha)
+    for module, layer in layers.items():
+        down, up = _factors(layer, STUDENT)
+        drawn = normal(down.shape, [seed_for(seed, f"adapter/{module}", 0, 0)])[0] / rank
+        _set(down, drawn)
+        _set(up, torch.zeros(up.shape))
+    return [factor for layer in layers.values() for factor in _factors(layer, STUDENT)]
+
+
+def save_adapter(backbone: nn.Module, folder: Path, name: str = STUDENT) -> Path:
+    """Returns the file ``folder / ADAPTER_FILE``, which stock pipelines load.
+
+    Raises:
+        WeightsError: if ``backbone`` has no adapter ``name``.
+    """
+    from safetensors.torch import save_file
+
+    layers = _layers_with(backbone, name)
+    ranks = {module: int(layer.r[name]) for module, layer in layers.items()}
+    alpha = next(iter(layers.values())).lora_alpha[name]
+    config = _config(ranks, alpha)
+    settings = {f"{_PREFIX}{key}": value for key, value in config.items() if value}
+    tensors = {
+        f"{_PREFIX}{module}.lora_{letter}.weight": factor.detach().float().cpu().contiguous()
+        for module, layer in layers.items()
+        for letter, factor in zip("AB", _factors(layer, name), strict=True)
+    }
+    with atomic_file(folder / ADAPTER_FILE) as partial:
+        save_file(tensors, partial, {"format": "pt", _METADATA: json.dumps(settings)})
+    return folder / ADAPTER_FILE
+
+
+def load_adapter(backbone: nn.Module, path: Path, name: str) -> AdapterReport:
+    """Adds a saved adapter to ``backbone``, frozen and inactive, and returns what it changes.
+
+    Nothing is changed unless every tensor of the file fits. A file without the rank and alpha that
+    diffusers writes beside the tensors has alpha = rank, as in diffusers.
+
+    Args:
+        backbone: the network, changed in place.
+        path: a safetensors file, or a folder that holds ``ADAPTER_FILE``.
+        name: what the adapter is called from now on.
+
+    Raises:
+        WeightsError: if the file is missing or damaged, a tensor belongs to no module of the
+            backbone or has another shape, or the name is taken.
+    """
+    path = path / ADAPTER_FILE if path.is_dir() else path
+    if name in adapter_names(backbone):
+        raise WeightsError(f"{path}: the network has an adapter {name!r} already")
+    pairs = _matched(backbone, read_tensors(path), path)
+    ranks = {module: down.shape[0] for module, (down, _) in pairs.items()}
+    rank, alpha = _common(ranks), _alpha(path, ranks)
+    with _as_before(backbone):
+        for module, layer in _inject(backbone, name, ranks, alpha).items():
+            for factor, value in zip(_factors(layer, name), pairs[module], strict=True):
+                _set(factor, value)
+                factor.requires_grad_(False)
+    return AdapterReport(name, tuple(sorted(pairs)), rank, alpha)
+
+
+def merge_adapter(backbone: nn.Module, name: str = STUDENT) -> nn.Module:
+    """Returns a plain float32 copy of ``backbone`` with the adapter added to its weights.
+
+    W + alpha / rank * B A, for every adapted module; ``backbone`` and its adapters stay as they
+    are.
+
+    Raises:
+        WeightsError: if ``backbone`` has no adapter ``name``.
+    """
+    _layers_with(backbone, name)
+    plain = copy.deepcopy(backbone).float()
+    for layer in _layers(plain).values():
+        layer.merge(adapter_names=[name])
+    plain.unload_lora()  # type: ignore[operator]
+    return plain.requires_grad_(False)
+
+
+def adapter_names(backbone: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the adapters in ``backbone``, sorted."""
+    return tuple(sorted({name for layer in _layers(backbone).values() for name in layer.lora_A}))
+
+
+class AdapterField:
+    """The field of one frozen base with one of its adapters, chosen anew for every call.
+
+    Its velocities carry no gradient: it is for teachers that share the student's base.
+    """
+
+    def __init__(self, family: ModelFamily, backbone: nn.Module, adapter_name: str | None) -> None:
+        """Joins the base with an adapter.
+
+        Args:
+            family: gives the field of ``backbone``.
+            backbone: the base with all its adapters.
+            adapter_name: the adapter to use; ``None`` is the bare base.
+
+        Raises:
+            WeightsError: if ``backbone`` has no such adapter.
+        """
+        if adapter_name is not None:
+            _layers_with(backbone, adapter_name)
+        self.backbone = backbone
+        self.adapter_name = adapter_name
+        self.field = family.field(backbone)
+
+    @torch.no_grad()
+    def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
+        """Returns the velocity, [B, C, H, W] float32, without gradient."""
+        with _as_before(self.backbone):
+            for layer in _layers(self.backbone).values():
+                layer.set_adapter([] if self.adapter_name is None else [self.adapter_name])
+            return self.field(z_BCHW, sigma_B, condition)
+
+
+@contextmanager
+def _as_before(backbone: nn.Module) -> Iterator[None]:
+    """Puts active adapters and ``requires_grad`` back as they were."""
+    flags = [(param, param.requires_grad) for param in backbone.parameters()]
+    active = {name: layer.active_adapters for name, layer in _layers(backbone).items()}
+    try:
+        yield
+    finally:
+        for name, layer in _layers(backbone).items():
+            layer.set_adapter(active.get(name, []))
+        for param, flag in flags:
+            param.requires_grad_(flag)
+
+
+def _layers(backbone: nn.Module) -> dict[str, Any]:
+    """Returns the adapted modules of ``backbone`` by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: m for name, m in backbone.named_modules() if isinstance(m, LoraLayer)}
+
+
+def _layers_with(backbone: nn.Module, name: str) -> dict[str, Any]:
+    """Returns the modules that the adapter ``name`` changes; there must be some."""
+    layers = {module: la for module, la in _layers(backbone).items() if name in la.lora_A}
+    if not layers:
+        known = ", ".join(adapter_names(backbone)) or "none"
+        raise WeightsError(f"the network has no adapter {name!r}; known are {known}")
+    return layers
+
+
+def _plain_modules(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields linear and convolution modules by the name they have without adapters."""
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in name:
+            yield name.removesuffix(".base_layer"), module
+
+
+def _factors(layer: Any, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    """Returns A [rank, in, ...] and B [out, rank, ...] of an adapted module."""
+    return layer.lora_A[name].weight, layer.lora_B[name].weight
+
+
+def _set(factor: nn.Parameter, value: Tensor) -> None:
+    factor.data = value.to(factor.device, torch.float32)
+
+
+def _common(ranks: Mapping[str, int]) -> int:
+    return Counter(ranks.values()).most_common(1)[0][0]
+
+
+def _config(ranks: Mapping[str, int], alpha: float) -> dict[str, Any]:
+    """Returns the arguments of ``peft.LoraConfig`` as plain data; alpha / rank is one number."""
+    rank = _common(ranks)
+    odd = {f"^{re.escape(module)}": r for module, r in sorted(ranks.items()) if r != rank}
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": odd,
+        "alpha_pattern": {module: alpha * r / rank for module, r in odd.items()},
+        "target_modules": sorted(ranks),
+    }
+
+
+def _inject(
+    backbone: nn.Module, name: str, ranks: Mapping[str, int], alpha: float
+) -> dict[str, Any]:
+    """Adds an adapter with arbitrary weights and returns the modules it changes, by name."""
+    from peft import LoraConfig
+
+    config = LoraConfig(**_config(ranks, alpha), init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        backbone.add_adapter(config, name)  # type: ignore[operator]
+    return _layers_with(backbone, name)
+
+
+def _matched(
+    backbone: nn.Module, tensors: Mapping[str, Tensor], path: Path
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Returns A and B by module after all were found to fit ``backbone``."""
+    modules = dict(_plain_modules(backbone))
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        match = _FACTOR.fullmatch(key.removeprefix(_PREFIX))
+        if match is None or match["module"] not in modules:
+            raise WeightsError(f"{path}: {key} belongs to no module of {type(backbone).__name__}")
+        found.setdefault(match["module"], {})[match["factor"]] = value
+    if not found:
+        raise WeightsError(f"{path}: holds no adapter")
+    for name, pair in found.items():
+        shapes = {letter: tuple(pair[letter].shape) if letter in pair else None for letter in "AB"}
+        expected = _factor_shapes(modules[name], (shapes["A"] or (0,))[0])
+        if shapes != expected:
+            raise WeightsError(f"{path}: {name} needs factors {expected}, found {shapes}")
+    return {name: (pair["A"], pair["B"]) for name, pair in found.items()}
+
+
+def _factor_shapes(module: nn.Module, rank: int) -> dict[str, Sequence[int]]:
+    """Returns the shapes of A and B for a linear or a convolution module."""
+    if isinstance(module, nn.Conv2d):
+        down = (rank, module.in_channels // module.groups, *module.kernel_size)
+        return {"A": down, "B": (module.out_channels, rank, 1, 1)}
+    assert isinstance(module, nn.Linear)
+    return {"A": (rank, module.in_features), "B": (module.out_features, rank)}
+
+
+def _alpha(path: Path, ranks: Mapping[str, int]) -> float:
+    """Returns the alpha of modules of the common rank, from the file's settings if it has any.
+
+    Raises:
+        WeightsError: if the settings cannot be read or ask for another kind of update.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(_METADATA)
+    if text is None:
+        return float(_common(ranks))
+    try:
+        settings = json.loads(text)
+        given = {key.removeprefix(_PREFIX): value for key, value in settings.items()}
+        alpha = float(given["lora_alpha"])
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: the adapter's settings cannot be read: {error!r}") from error
+    if unknown := [name for name in _UNSUPPORTED if given.get(name)]:
+        raise WeightsError(f"{path}: adapters with {', '.join(unknown)} are not supported")
+    return alpha

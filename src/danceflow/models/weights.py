@@ -1,0 +1,122 @@
+"""Weights on disk: read whole or not at all, written as float16."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from danceflow.errors import WeightsError
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; raises ``WeightsError`` if there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: holds no settings")
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file by name.
+
+    Raises:
+        WeightsError: if the file is missing, truncated or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: weights are missing or truncated: {error}") from error
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """Returns the state dict saved in ``folder`` by diffusers, in one file or in shards.
+
+    Raises:
+        WeightsError: if a file is missing, truncated or damaged.
+    """
+    if not (folder / INDEX_FILE).is_file():
+        return read_tensors(folder / WEIGHTS_FILE)
+    shards = set(read_json(folder / INDEX_FILE).get("weight_map", {}).values())
+    return {
+        name: value
+        for shard in sorted(shards)
+        for name, value in read_tensors(folder / shard).items()
+    }
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], place: Path) -> None:
+    """Copies ``state`` into ``module`` after every name and shape was found to agree.
+
+    Args:
+        module: the network, of any floating dtype.
+        state: its tensors; they are cast to the network's dtype.
+        place: where ``state`` came from, for the message.
+
+    Raises:
+        WeightsError: naming the first tensor that is missing, unknown or of another shape.
+    """
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != found:
+        odd = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+        raise WeightsError(
+            f"{place}: {len(odd)} tensors do not match the configured network; the first is "
+            f"{odd[0]}: expected {expected.get(odd[0])}, found {found.get(odd[0])}"
+        )
+    module.load_state_dict(dict(state))
+
+
+def load_pretrained(network_class: Any, folder: Path, **dtype: torch.dtype) -> nn.Module:
+    """Returns a ``diffusers`` or ``transformers`` network from its own folder.
+
+    Their ``from_pretrained`` fills missing tensors with random numbers; here that is an error.
+
+    Args:
+        network_class: its class.
+        folder: with ``config.json`` and the weights.
+        dtype: how the library spells the dtype, ``dtype=...`` or ``torch_dtype=...``.
+
+    Raises:
+        WeightsError: if a tensor is missing or of another shape, or a file cannot be read.
+    """
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder / 'config.json'}: this file of the model is missing")
+    try:
+        network, info = network_class.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **dtype
+        )
+    except Exception as error:
+        raise WeightsError(f"{folder}: the weights cannot be read: {error}") from error
+    for problem in ("missing", "mismatched"):
+        if names := sorted(map(str, info[f"{problem}_keys"])):
+            raise WeightsError(f"{folder}: {len(names)} tensors are {problem}, first {names[0]}")
+    loaded: nn.Module = network
+    return loaded
+
+
+def save_half(module: nn.Module, folder: Path) -> None:
+    """Writes a float16 copy of a network in its library's own format.
+
+    Half the size, and every value that training moved survives.
+
+    Raises:
+        WeightsError: if a weight is not finite or outside float16's range.
+    """
+    half = copy.deepcopy(module).half()
+    for name, value in half.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise WeightsError(f"{folder}: {name} holds values that float16 cannot")
+    half.save_pretrained(folder)  # type: ignore[operator]
