@@ -9,6 +9,7 @@ everything is put back as it was.
 import copy
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def save_adapter(backbone: nn.Module, folder: Path, name: str = STUDENT) -> Path
 
     layers = _layers_with(backbone, name)
     ranks = {module: int(layer.r[name]) for module, layer in layers.items()}
-    alpha = next(iter(layers.values())).lora_alpha[name]
+    alpha = float(next(iter(layers.values())).lora_alpha[name])
     config = _config(ranks, alpha)
     settings = {f"{_PREFIX}{key}": value for key, value in config.items() if value}
     tensors = {
@@ -267,7 +268,9 @@ def _inject(
     from peft import LoraConfig
 
     config = LoraConfig(**_config(ranks, alpha), init_lora_weights=False)
-    with torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # Several adapters on one base are meant here.
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
         backbone.add_adapter(config, name)  # type: ignore[operator]
     return _layers_with(backbone, name)
 

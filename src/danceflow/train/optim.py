@@ -97,8 +97,8 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[param]
                 if not state:
                     state["momentum"] = torch.zeros_like(param)
-                state["momentum"].lerp_(param.grad, 1 - group["momentum"])  # type: ignore[arg-type]
-                updates.append(torch.lerp(param.grad, state["momentum"], group["momentum"]))  # type: ignore[arg-type]
+                state["momentum"].lerp_(param.grad, 1 - group["momentum"])
+                updates.append(torch.lerp(param.grad, state["momentum"], group["momentum"]))
             scale = group["lr"] * _MATCHED_RMS * math.sqrt(max(shape))
             for param, update in zip(same, orthogonalise(torch.stack(updates)), strict=True):
                 param.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
@@ -113,8 +113,8 @@ class Muon(torch.optim.Optimizer):
                 state["square"] = torch.zeros_like(param)
             state["step"] += 1
             step = float(state["step"])
-            state["mean"].lerp_(param.grad, 1 - first)  # type: ignore[arg-type]
-            state["square"].mul_(second).addcmul_(param.grad, param.grad, value=1 - second)  # type: ignore[arg-type]
+            state["mean"].lerp_(param.grad, 1 - first)
+            state["square"].mul_(second).addcmul_(param.grad, param.grad, value=1 - second)
             denominator = (state["square"] / (1 - second**step)).sqrt_().add_(group["eps"])
             param.addcdiv_(state["mean"], denominator, value=-group["lr"] / (1 - first**step))
 

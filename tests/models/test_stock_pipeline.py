@@ -1,0 +1,239 @@
+"""A stock ``StableDiffusion3Pipeline`` folder opens, and gives the stock pipeline's own images.
+
+Both sides compute in float32 on the same kernels; they differ by the order of the guidance batch
+and of a few multiplications, so agreement is asked for within 1e-5.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import PROMPTS, stock_pipeline
+
+from danceflow.errors import WeightsError
+from danceflow.fields import GuidedField, normal, sample, shifted_grid
+from danceflow.models.family import open_family
+from danceflow.models.package import load_package, save_package
+
+EXACT = {"rtol": 1e-5, "atol": 1e-5}
+SIZE = 16  # pixels
+
+VARIANTS = {
+    "t5": {},
+    "no_t5": {"with_t5": False},
+    "unshifted": {"shift": 1.0},
+    "dynamic_shift": {"use_dynamic_shifting": True},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def stock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    pipeline = stock_pipeline(**VARIANTS[request.param])
+    folder = tmp_path_factory.mktemp(request.param)
+    pipeline.save_pretrained(folder)
+    family = open_family("sd3", folder)
+    return pipeline, family, family.load_backbone(folder / "transformer").eval()
+
+
+@pytest.fixture(scope="module")
+def stock_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stock")
+    stock_pipeline().save_pretrained(folder)
+    return folder
+
+
+def images_of(pipeline, noise, guidance: float, output: str, num_steps: int = 4):
+    return pipeline(
+        list(PROMPTS),
+        latents=noise,
+        guidance_scale=guidance,
+        num_inference_steps=num_steps,
+        height=SIZE,
+        width=SIZE,
+        output_type=output,
+    ).images
+
+
+def ours(family, backbone, noise, guidance: float, num_steps: int = 4):
+    field = GuidedField(family.field(backbone), family.null, guidance)
+    return sample(field, noise, family.condition(PROMPTS), family.grid(num_steps))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+def test_samples_are_the_stock_pipelines(stock, guidance: float) -> None:
+    pipeline, family, backbone = stock
+    noise = normal(family.latent_shape, [1, 2])
+    latents = ours(family, backbone, noise, guidance)
+    assert (latents - noise).abs().mean() > 0.1
+    expected = images_of(pipeline, noise, guidance, "latent")
+    torch.testing.assert_close(latents, expected, **EXACT)
+    torch.testing.assert_close(
+        family.decode(latents), images_of(pipeline, noise, guidance, "pt"), **EXACT
+    )
+
+
+def test_conditions_are_the_stock_pipelines(stock) -> None:
+    pipeline, family, _ = stock
+    embeds, _, pooled, _ = pipeline.encode_prompt(
+        list(PROMPTS), None, None, do_classifier_free_guidance=False
+    )
+    condition = family.condition(PROMPTS).tensors
+    torch.testing.assert_close(condition["prompt_embeds"], embeds, **EXACT)
+    torch.testing.assert_close(condition["pooled"], pooled, **EXACT)
+
+
+@pytest.mark.parametrize("num_steps", [1, 7])
+def test_grids_are_the_stock_pipelines(stock, num_steps: int) -> None:
+    pipeline, family, _ = stock
+    images_of(pipeline, torch.zeros(2, 4, 8, 8), 1.0, "latent", num_steps)
+    assert torch.equal(family.grid(num_steps), pipeline.scheduler.sigmas)
+
+
+def test_a_stock_grid_is_not_the_shifted_grid(stock_folder: Path) -> None:
+    grid = open_family("sd3", stock_folder).grid(28)
+    assert grid[-2] < 0.01 < shifted_grid(28, 3.0)[-2]
+
+
+def test_a_stock_model_predicts_velocities_and_cannot_edit(stock_folder: Path) -> None:
+    family = open_family("sd3", stock_folder)
+    assert (family.prediction, family.shift) == ("velocity", 3.0)
+    assert "source" not in family.condition(PROMPTS).tensors
+    assert "pos_embed.proj" not in family.adapter_targets
+    z, clean, noise = (normal(family.latent_shape, [seed]) for seed in range(3))
+    target = family.target_velocity(z, clean, noise, torch.tensor([0.01]))
+    assert torch.equal(target, noise - clean)
+
+
+def test_images_become_the_stock_autoencoders_latents(stock_folder: Path) -> None:
+    pipeline = stock_pipeline()
+    family = open_family("sd3", stock_folder)
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mean = pipeline.vae.encode(images * 2 - 1).latent_dist.mean
+    scale, shift = pipeline.vae.config.scaling_factor, pipeline.vae.config.shift_factor
+    torch.testing.assert_close(family.encode(images), (mean - shift) * scale, **EXACT)
+
+
+def test_a_stock_model_packaged_as_a_student_still_gives_its_images(
+    stock_folder: Path, tmp_path: Path
+) -> None:
+    family = open_family("sd3", stock_folder)
+    backbone = family.load_backbone(stock_folder / "transformer")
+    save_package(tmp_path, family, backbone, {"num_steps": 4})
+    package = load_package(tmp_path)
+    noise = normal(family.latent_shape, [1, 2])
+    latents = sample(package.field, noise, family.condition(PROMPTS), package.family.grid(4))
+    torch.testing.assert_close(latents, ours(family, backbone, noise, 1.0), rtol=0.02, atol=0.02)
+
+
+def test_weights_in_shards_are_read(stock_folder: Path, tmp_path: Path) -> None:
+    family = open_family("sd3", stock_folder)
+    whole = family.load_backbone(stock_folder / "transformer")
+    whole.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    loaded = family.load_backbone(tmp_path).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in whole.state_dict().items())
+    shards[0].unlink()
+    with pytest.raises(WeightsError, match=rf"{shards[0].name}: weights are missing"):
+        family.load_backbone(tmp_path)
+
+
+def copy_of(folder: Path, place: Path) -> Path:
+    """A folder of links to the parts of a pipeline; a part that is changed is copied first."""
+    place.mkdir()
+    for part in folder.iterdir():
+        (place / part.name).symlink_to(part)
+    return place
+
+
+def own_part(folder: Path, name: str) -> Path:
+    part = folder / name
+    original = part.resolve()
+    part.unlink()
+    part.mkdir()
+    for file in original.iterdir():
+        (part / file.name).write_bytes(file.read_bytes())
+    return part
+
+
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="neither danceflow_family.json nor model_index.json"):
+        open_family("sd3", tmp_path)
+
+
+def test_another_pipeline_is_told(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(WeightsError, match="holds a FluxPipeline, not an SD3 pipeline"):
+        open_family("sd3", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "values", "message"),
+    [
+        ("transformer", "config.json", {"_class_name": "UNet"}, "expected a SD3Transformer2DModel"),
+        ("transformer", "config.json", {"in_channels": 5}, "takes 4 channels, or 8 with a source"),
+        ("scheduler", "scheduler_config.json", {"_class_name": "DDIM"}, "found DDIM"),
+        ("scheduler", "scheduler_config.json", {"stochastic_sampling": True}, "without stochastic"),
+        ("text_encoder", "config.json", {"intermediate_size": 20}, "text_encoder: "),
+        ("text_encoder_2", "config.json", {"num_hidden_layers": 3}, "text_encoder_2: .* missing"),
+        ("vae", "config.json", {"latent_channels": 8}, "vae: "),
+        ("vae", "config.json", {"layers_per_block": 2}, "vae: .* missing"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told(
+    stock_folder: Path, tmp_path: Path, part: str, file: str, values: dict, message: str
+) -> None:
+    folder = copy_of(stock_folder, tmp_path / "copy")
+    change(own_part(folder, part) / file, **values)
+    with pytest.raises(WeightsError, match=message):
+        open_family("sd3", folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [
+        ("transformer", "config.json"),
+        ("scheduler", "scheduler_config.json"),
+        ("text_encoder", "model.safetensors"),
+        ("text_encoder_3", "model.safetensors"),
+        ("text_encoder_2", "config.json"),
+        ("vae", "diffusion_pytorch_model.safetensors"),
+        ("tokenizer", "tokenizer.json"),
+    ],
+)
+def test_missing_and_truncated_files_are_told(
+    stock_folder: Path, tmp_path: Path, part: str, file: str
+) -> None:
+    folder = copy_of(stock_folder, tmp_path / "copy")
+    path = own_part(folder, part) / file
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(WeightsError, match=part):
+        open_family("sd3", folder)
+    for left in path.parent.iterdir():
+        left.unlink()
+    with pytest.raises(WeightsError, match=part):
+        open_family("sd3", folder)
+
+
+def test_a_scheduler_that_ends_above_zero_noise_is_told(stock_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(stock_folder, tmp_path / "copy")
+    change(own_part(folder, "scheduler") / "scheduler_config.json", invert_sigmas=True)
+    with pytest.raises(WeightsError, match="do not fall from 1 to 0"):
+        open_family("sd3", folder).grid(4)
+
+
+def test_a_setting_that_is_missing_is_told(stock_folder: Path, tmp_path: Path) -> None:
+    family = open_family("sd3", stock_folder)
+    family.save_frozen(tmp_path)
+    settings = json.loads((tmp_path / "danceflow_family.json").read_text())
+    del settings["prediction"]
+    (tmp_path / "danceflow_family.json").write_text(json.dumps(settings))
+    with pytest.raises(WeightsError, match=r"danceflow_family.json: the setting 'prediction'"):
+        open_family("sd3", tmp_path)
