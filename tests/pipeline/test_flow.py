@@ -1,6 +1,7 @@
 """The flow on a real Prefect server, real DVC and a real MLflow store."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,7 +131,9 @@ def check_an_experiment(project, settings) -> None:
     assert project.run("git", "show", f"{ours}:dvc.lock") == (project.root / "dvc.lock").read_text()
 
 
-def test_after_dvc_repro_the_flow_executes_nothing_and_registers(project, settings):
+def test_after_dvc_repro_the_flow_executes_nothing_and_registers(
+    project, settings, mlflow_template, tmp_path, monkeypatch
+):
     from flows.pipeline import run_pipeline
 
     project.run("dvc", "repro")
@@ -142,7 +145,8 @@ def test_after_dvc_repro_the_flow_executes_nothing_and_registers(project, settin
     assert result.standing.version == 1
 
     # Another machine: the cache is there, the store is not.
-    (project.root / "mlflow.db").unlink()
+    shutil.copyfile(mlflow_template, tmp_path / "elsewhere.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere.db")
     again = run_pipeline(root=project.root)
     assert project.began() == []
     assert again.standing.version == 1
