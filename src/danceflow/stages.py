@@ -4,6 +4,7 @@
 """
 
 import importlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from danceflow.config import Params, load_params
 from danceflow.errors import StageError, UsageError, unknown_name
-from danceflow.ops import files, runtime
+from danceflow.ops import files, runtime, timings
 from danceflow.paths import Paths, find_root
 
 # A stage that starts on a nearly full disk would fail half-way.
@@ -147,13 +148,31 @@ _TABLE = (
     Stage(
         name="evaluate",
         function="danceflow.evaluate.evaluate:run",
-        params=("run", "family", "capabilities", "evaluate"),
+        params=(
+            "run",
+            "family",
+            "capabilities",
+            "distill.method",  # these three say what the student started from
+            "distill.init",
+            "distill.merge_weights",
+            "evaluate",
+        ),
         deps=(
             "data/buckets",
             "data/cache/{item}",
             "models/student",
             "models/teachers",
-            *_code("capability.py", "data", "evaluate", "fields", "models", "ops", "scenes"),
+            *_code(
+                "capability.py",
+                "data",
+                "evaluate",
+                "fields",
+                "method.py",
+                "models",
+                "ops",
+                "scenes",
+                "train/start.py",
+            ),
         ),
         outs=(
             Out("reports/evaluate/{item}"),
@@ -171,7 +190,7 @@ _TABLE = (
             "reports/distill",
             "reports/evaluate",
             "reports/teachers.json",
-            *_code("evaluate", "ops/files.py"),
+            *_code("evaluate", "ops"),
         ),
         outs=(
             Out("reports/gate.json", cached=False),
@@ -204,8 +223,10 @@ def run_stage(name: str, item: str | None = None, root: Path | None = None) -> N
     runtime.require_disk_space(paths.root, _FREE_BYTES)
     function = stage.load()
     runtime.prepare(params.run)
+    started = time.monotonic()
     with files.disk_errors(paths.root):
         function(params, paths, *arguments)
+    timings.record(paths.scratch, "@".join([name, *arguments]), time.monotonic() - started)
 
 
 def _items(stage: Stage, item: str | None, params: Params) -> tuple[str, ...]:

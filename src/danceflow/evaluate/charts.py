@@ -1,0 +1,108 @@
+"""Line charts as inline SVG, coloured by the page's style sheet so that they follow dark mode."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+_WIDTH, _HEIGHT = 460, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 36
+_NUM_TICKS = 4
+
+Points = Sequence[tuple[float, float]]
+
+
+def line_chart(
+    series: Mapping[str, Points],
+    *,
+    label: str,
+    x_label: str,
+    y_label: str,
+    log: bool = False,
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """Returns an SVG element with one line per series, in the colours ``--series-0``, ``-1``, ...
+
+    Args:
+        series: by name, (x, y) points in order; with ``log`` points with y <= 0 are left out.
+        label: what the chart shows, for those who cannot see it.
+        x_label: below the axis.
+        y_label: beside the axis.
+        log: whether y is on a logarithmic scale.
+        y_range: the least and largest y; ``None``: what the points need.
+
+    Raises:
+        ValueError: there is no point.
+    """
+    shown = {
+        name: [(x, math.log10(y) if log else y) for x, y in points if y > 0 or not log]
+        for name, points in series.items()
+    }
+    xs = [x for points in shown.values() for x, _ in points]
+    ys = [y for points in shown.values() for _, y in points]
+    if not xs:
+        raise ValueError("there is nothing to draw")
+    low, high = y_range or (min(ys), max(ys))
+    x_axis = _Axis(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
+    y_axis = _Axis(low, high, _HEIGHT - _BOTTOM, _TOP)
+    head = (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg">'
+    )
+    parts = [head, *_y_ticks(y_axis, log=log), *_x_ticks(x_axis)]
+    parts.append(
+        f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 4}" '
+        f'text-anchor="middle">{escape(x_label)}</text>'
+        f'<text class="axis" transform="translate(12 {(_HEIGHT - _BOTTOM + _TOP) / 2:.0f}) '
+        f'rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
+    for number, (name, points) in enumerate(shown.items()):
+        if points:
+            path = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in points)
+            last_x, last_y = points[-1]
+            parts.append(
+                f'<g style="--line-colour: var(--series-{number})"><title>{escape(name)}</title>'
+                f'<polyline class="line" points="{path}"/><circle class="dot" '
+                f'cx="{x_axis.place(last_x):.1f}" cy="{y_axis.place(last_y):.1f}" r="3"/></g>'
+            )
+    return "".join(parts) + "</svg>"
+
+
+class _Axis:
+    """Maps values to pixels."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        spare = 0.5 if high == low else 0.0
+        self.low, self.high = low - spare, high + spare
+        self.start, self.end = start, end
+
+    def place(self, value: float) -> float:
+        """Returns where a value lies."""
+        share = (value - self.low) / (self.high - self.low)
+        return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Returns about four round values on the axis."""
+        rough = (self.high - self.low) / _NUM_TICKS
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [number * step for number in range(first, last + 1)]
+
+
+def _y_ticks(axis: _Axis, *, log: bool) -> list[str]:
+    return [
+        f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{axis.place(value):.1f}" '
+        f'y2="{axis.place(value):.1f}"/><text class="tick" x="{_LEFT - 6}" '
+        f'y="{axis.place(value) + 4:.1f}" text-anchor="end">'
+        f"{10**value if log else value:.2g}</text>"
+        for value in axis.ticks()
+    ]
+
+
+def _x_ticks(axis: _Axis) -> list[str]:
+    return [
+        f'<text class="tick" x="{axis.place(value):.1f}" y="{_HEIGHT - _BOTTOM + 16}" '
+        f'text-anchor="middle">{value:g}</text>'
+        for value in axis.ticks()
+    ]

@@ -1,0 +1,255 @@
+"""What every field is asked, and how its answers are measured: paired rows, images, evaluators.
+
+Student, start student and teachers get the same prompts, sources and noise, so that their scores
+can be compared row by row.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from danceflow.data.buckets import images_of, row_sample, rows_of
+from danceflow.evaluate.records import STANDARD, UNKNOWN_WORDS
+from danceflow.fields import Condition, VelocityField, normal, sample, seed_for
+from danceflow.models.family import ModelFamily
+from danceflow.scenes.prompts import Sample
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question: a row of the data with one noise seed.
+
+    Attributes:
+        uid: of the row in the data.
+        category: of the prompt.
+        variant: ``standard``, ``reworded``, ``held_out_pair``, or ``unknown_words`` when the text
+            encoder does not know every word of the prompt.
+        prompt: what is asked.
+        seed: of the noise.
+    """
+
+    uid: str
+    category: str
+    variant: str
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every field is asked of one capability.
+
+    Attributes:
+        capability: its name.
+        family: decodes latents and gives the sigma grid.
+        rows: B questions.
+        samples: [B] the exact requests and scenes.
+        condition: B rows.
+        noise: [B, C, H, W] initial states.
+        source: [B, 3, H, W] images in [0, 1], or ``None`` for text-to-image.
+        target: [B, 3, H, W] exact answers (for text-to-image, one of many).
+    """
+
+    capability: str
+    family: ModelFamily
+    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
+    condition: Condition
+    noise: Tensor
+    source: Tensor | None
+    target: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """The number of questions."""
+        return len(self.rows)
+
+    def select(self, index: Sequence[int]) -> "Task":
+        """Returns the questions at ``index``, in that order."""
+        at = torch.tensor(list(index), dtype=torch.long)
+        return replace(
+            self,
+            rows=tuple(self.rows[i] for i in index),
+            samples=tuple(self.samples[i] for i in index),
+            condition=self.condition.select(at),
+            noise=self.noise[at.to(self.noise.device)],
+            source=None if self.source is None else self.source[at],
+            target=self.target[at],
+        )
+
+    def where(self, *variants: str) -> list[int]:
+        """Returns the positions of the rows of ``variants``."""
+        return [i for i, row in enumerate(self.rows) if row.variant in variants]
+
+    def first_of_each(self, variant: str, num_rows: int) -> list[int]:
+        """Returns the positions of about ``num_rows`` rows of a variant, category by category.
+
+        All have the first noise seed; every category has as many, at least one.
+        """
+        found: dict[str, list[int]] = {}
+        for place in self.where(variant):
+            if self.rows[place].seed == self.rows[0].seed:
+                found.setdefault(self.rows[place].category, []).append(place)
+        count = max(1, num_rows // max(1, len(found)))
+        return [place for places in found.values() for place in places[:count]]
+
+    def images(
+        self,
+        field: VelocityField,
+        num_steps: int,
+        batch_size: int,
+        on_batch: Callable[[int], object] = int,
+    ) -> Tensor:
+        """Returns the field's answers, [B, 3, H, W] float32 in [0, 1] on the CPU.
+
+        Args:
+            field: the field to sample from, by Euler steps on the family's grid.
+            num_steps: number of steps.
+            batch_size: samples per batch; it does not change what is computed.
+            on_batch: called with the number of finished samples after every batch.
+        """
+        grid = self.family.grid(num_steps).to(self.noise.device)
+        parts = [self.target.new_empty(0, *self.target.shape[1:])]
+        for start in range(0, self.num_rows, batch_size):
+            rows = slice(start, start + batch_size)
+            clean = sample(field, self.noise[rows], self.condition.select(rows), grid)
+            parts.append(self.family.decode(clean).cpu())
+            on_batch(len(clean))
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number about a field's images.
+
+    Attributes:
+        name: of the metric.
+        value: over all rows: the mean over categories where it has rows.
+        rows: its value for every row, or ``None`` where it is about all images together.
+    """
+
+    name: str
+    value: float
+    rows: tuple[float, ...] | None = None
+
+
+class Evaluator(Protocol):
+    """Measures a field's answers to a task."""
+
+    def __call__(self, task: Task, images_B3HW: Tensor, /) -> Iterator[Measurement]:
+        """Yields measurements of the images that a field gave to the rows of ``task``."""
+        ...
+
+
+def category_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Returns the mean of each category of (category, value) pairs, in order of appearance."""
+    values: dict[str, list[float]] = {}
+    for category, value in rows:
+        values.setdefault(category, []).append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def mean_of_categories(rows: Iterable[tuple[str, float]]) -> float:
+    """Returns the mean over categories of (category, value) pairs: each category counts alike.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    means = category_means(rows)
+    if not means:
+        raise ValueError("there is nothing to take the mean of")
+    return sum(means.values()) / len(means)
+
+
+def by_rows(task: Task, name: str, values: Sequence[float]) -> Measurement:
+    """Returns the measurement of one value per row of ``task``."""
+    categories = (row.category for row in task.rows)
+    return Measurement(
+        name, mean_of_categories(zip(categories, values, strict=True)), tuple(values)
+    )
+
+
+def build_task(
+    capability: str,
+    dataset: Any,
+    family: ModelFamily,
+    num_per_category: Mapping[str, int],
+    seeds: Sequence[int] = (0,),
+    *,
+    purpose: str = "evaluate",
+    device: str = "cpu",
+) -> Task:
+    """Returns the first rows of each category of each variant, once for every noise seed.
+
+    A row whose prompt has words that the text encoder does not know is kept, with the variant
+    ``unknown_words``, and a warning names the words.
+
+    Args:
+        capability: its name.
+        dataset: what ``read_bucket`` gives.
+        family: makes the conditions.
+        num_per_category: rows of each category, by variant; variants that the data lacks are left
+            out, except ``standard``.
+        seeds: noise seeds; the noise of a row is a function of (seed, purpose, place of the row).
+        purpose: keeps the noise of different uses apart.
+        device: where to compute.
+
+    Raises:
+        DataError: there are fewer rows, or a row has no exact scenes or a corrupt image.
+    """
+    held = {STANDARD, *dataset["variant"]}
+    places = [
+        place
+        for variant, count in num_per_category.items()
+        if variant in held
+        for place in rows_of(dataset, count, (variant,))
+    ]
+    samples = [row_sample(row) for row in dataset.select(places)]
+    uids = dataset.select(places)["uid"]
+    unknown = [family.unknown_words(item.prompt) for item in samples]
+    _warn(capability, unknown)
+    source = images_of(dataset, places, "source") if samples[0].source is not None else None
+    latents = None if source is None else family.encode(source.to(device))
+    condition = family.condition([item.prompt for item in samples], latents).to(device)
+    index = list(range(len(places))) * len(seeds)
+    at = torch.tensor(index)
+    noise_seeds = [seed_for(seed, purpose, 0, place) for seed in seeds for place in places]
+    return Task(
+        capability=capability,
+        family=family,
+        rows=tuple(
+            Row(
+                uid,
+                item.category,
+                UNKNOWN_WORDS if words else item.variant,
+                item.prompt,
+                seed,
+            )
+            for seed in seeds
+            for uid, item, words in zip(uids, samples, unknown, strict=True)
+        ),
+        samples=tuple(samples[i] for i in index),
+        condition=condition.select(at),
+        noise=normal(family.latent_shape, noise_seeds).to(device),
+        source=None if source is None else source[at],
+        target=images_of(dataset, places, "target")[at],
+    )
+
+
+def _warn(capability: str, unknown: Sequence[Sequence[str]]) -> None:
+    words = sorted({word for found in unknown for word in found})
+    if words:
+        _LOG.warning(
+            "%s: %d prompts have words that the text encoder does not know (%s); "
+            "they are scored apart, as %s",
+            capability,
+            sum(bool(found) for found in unknown),
+            ", ".join(words[:20]),
+            UNKNOWN_WORDS,
+        )

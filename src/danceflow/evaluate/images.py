@@ -1,0 +1,119 @@
+"""Image metrics through torchmetrics: what must not change, and how alike two sets of images are.
+
+FID and KID are named after their feature extractor, a small fixed convolution network of our own
+(``conv64``): they compare fields here and cannot be compared with figures from Inception features.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from danceflow.evaluate.evaluator import Measurement, Task, by_rows
+from danceflow.fields import normal, seed_for
+from danceflow.scenes.prompts import Sample
+from danceflow.scenes.score import edited_cell
+from danceflow.scenes.world import GRID_SIZE, NUM_CELLS
+
+EXTRACTOR = "conv64"
+MAX_PSNR = 60.0
+"""Decibels reported for an image that equals its target."""
+
+_EXTRACTOR_SEED = 20260627
+_SSIM_WINDOW = 11
+
+
+def preservation(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
+    """Yields ``psnr`` (dB, at most 60) and ``ssim`` over the pixels that an edit must preserve.
+
+    Those are all cells but the edited one for local edits, the objects for a new background and,
+    against the exact target, the whole image for a new style.
+    """
+    from torchmetrics.functional.image import (
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
+    size = images_B3HW.shape[-1]
+    kept = torch.stack([preserved_pixels(item, size) for item in task.samples])
+    psnr = [
+        float(peak_signal_noise_ratio(image[:, mask], target[:, mask], data_range=1.0))
+        for image, target, mask in zip(images_B3HW, task.target, kept, strict=True)
+    ]
+    yield by_rows(task, "psnr", [min(value, MAX_PSNR) for value in psnr])
+    if size < _SSIM_WINDOW:
+        return
+    # Outside the mask the target stands in, so that a window at its border sees no edit.
+    composed = torch.where(kept[:, None], images_B3HW, task.target)
+    _, similarity = structural_similarity_index_measure(
+        composed, task.target, data_range=1.0, return_full_image=True
+    )
+    rows = [float(part[:, mask].mean()) for part, mask in zip(similarity, kept, strict=True)]
+    yield by_rows(task, "ssim", rows)
+
+
+def preserved_pixels(sample: Sample, image_size: int) -> Tensor:
+    """Returns which pixels an edit must preserve, [H, W] bool.
+
+    Raises:
+        ValueError: the sample is no edit.
+    """
+    source, target = sample.source, sample.target
+    if source is None:
+        raise ValueError(f"{sample.prompt!r} is no edit")
+    cells = torch.ones(NUM_CELLS, dtype=torch.bool)
+    if source.style == target.style and source.background != target.background:
+        cells[:] = False
+        cells[[item.cell for item in source.objects]] = True
+    elif source.style == target.style:
+        cells[edited_cell(source, target)] = False
+    side = image_size // GRID_SIZE
+    return cells.view(GRID_SIZE, GRID_SIZE).repeat_interleave(side, 0).repeat_interleave(side, 1)
+
+
+class Conv64(nn.Module):
+    """The feature extractor: three fixed convolutions, then means and spreads, 64 features.
+
+    Its weights are drawn once and for all from counter-based seeds, so it needs no file and is the
+    same everywhere. Random convolutions keep colours, edges and their layout, which is what
+    differs between images of plain shapes.
+    """
+
+    num_features = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        for index, (inputs, outputs) in enumerate(((3, 16), (16, 32), (32, 32))):
+            seeds = [seed_for(_EXTRACTOR_SEED, EXTRACTOR, index, row) for row in range(outputs)]
+            weight = normal((inputs, 3, 3), seeds) * math.sqrt(2 / (9 * inputs))
+            self.register_buffer(f"weight_{index}", weight)
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Returns the features, [B, 64] float32, of images in [0, 1]."""
+        hidden = images_B3HW * 2 - 1
+        for index in range(3):
+            weight = self.get_buffer(f"weight_{index}")
+            hidden = nn.functional.conv2d(hidden, weight, stride=1 + (index > 0), padding=1)
+            hidden = nn.functional.leaky_relu(hidden, 0.2)
+        pixels = hidden.flatten(2)
+        return torch.cat([pixels.mean(-1), pixels.std(-1)], dim=1)
+
+
+def distribution(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
+    """Yields ``fid_conv64`` and ``kid_conv64`` between the images and the exact targets.
+
+    KID is the unbiased estimate over all images at once. Both need two images at least.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    if len(images_B3HW) < 2:
+        return
+    fid = FrechetInceptionDistance(feature=Conv64())
+    kid = KernelInceptionDistance(feature=Conv64(), subsets=1, subset_size=len(images_B3HW))
+    for name, metric in ((f"fid_{EXTRACTOR}", fid), (f"kid_{EXTRACTOR}", kid)):
+        metric.update(task.target, real=True)
+        metric.update(images_B3HW, real=False)
+        value = metric.compute()
+        yield Measurement(name, float(value[0] if isinstance(value, tuple) else value))

@@ -1,0 +1,121 @@
+"""What the evaluation of one capability leaves on disk, and how it is read back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from danceflow.errors import DataError
+from danceflow.ops.files import write_text
+
+STUDENT = "student"
+START = "start"
+TEACHER = "teacher:"
+
+STANDARD = "standard"
+HELD_OUT_VARIANTS = ("reworded", "held_out_pair")
+UNKNOWN_WORDS = "unknown_words"
+
+# In the folder of an evaluation's pictures.
+TILES = "tiles.png"
+TILES_INDEX = "tiles.json"
+LOST = "lost"
+"""Kind of the rows on which the student falls behind its teacher."""
+
+
+class Record(BaseModel):
+    """A part of an evaluation file; numbers are finite and no key is unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Answer(Record):
+    """One field's answer to one row; ``sc`` and ``pq`` belong to edits."""
+
+    uid: str
+    category: str
+    variant: str
+    seed: int
+    score: float
+    sc: float | None = None
+    pq: float | None = None
+
+
+class FieldResult(Record):
+    """One field's scores; ``score`` and ``categories`` are about the standard rows."""
+
+    score: float
+    categories: Mapping[str, float]
+    variants: Mapping[str, float]
+    metrics: Mapping[str, float]
+    field_gap: Mapping[str, float]
+    rows: tuple[Answer, ...]
+
+
+class Evaluation(Record):
+    """The scores of every field on one capability.
+
+    Attributes:
+        capability: its name.
+        scale: the best possible score.
+        teacher: name, among ``fields``, of the capability's own teacher.
+        num_steps: Euler steps of every sample.
+        extractor: the feature extractor behind FID and KID.
+        seconds: how long the evaluation took.
+        fields: by name: ``student``, ``start`` and ``teacher:<name>``.
+    """
+
+    capability: str
+    scale: float
+    teacher: str
+    num_steps: int
+    extractor: str
+    seconds: float
+    fields: Mapping[str, FieldResult]
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Writes an evaluation (atomically) as JSON, one answer a line."""
+    write_text(path, _json(evaluation.model_dump(mode="json", exclude_none=True)) + "\n")
+
+
+def read_evaluation(path: Path, capability: str) -> Evaluation:
+    """Returns the evaluation of a capability.
+
+    Raises:
+        DataError: the file is missing, truncated, or lacks the student, the start student or the
+            capability's own teacher.
+    """
+    again = f"run the stage: dvc repro evaluate@{capability}"
+    try:
+        found = Evaluation.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; {again}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(f"{path}: {place}: {first['msg']}; {again}") from error
+    if found.capability != capability:
+        raise DataError(f"{path}: is about {found.capability!r}, not {capability!r}; {again}")
+    missing = [name for name in (STUDENT, START, found.teacher) if name not in found.fields]
+    if missing:
+        raise DataError(f"{path}: there are no scores of {', '.join(missing)}; {again}")
+    return found
+
+
+def _json(value: Any, indent: str = "") -> str:
+    """Returns JSON in which an object of plain values stands on one line."""
+    if not isinstance(value, dict | list) or not value or _is_flat(value):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    inner = indent + "  "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key)}: {_json(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(inner + _json(item, inner) for item in value) + f"\n{indent}]"
+
+
+def _is_flat(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value
+    return not any(isinstance(item, dict | list) for item in items)

@@ -1,0 +1,124 @@
+"""Stage ``report``: retention with intervals, conflict matrix, the gate's verdict and the page."""
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from danceflow.errors import DataError
+from danceflow.evaluate.curves import Curves, read_curves
+from danceflow.evaluate.gate import verdict, write_verdict
+from danceflow.evaluate.page import Making, render_page
+from danceflow.evaluate.records import Evaluation, read_evaluation
+from danceflow.evaluate.summary import summarise
+from danceflow.evaluate.tiles import read_tiles
+from danceflow.ops import timings
+from danceflow.ops.files import write_json, write_text
+from danceflow.ops.tracking import RunFiles, TrackingSettings, resume_run, source_tags
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from danceflow.paths import Paths
+    from danceflow.schema import Params
+
+_LOG = logging.getLogger(__name__)
+_ORDER = ("prepare", "teachers", "cache", "distill", "evaluate")
+
+
+def run(params: "Params", paths: "Paths") -> None:
+    """Writes ``reports/summary.json``, ``reports/gate.json`` and ``reports/report.html``.
+
+    Raises:
+        DataError: an evaluation or the training's record is missing or damaged.
+        TrackingError: the tracking store cannot be reached.
+    """
+    evaluations = {
+        name: read_evaluation(paths.evaluation(name), name) for name in params.capabilities
+    }
+    tiles = {name: read_tiles(paths.evaluation_images(name)) for name in params.capabilities}
+    curves = read_curves(paths.distill_metrics)
+    teachers = _read_json(paths.teachers_report, "teachers")
+    data = _read_json(paths.data_report, "prepare")
+    summary = summarise(evaluations, params.evaluate.num_bootstrap)
+    summary["curve"] = {
+        name: [list(point) for point in line] for name, line in curves.scores.items()
+    }
+    summary["stages"] = stage_seconds(timings.read(paths.scratch), evaluations, curves, teachers)
+    answer = verdict(summary, None, params.gate)
+    making = Making(
+        params_text=paths.params.read_text(encoding="utf-8"),
+        source=source_tags(paths.root),
+        seconds=summary["stages"],
+        teachers=teachers,
+        data=data,
+        min_retention=params.gate.min_retention,
+    )
+    page = render_page(summary, answer, curves, tiles, making)
+    write_json(paths.summary, summary)
+    write_verdict(paths.gate, answer)
+    write_text(paths.report_page, page)
+    _mirror(params, paths, summary, curves.last_step)
+    for name, row in summary["capabilities"].items():
+        _LOG.info("%s: student %s, teacher %s, retention %s", name, *_figures(row))
+    _LOG.info("wrote %s", paths.report_page)
+
+
+def stage_seconds(
+    recorded: Mapping[str, float],
+    evaluations: Mapping[str, Evaluation],
+    curves: Curves,
+    teachers: Mapping[str, Any],
+) -> dict[str, float]:
+    """Returns the seconds of every stage before this one, in the order of the pipeline.
+
+    A stage that did not run in this checkout, as its result came from the cache, is told by what
+    it left.
+
+    Args:
+        recorded: what this checkout measured.
+        evaluations: by capability.
+        curves: the training's record.
+        teachers: ``reports/teachers.json``.
+    """
+    seconds = {f"evaluate@{name}": item.seconds for name, item in evaluations.items()}
+    if curves.seconds is not None:
+        seconds["distill"] = round(curves.seconds, 1)
+    if isinstance(teachers.get("seconds"), int | float):
+        seconds["teachers"] = float(teachers["seconds"])
+    known = {**seconds, **recorded}
+    return {
+        name: known[name] for stage in _ORDER for name in known if name.partition("@")[0] == stage
+    }
+
+
+def _mirror(params: "Params", paths: "Paths", summary: Mapping[str, Any], step: int) -> None:
+    """Adds the result to the run of this pipeline."""
+    from PIL import Image
+
+    settings = TrackingSettings.of(paths.root, params.tracking)
+    files = RunFiles(paths.distill_metrics)
+    with resume_run(settings, paths.run_pointer, files) as tracker:
+        for name, row in summary["capabilities"].items():
+            names = ("student", "teacher", "start", "retention")
+            found = {f"test/{name}/{key}": row[key] for key in names if row[key] is not None}
+            tracker.log_metrics(found, step)
+            with Image.open(paths.evaluation_images(name) / "grid.png") as grid:
+                tracker.log_image(f"test/{name}", grid, step)
+        tracker.log_artifact(paths.report_page)
+        tracker.log_artifact(paths.summary)
+
+
+def _read_json(path: "Path", stage: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("it holds no object")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run the stage {stage}") from error
+    return found
+
+
+def _figures(row: Mapping[str, Any]) -> tuple[Any, Any, str]:
+    kept = row["retention"]
+    return row["student"], row["teacher"], "unknown" if kept is None else f"{kept:.1%}"

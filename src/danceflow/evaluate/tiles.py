@@ -1,0 +1,78 @@
+"""An evaluation's tiles, cut up into pictures that a page can hold."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from danceflow.errors import DataError
+from danceflow.evaluate.records import TILES, TILES_INDEX
+
+_ALWAYS = ("source", "target")
+
+
+@dataclass(frozen=True)
+class TileRow:
+    """One row of pictures.
+
+    Attributes:
+        kind: ``standard``, another variant, or ``lost``.
+        category: of the prompt.
+        prompt: what was asked.
+        pictures: PNG data URIs by column: ``source``, ``target`` and the fields that were asked.
+        scores: by field.
+    """
+
+    kind: str
+    category: str
+    prompt: str
+    pictures: Mapping[str, str]
+    scores: Mapping[str, float]
+
+
+def read_tiles(folder: Path) -> list[TileRow]:
+    """Returns the rows of a capability's tiles.
+
+    Raises:
+        DataError: the tiles are missing or damaged.
+    """
+    try:
+        index = json.loads((folder / TILES_INDEX).read_text(encoding="utf-8"))
+        with Image.open(folder / TILES) as opened:
+            sheet = opened.convert("RGB")
+        size, columns = int(index["size"]), list(index["columns"])
+        if sheet.size != (size * len(columns), size * len(index["rows"])):
+            raise ValueError(f"{TILES} is {sheet.width} x {sheet.height} pixels")
+        return [
+            TileRow(
+                kind=row["kind"],
+                category=row["category"],
+                prompt=row["prompt"],
+                pictures={
+                    name: _data_uri(sheet.crop(_box(number, place, size)))
+                    for place, name in enumerate(columns)
+                    if name in _ALWAYS or name in row["scores"]
+                },
+                scores=row["scores"],
+            )
+            for number, row in enumerate(index["rows"])
+        ]
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+        raise DataError(
+            f"{folder}: the pictures of this evaluation are missing or damaged ({error}); run the "
+            f"stage: dvc repro evaluate@{folder.name}"
+        ) from error
+
+
+def _box(row: int, column: int, size: int) -> tuple[int, int, int, int]:
+    return column * size, row * size, (column + 1) * size, (row + 1) * size
+
+
+def _data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
