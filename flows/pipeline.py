@@ -6,6 +6,7 @@ passing reason, and shows it live. ``dvc repro`` does the same without Prefect.
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class PipelineResult:
 
 @dataclass(frozen=True)
 class _Settings:
+    """What a run of the pipeline may do beside the parameters."""
+
     max_parallel: int = 1
     enter_registry: bool = True
     timeout_s: float | None = None
@@ -73,6 +76,18 @@ def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bo
         return error.command_exit_code != dvc_stage.BAD_INPUT_EXIT_CODE
     return isinstance(error, TrackingError) or not isinstance(error, DanceflowError)
 
+
+class _OneLine(logging.Filter):
+    """Takes the traceback from errors that say everything in their message."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return True: every record stays."""
+        if record.exc_info and isinstance(record.exc_info[1], DanceflowError):
+            record.exc_info = None
+        return True
+
+
+_ONE_LINE = _OneLine()
 
 _STEADY: dict[str, Any] = {
     "retries": NUM_RETRIES,
@@ -163,7 +178,7 @@ def run_pipeline(
         enter_registry: False leaves the registry as it is.
         stage_timeout_s: seconds that one stage may take; None: as long as it needs.
     """
-    root = find_root(Path.cwd()) if root is None else root.resolve()
+    root = _begin(root)
     settings = _Settings(max_parallel, enter_registry, stage_timeout_s)
     if recipe is None and not overrides and name is None:
         return _run(root, load_params(Paths(root).params), None, settings)
@@ -180,7 +195,7 @@ def run_teachers(root: Path | None = None) -> tuple[StageResult, ...]:
     Args:
         root: the checkout; None: the one that the working folder lies in.
     """
-    root = find_root(Path.cwd()) if root is None else root.resolve()
+    root = _begin(root)
     load_params(Paths(root).params)
     with dvc_stage.unfrozen(root, "teachers"), ProcessGroups() as processes:
         nodes = dvc_graph.ancestry(dvc_graph.stage_graph(root), "teachers")
@@ -200,6 +215,13 @@ def serve(root: Path, cron: str) -> None:
     from flows.schedule import serve_flow
 
     serve_flow(run_pipeline, root, cron)
+
+
+def _begin(root: Path | None) -> Path:
+    """Return the checkout to work on, once Prefect's log is set up for this flow."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_ONE_LINE)
+    return find_root(Path.cwd()) if root is None else root.resolve()
 
 
 def _run(

@@ -168,7 +168,7 @@ def test_siblings_run_side_by_side_when_asked(untracked, monkeypatch):
     assert untracked.began() == []
 
 
-def test_a_passing_failure_is_repeated_and_bad_input_is_not(untracked):
+def test_a_passing_failure_is_repeated_and_bad_input_is_not(untracked, capfd):
     from flows.pipeline import run_pipeline
 
     untracked.trouble("cache@t2i", "1")
@@ -178,6 +178,7 @@ def test_a_passing_failure_is_repeated_and_bad_input_is_not(untracked):
     ) as e:
         run_pipeline(root=untracked.root)
     assert e.value.exit_code == 2
+    assert "Traceback" not in "".join(capfd.readouterr())
     assert untracked.began() == [
         "prepare", "cache@t2i", "cache@t2i", "cache@local_edit", "distill",
     ]  # fmt: skip
