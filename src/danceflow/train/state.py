@@ -27,8 +27,9 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        # torch's own text advises to load the file unsafely.
         raise WeightsError(
-            f"{path}: the checkpoint cannot be read ({error}); delete it to start over"
+            f"{path}: the checkpoint is damaged and cannot be read; delete it to start over"
         ) from error
     return content
 

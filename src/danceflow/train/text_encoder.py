@@ -60,6 +60,7 @@ def pretrain_text_encoder(
     learning_rate: float,
     seed: int,
     num_samples: int = 40_000,
+    num_validation: int = 2_000,
 ) -> float:
     """Trains ``encoder`` in place and returns the share of validation requests read whole.
 
@@ -71,6 +72,7 @@ def pretrain_text_encoder(
         learning_rate: peak of the cosine schedule.
         seed: decides prompts, order and the heads' initial weights.
         num_samples: prompts drawn for training.
+        num_validation: prompts of the validation split that are read afterwards.
     """
     categories = [c for group in CATEGORIES.values() for c in group]
     tokens, labels = _draw(tokenizer, categories, num_samples, seed, "train")
@@ -99,9 +101,9 @@ def pretrain_text_encoder(
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            bar.set_postfix(loss=f"{float(loss):.4f}")
+            bar.set_postfix(loss=f"{float(loss.detach()):.4f}")
     encoder.eval().requires_grad_(False)
-    tokens, labels = _draw(tokenizer, categories, 2_000, seed + 1, "validation")
+    tokens, labels = _draw(tokenizer, categories, num_validation, seed + 1, "validation")
     with torch.no_grad():
         pooled = encoder(tokens).text_embeds
         right = torch.stack([head(pooled).argmax(-1) for head in heads], dim=1) == labels
