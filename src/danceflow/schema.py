@@ -121,6 +121,9 @@ class TextEncoderParams(Section):
     num_heads: PositiveCount
     width: PositiveCount
     max_length: PositiveCount  # tokens
+    num_updates: PositiveCount
+    batch_size: PositiveCount
+    learning_rate: Positive
 
 
 class FamilyParams(Section):
@@ -166,8 +169,7 @@ class TeacherParams(Section):
 
     init: str  # "scratch" or the teacher it starts from
     bucket: str
-    weights: Literal["full", "lora"]
-    lora_rank: PositiveCount
+    num_samples: PositiveCount
     num_updates: PositiveCount
     batch_size: PositiveCount
     optimizer: Optimizer
@@ -177,6 +179,7 @@ class TeacherParams(Section):
     clip_norm: Positive
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     caption_dropout: Fraction
+    sigma_shift: Positive  # of the training noise
 
 
 class CacheParams(Section):

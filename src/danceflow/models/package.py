@@ -130,10 +130,7 @@ class Teachers:
         if total <= 0 or not set(weights) <= set(self.backbones):
             raise WeightsError(f"merge weights {dict(weights)} do not fit {list(self.backbones)}")
         states = {name: self.backbones[name].state_dict() for name in weights}
-        first = next(iter(states.values()))
         return {
-            key: sum((states[n][key].float() * (w / total) for n, w in weights.items()), 0.0)
-            if value.is_floating_point()
-            else value
-            for key, value in first.items()
+            key: torch.stack([states[n][key] * (w / total) for n, w in weights.items()]).sum(0)
+            for key in next(iter(states.values()))
         }

@@ -97,8 +97,10 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[param]
                 if not state:
                     state["momentum"] = torch.zeros_like(param)
-                state["momentum"].lerp_(param.grad, 1 - group["momentum"])
-                updates.append(torch.lerp(param.grad, state["momentum"], group["momentum"]))
+                momentum: Tensor = state["momentum"]
+                gradient = param.grad if param.grad is not None else torch.zeros_like(param)
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                updates.append(torch.lerp(gradient, momentum, group["momentum"]))
             scale = group["lr"] * _MATCHED_RMS * math.sqrt(max(shape))
             for param, update in zip(same, orthogonalise(torch.stack(updates)), strict=True):
                 param.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)

@@ -1,0 +1,147 @@
+"""Buckets on disk: one ``datasets`` folder per bucket and split, always with the same columns."""
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from danceflow.errors import DataError
+from danceflow.scenes.prompts import Request, Sample
+from danceflow.scenes.world import Scene
+
+COLUMNS = ("uid", "category", "variant", "prompt", "source", "target", "spec")
+
+
+def features() -> Any:
+    """Returns the ``datasets`` features of every bucket.
+
+    ``uid``, ``category``, ``variant``, ``prompt``: text. ``source`` (``None`` for text-to-image)
+    and ``target``: PNG images. ``spec``: JSON of the exact request and scenes, empty where a
+    source has none.
+    """
+    from datasets import Features, Image, Value
+
+    text = Value("string")
+    return Features({n: Image() if n in ("source", "target") else text for n in COLUMNS})
+
+
+def write_bucket(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes ``rows`` to ``folder`` in ``datasets``' own format."""
+    from datasets import Dataset
+
+    table = {name: [] for name in COLUMNS}  # type: dict[str, list[Any]]
+    for row in rows:
+        for name in COLUMNS:
+            table[name].append(row[name])
+    Dataset.from_dict(table, features=features()).save_to_disk(str(folder))
+
+
+def read_bucket(folder: Path, split: str) -> Any:
+    """Returns the ``datasets.Dataset`` of a split, images undecoded (PNG bytes).
+
+    Raises:
+        DataError: if the split is missing, damaged or empty, or has other columns.
+    """
+    from datasets import Image, load_from_disk
+
+    place = folder / split
+    try:
+        dataset = load_from_disk(str(place))
+    except Exception as error:
+        raise DataError(f"{place}: cannot be read as a data set: {error}") from error
+    if set(dataset.column_names) != set(COLUMNS):
+        raise DataError(f"{place}: has columns {dataset.column_names}, expected {list(COLUMNS)}")
+    if len(dataset) == 0:
+        raise DataError(f"{place}: this bucket is empty; its capability has nothing to learn from")
+    for name in ("source", "target"):
+        dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
+
+
+def images_of(dataset: Any, rows: Sequence[int], column: str) -> Tensor:
+    """Returns the images of ``column``, [B, 3, H, W] float32 in [0, 1].
+
+    Raises:
+        DataError: naming the row whose image is missing or corrupt.
+    """
+    cells = dataset.select(list(rows))[column]
+    return torch.stack(
+        [_decode(cell, f"row {row}, {column}") for row, cell in zip(rows, cells, strict=True)]
+    )
+
+
+def _decode(cell: dict[str, Any] | None, place: str) -> Tensor:
+    if cell is None or cell["bytes"] is None:
+        raise DataError(f"{place}: there is no image")
+    try:
+        with Image.open(io.BytesIO(cell["bytes"])) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DataError(f"{place}: the image is corrupt: {error}") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+
+
+def encode_png(image_3HW: Tensor) -> dict[str, Any]:
+    """Returns an image in [0, 1] as the PNG cell of an image column."""
+    pixels = (image_3HW.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def sample_spec(sample: Sample) -> str:
+    """Returns the exact request and scenes of ``sample`` as JSON."""
+    source = None if sample.source is None else sample.source.codes()
+    content = {
+        "request": asdict(sample.request),
+        "source": source,
+        "target": sample.target.codes(),
+    }
+    return json.dumps(content, separators=(",", ":"))
+
+
+def row_sample(row: dict[str, Any]) -> Sample:
+    """Returns the scene sample of a row; raises ``DataError`` if the row has no exact scenes."""
+    if not row["spec"]:
+        raise DataError(f"{row['uid']}: this row has no exact scenes to score against")
+    spec = json.loads(row["spec"])
+    request = spec["request"] | {
+        "first": tuple(spec["request"]["first"]),
+        "second": tuple(spec["request"]["second"]),
+    }
+    return Sample(
+        category=row["category"],
+        variant=row["variant"],
+        prompt=row["prompt"],
+        request=Request(**request),
+        source=None if spec["source"] is None else Scene.from_codes(spec["source"]),
+        target=Scene.from_codes(spec["target"]),
+    )
+
+
+def rows_of(dataset: Any, num_per_category: int, variants: Sequence[str]) -> list[int]:
+    """Returns the first ``num_per_category`` rows of each category of each of ``variants``.
+
+    Raises:
+        DataError: if a category has fewer rows.
+    """
+    counts: dict[tuple[str, str], int] = {}
+    rows = []
+    for row, key in enumerate(zip(dataset["variant"], dataset["category"], strict=True)):
+        if key[0] in variants and counts.setdefault(key, 0) < num_per_category:
+            counts[key] += 1
+            rows.append(row)
+    short = [key for key, count in counts.items() if count < num_per_category]
+    if short or not rows:
+        raise DataError(
+            f"{num_per_category} rows per category were asked for, but {short or 'the bucket'} has "
+            "fewer; raise data.buckets.<bucket>.num_test or lower evaluate.num_samples"
+        )
+    return rows

@@ -1,0 +1,341 @@
+"""Stage ``distill``: one student from several frozen teachers, on the states it visits itself.
+
+For every update: pick the capabilities, draw their rows and query indices, roll the student out to
+those indices, ask each capability's own teacher there, and regress. Everything that differs between
+methods is data (``danceflow.method``); every draw is a function of (seed, purpose, step, sample).
+"""
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from danceflow.capability import Capability, Router, TeacherSpec
+from danceflow.data.cache import ConditionCache
+from danceflow.errors import ConfigError
+from danceflow.fields import Condition, Request, VelocityField, seed_for, uniform
+from danceflow.fields.source import ForwardNoised
+from danceflow.method import Method, resolve_method
+from danceflow.models.adapters import add_student_adapter, merge_adapter, save_adapter
+from danceflow.models.package import Teachers, save_package
+from danceflow.ops.files import atomic_directory, fingerprint, sha256
+from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
+from danceflow.train.guards import (
+    require_different,
+    require_finite,
+    require_frozen,
+    require_gradient,
+)
+from danceflow.train.log import Meter, MetricsFile, log_losses, write_curves
+from danceflow.train.observe import Observer
+from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
+from danceflow.train.start import start_backbone
+from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from danceflow.paths import Paths
+    from danceflow.schema import DistillParams, Params
+
+_LOG = logging.getLogger(__name__)
+_MAX_ROWS = 256  # states per backward pass
+
+
+def run(params: "Params", paths: "Paths") -> None:
+    """Writes ``models/student`` and ``reports/distill``; running again resumes.
+
+    Raises:
+        WeightsError, DataError: if a teacher or a cache cannot be used.
+        TrainingError: if the training cannot go on.
+    """
+    started = time.monotonic()
+    method = method_of(params.distill)
+    teachers = Teachers(
+        paths.teachers, params.family.name, list(params.teachers), params.run.device
+    )
+    caches = {name: ConditionCache(paths.cache(name)) for name in params.capabilities}
+    key = training_key(params, paths)
+    work = paths.work(f"distill-{key[:16]}")
+    settings = TrackingSettings.of(paths.root, params.tracking)
+    with start_run(
+        settings,
+        work / "run.json",
+        name=f"{method.name}-{key[:8]}",
+        key=key,
+        params=params.model_dump(mode="json"),
+    ) as tracker:
+        observer = Observer(params, paths, teachers, work, tracker)
+        trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
+        trainer.train()
+    meta = {
+        "image_size": params.data.image_size,
+        "num_steps": params.evaluate.num_steps,
+        "method": method.name,
+        "num_updates": params.distill.num_updates,
+        "key": key,
+    }
+    with atomic_directory(paths.student) as folder:
+        trainer.package(folder, meta)
+    with atomic_directory(paths.distill_report) as folder:
+        for name in ("metrics.jsonl", "run.json"):
+            shutil.copy2(work / name, folder / name)
+        if (work / "grids").is_dir():
+            shutil.copytree(work / "grids", folder / "grids")
+        write_curves(work / "metrics.jsonl", folder / "curves.csv")
+    _LOG.info("distilled in %.0f s", time.monotonic() - started)
+
+
+def method_of(config: "DistillParams") -> Method:
+    """Returns the configured method; raises ``ConfigError`` if its parts do not fit."""
+    try:
+        method = resolve_method(
+            config.method,
+            query=config.query,
+            num_queries=config.num_queries,
+            objective=config.objective,
+            reduction=config.reduction,
+            dynamics=config.dynamics,
+            eta=config.eta,
+            routing=config.routing,
+            group_size=config.group_size,
+        )
+        method.queries_per_sample(config.num_steps)
+    except ValueError as error:
+        raise ConfigError(f"distill: {error}") from error
+    if config.batch_size % method.group_size:
+        raise ConfigError(
+            f"distill.batch_size {config.batch_size} is no multiple of the group size "
+            f"{method.group_size}"
+        )
+    return method
+
+
+def training_key(params: "Params", paths: "Paths") -> str:
+    """Returns a digest of everything that decides the training: parameters, teachers, caches."""
+    return fingerprint(
+        {
+            "params": params.select(("run", "family", "capabilities", "distill")),
+            "teachers": sha256(paths.teachers / "manifest.json"),
+            "caches": {
+                name: sha256(paths.cache(name) / "index.json") for name in params.capabilities
+            },
+        }
+    )
+
+
+def capabilities_of(params: "Params") -> list[Capability]:
+    """Returns the configured capabilities in their order."""
+    return [
+        Capability(
+            name,
+            config.bucket,
+            TeacherSpec(config.teacher, guidance_scale=config.guidance),
+            config.weight,
+            config.needs_source,
+        )
+        for name, config in params.capabilities.items()
+    ]
+
+
+class Trainer:
+    """Student, optimiser and average, and the loop that moves them."""
+
+    def __init__(
+        self,
+        params: "Params",
+        method: Method,
+        teachers: Teachers,
+        caches: dict[str, ConditionCache],
+        work: Path,
+        tracker: Tracker,
+        observer: "Observer",
+    ) -> None:
+        """Builds the student and resumes from ``work`` if a checkpoint is there."""
+        self.params, self.config, self.method = params, params.distill, method
+        self.family, self.caches = teachers.family, caches
+        self.tracker, self.observer, self.work = tracker, observer, work
+        self.device = torch.device(params.run.device)
+        capabilities = capabilities_of(params)
+        self.router = Router(capabilities, params.run.seed, self.config.capabilities_per_update)
+        require_frozen(teachers.backbones.values())
+        self.teachers = {
+            c.name: teachers.field(c.teacher.base, c.teacher.guidance_scale) for c in capabilities
+        }
+        self.backbone = start_backbone(self.config, teachers, method.init)
+        self.trainable = self._make_trainable()
+        self.student = self.family.field(self.backbone)
+        self.grid = self.family.grid(self.config.num_steps).to(self.device)
+        self.optimizer = make_optimizer(
+            self.config.optimizer,
+            self.trainable,
+            self.config.learning_rate,
+            self.config.weight_decay,
+        )
+        self.ema = Ema(self.backbone, self.config.ema_decay)
+        self.ema_field = self._ema_field() if method.objective.needs_ema else None
+        self.step, self.seconds, size = 0, 0.0, 0
+        if (saved := load_checkpoint(work / "checkpoint.pt")) is not None:
+            self.backbone.load_state_dict(saved["student"], strict=False)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.ema.load_state_dict(saved["ema"])
+            self.step, self.seconds, size = saved["step"], saved["seconds"], saved["metrics_size"]
+            _LOG.info("resuming at update %d", self.step)
+        self.metrics = MetricsFile(work / "metrics.jsonl", size)
+        self.meter = Meter()
+
+    def _make_trainable(self) -> list[nn.Parameter]:
+        if self.config.student == "lora":
+            rank = self.config.lora_rank
+            return add_student_adapter(
+                self.family, self.backbone, rank=rank, alpha=rank, seed=self.params.run.seed
+            )
+        self.backbone.requires_grad_(True)
+        return list(self.backbone.parameters())
+
+    def _ema_field(self) -> VelocityField:
+        average = self.family.new_backbone(seed=0).to(self.device)
+        average.load_state_dict(self.backbone.state_dict())
+        self.ema_backbone = average.eval().requires_grad_(False)
+        return self.family.field(average)
+
+    def train(self) -> None:
+        """Runs the updates that are left; a method that does not train has none."""
+        num_updates = self.config.num_updates if self.method.trains else 0
+        began, done_before = time.monotonic(), self.step
+        bar = tqdm(total=num_updates, initial=self.step, desc="distill", unit="update")
+        if self.step == 0:
+            self._observe(force=True)
+        while self.step < num_updates:
+            factor = schedule(self.step, num_updates, self.config.warmup)
+            set_learning_rate(self.optimizer, factor)
+            norm = self._update(self.step / num_updates)
+            self.step += 1
+            last = self.step == num_updates
+            bar.update()
+            if self.step % self.config.log_every == 0 or last:
+                elapsed = time.monotonic() - began
+                speed = (self.step - done_before) * self.config.batch_size / elapsed
+                common = {
+                    "grad_norm": norm,
+                    "learning_rate": self.config.learning_rate * factor,
+                    "images_per_second": speed,
+                    "seconds": self.seconds + elapsed,
+                }
+                loss = log_losses(self.meter, self.metrics, self.tracker, self.step, common)
+                require_finite(loss, "loss", self.step)
+                bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
+            self._observe(force=last)
+            if self.step % self.config.checkpoint_every == 0 or last:
+                self._checkpoint(self.seconds + time.monotonic() - began)
+        bar.close()
+        self.ema.copy_to(self.backbone)
+
+    def _update(self, progress: float) -> float:
+        """Makes one update and returns the gradient norm before clipping."""
+        route = self.router.route(self.step)
+        size = self._rows_per_capability(len(route))
+        drawn = [self._draw(capability, size) for capability, _ in route]
+        seeds = [
+            seed_for(self.params.run.seed, f"sample/{capability.name}", self.step, index)
+            for capability, _ in route
+            for index in range(size)
+        ]
+        conditions = [
+            self.caches[capability.name].condition(rows)
+            for (capability, _), rows in zip(route, drawn, strict=True)
+        ]
+        queries = self.method.collect(
+            Request(
+                student=self.student,
+                condition=Condition.cat(conditions).to(self.device),
+                grid=self.grid,
+                shape=self.family.latent_shape,
+                seeds=seeds,
+                clean=lambda kind: torch.cat(
+                    [
+                        self.caches[capability.name].clean(kind, rows)
+                        for (capability, _), rows in zip(route, drawn, strict=True)
+                    ]
+                ).to(self.device),
+                progress=progress,
+            )
+        )
+        if self.ema_field is not None:
+            self.ema.copy_to(self.ema_backbone)
+        self.optimizer.zero_grad(set_to_none=True)
+        by_capability = queries.split(size * queries.num_queries)
+        for (capability, share), (part, _) in zip(route, by_capability, strict=True):
+            for chunk, piece in part.split(_MAX_ROWS):
+                target = self.method.target_velocity(chunk, self.teachers, capability.name)
+                velocity = self.student(chunk.z, chunk.sigma, chunk.condition)
+                if self.step == 0:
+                    require_different(velocity, target, capability.name)
+                loss, rows = self.method.objective(velocity, target, chunk, self.ema_field)
+                (loss * share * piece).backward()
+                self.meter.add(capability.name, chunk.sigma, rows)
+        norm = float(nn.utils.clip_grad_norm_(self.trainable, self.config.clip_norm))
+        require_gradient(norm, self.step)
+        self.optimizer.step()
+        self.ema.update(self.backbone)
+        return norm
+
+    def _rows_per_capability(self, num_capabilities: int) -> int:
+        """Returns the samples each routed capability gets, in whole groups."""
+        group = self.method.group_size
+        return max(1, self.config.batch_size // num_capabilities // group) * group
+
+    def _draw(self, capability: Capability, size: int) -> Tensor:
+        """Returns rows of the capability's cache; a group of samples shares one row."""
+        cache = self.caches[capability.name]
+        source = self.method.states
+        kind = source.clean if isinstance(source, ForwardNoised) else None
+        group = self.method.group_size
+        seeds = [
+            seed_for(self.params.run.seed, f"row/{capability.name}", self.step, index // group)
+            for index in range(size)
+        ]
+        return (uniform(seeds) * cache.num_rows(kind)).long()
+
+    def _observe(self, *, force: bool) -> None:
+        """Scores and draws the averaged student when it is time; the live weights are put back."""
+        score = force or self.step % self.config.evaluate_every == 0
+        draw = force or self.step % self.config.grid_every == 0
+        if not (score or draw):
+            return
+        live = {n: p.detach().clone() for n, p in self.backbone.named_parameters()}
+        self.ema.copy_to(self.backbone)
+        scores = self.observer.observe(self.student, self.step, score=score, draw=draw)
+        if scores:
+            self.metrics.append({"step": self.step, "scores": scores})
+        with torch.no_grad():
+            for name, param in self.backbone.named_parameters():
+                param.copy_(live[name])
+
+    def _checkpoint(self, seconds: float) -> None:
+        save_checkpoint(
+            self.work / "checkpoint.pt",
+            {
+                "step": self.step,
+                "seconds": seconds,
+                "metrics_size": self.metrics.size,
+                "student": {
+                    name: value
+                    for name, value in self.backbone.state_dict().items()
+                    if name in self.ema.values
+                },
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict(),
+            },
+        )
+
+    def package(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Writes the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
+        if self.config.student == "lora":
+            save_adapter(self.backbone, folder / "adapter")
+            self.backbone = merge_adapter(self.backbone)
+        save_package(folder, self.family, self.backbone, json.loads(json.dumps(meta)))
