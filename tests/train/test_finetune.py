@@ -9,7 +9,7 @@ import torch
 from tiny_models import PROMPTS, small_sd3
 
 from danceflow.errors import TrainingError, WeightsError
-from danceflow.fields import normal, seed_for
+from danceflow.fields import Condition, normal, seed_for
 from danceflow.schema import TeacherParams
 from danceflow.train import finetune as module
 from danceflow.train.finetune import finetune
@@ -38,6 +38,7 @@ class Batches:
 
     def __init__(self, family, stop_at: int | None = None, spoil_at: int | None = None) -> None:
         self.family, self.stop_at, self.spoil_at = family, stop_at, spoil_at
+        self.text = family.condition(PROMPTS)
 
     def batch(self, step: int, batch_size: int):
         if step == self.stop_at:
@@ -47,8 +48,8 @@ class Batches:
         clean, source = noise[:batch_size], noise[batch_size:]
         if step == self.spoil_at:
             clean = clean * float("nan")
-        prompts = [PROMPTS[index % 2] for index in range(batch_size)]
-        return clean, self.family.condition(prompts, source)
+        text = self.text.select(torch.arange(batch_size) % len(PROMPTS)).tensors
+        return clean, Condition({**text, "source": source})
 
 
 def train(family, work, batches=None, observe=None, **changes):
