@@ -16,6 +16,7 @@ from danceflow.errors import StageError, TrackingError, UsageError
 from danceflow.ops.tracking import (
     RunFiles,
     Store,
+    Tracker,
     TrackingSettings,
     open_store,
     resume_run,
@@ -40,24 +41,34 @@ def register(root: Path, params: Params) -> int:
     paths = Paths(root)
     settings = TrackingSettings.of(root, params.tracking)
     store = open_store(settings)
+    files = RunFiles(paths.distill_metrics, paths.distill_report)
+    summary = read_summary(paths.summary)
+
+    def resumed() -> Tracker:
+        return resume_run(settings, paths.run_pointer, files)
 
     def run_id() -> str:
-        files = RunFiles(paths.distill_metrics)
-        with resume_run(settings, paths.run_pointer, files) as tracker:
+        with resumed() as tracker:
             if tracker.run_id is None:
                 raise TrackingError("tracking is off: a student cannot be registered")
             return tracker.run_id
 
-    version, _ = register_student(
+    entry = register_student(
         store,
         run_id,
         paths.student,
         settings.registered_model,
-        read_summary(paths.summary),
-        params.distill.num_steps,
+        summary,
+        params.evaluate.num_steps,
         source_tags(root),
     )
-    return int(version.version)
+    if entry.judged_anew:
+        with resumed() as tracker:
+            tracker.log_metrics(summary_metrics(summary), params.distill.num_updates)
+            for path in (paths.summary, paths.report_page):
+                if path.is_file():
+                    tracker.log_artifact(path)
+    return int(entry.version.version)
 
 
 def consider(root: Path, params: Params, number: int) -> Standing:
@@ -122,6 +133,16 @@ def read_summary(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StageError(f"{path}: is no summary of capabilities: {error!r}") from None
     return summary
+
+
+def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of every capability's row, such as ``summary/t2i/retention``."""
+    return {
+        f"summary/{capability}/{name}": float(value)
+        for capability, row in summary["capabilities"].items()
+        for name, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _registry(root: Path, params: Params) -> tuple[Store, str]:

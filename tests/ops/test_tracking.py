@@ -24,6 +24,7 @@ from danceflow.ops.tracking import (
     open_store,
     resolve_uri,
     resume_run,
+    row_metrics,
     source_tags,
     start_run,
 )
@@ -323,7 +324,7 @@ def test_a_run_that_the_store_does_not_know_is_rebuilt_once(
     run = first.store.client.get_run(first.run_id)
     assert run.data.tags["restored"] == "true"
     assert run.data.params["distill.method"] == "danceopd"
-    assert run.data.metrics == {"loss": 0.25, "score/t2i": 0.25}
+    assert run.data.metrics == {"loss/words": 0.5, "score/t2i/words": 0.25, "loss": 0.25}
     assert [item.path for item in first.store.client.list_artifacts(first.run_id)] == ["t2i.png"]
 
 
@@ -358,6 +359,46 @@ def test_metrics_that_cannot_be_read_are_named_and_leave_no_run(tracking, pointe
     with pytest.raises(TrackingError, match="cannot be read"):
         resume_run(tracking, pointer, RunFiles(tmp_path / "gone.jsonl"))
     assert num_runs(tracking) == 0
+
+
+LOCK = """
+schema: '2.0'
+stages:
+  prepare:
+    cmd: a
+    outs:
+    - path: data/buckets
+      hash: md5
+      md5: 9dd4e461268c8034f5c8564e155c67a6.dir
+    - path: reports/data.json
+      hash: md5
+      md5: 27e01d3d367250e9e0b455a721fd7ea8
+  frozen:
+    cmd: b
+"""
+
+
+def inputs(tracker: MlflowTracker) -> dict[str, str]:
+    run = tracker.store.client.get_run(tracker.run_id)
+    return {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+
+
+def test_the_inputs_that_dvc_keeps_are_recorded_under_dvc(tracking, pointer, files, monkeypatch):
+    (tracking.root / "dvc.lock").write_text(LOCK)
+    with begin(tracking, pointer) as by_hand:
+        assert inputs(by_hand) == {}
+    pointer.unlink()
+    monkeypatch.setenv("DVC_STAGE", "distill")
+    with begin(tracking, pointer) as under_dvc:
+        assert inputs(under_dvc) == {"buckets": "9dd4e461268c8034f5c8564e155c67a6.dir"}
+    under_dvc.store.client.delete_run(under_dvc.run_id)
+    with resume_run(tracking, pointer, files) as rebuilt:
+        assert inputs(rebuilt) == {"buckets": "9dd4e461268c8034f5c8564e155c67a6.dir"}
+
+
+def test_the_lines_of_several_capabilities_are_told_apart():
+    row = {"capability": "t2i", "loss": 0.5, "bins": {"low": 1}, "flag": True, "none": None}
+    assert row_metrics(row) == {"loss/t2i": 0.5, "bins/low/t2i": 1.0}
 
 
 # ------------------------------------------------------------------------------------- tags

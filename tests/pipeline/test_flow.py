@@ -96,6 +96,13 @@ def test_three_doors_lead_to_one_result(project, settings):
     (run,) = store.client.search_runs([store.experiment_id])
     assert run.data.tags["gate.passed"] == "false"
     assert run.data.params["num_updates"] == "600"
+    assert run.data.metrics["summary/t2i/retention"] == 0.6
+    inputs = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+    assert inputs == {
+        out["path"].removeprefix("data/"): out["md5"]
+        for name in ("prepare", "cache@t2i", "cache@local_edit")
+        for out in project.lock()[name]["outs"]
+    }
 
     check_an_experiment(project, settings)
 

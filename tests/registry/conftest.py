@@ -67,15 +67,15 @@ def load_package(folder: Path, device: str) -> ColourPackage:
     return ColourPackage(data["strength"])
 
 
-@pytest.fixture(autouse=True)
-def _colour_package(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def colour_package(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("danceflow.models.package")
     module.load_package = load_package  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "danceflow.models.package", module)
 
 
 @pytest.fixture
-def student_folder(tmp_path: Path) -> Path:
+def student_folder(tmp_path: Path, colour_package: None) -> Path:
     folder = tmp_path / "student"
     folder.mkdir()
     (folder / "weights.json").write_text('{"strength": 1.0}')

@@ -85,13 +85,16 @@ def champion(promotions: Promotions) -> int | None:
 def test_a_registered_student_opens_from_everywhere_and_serves(
     store, tracking, run_id, student_folder, promotions, monkeypatch
 ):
-    version, made = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
-    assert made
+    entry = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    version = entry.version
+    assert (entry.made, entry.judged_anew) == (True, True)
     assert stored_summary(version) == {"capabilities": summary(0.5)["capabilities"]}
     assert len(version.tags["summary"]) < 500
 
-    again, made = register_student(store, lambda: run_id, student_folder, NAME, summary(0.6), 4)
-    assert (again.version, made) == (version.version, False)
+    for score, anew in [(0.5, False), (0.6, True)]:
+        again = register_student(store, lambda: run_id, student_folder, NAME, summary(score), 4)
+        assert (again.version.version, again.made) == (version.version, False)
+        assert again.judged_anew is anew
     (current,) = store.client.search_model_versions(f"name = '{NAME}'")
     assert stored_summary(current)["capabilities"]["t2i"]["student"] == 0.6
     assert len(store.client.search_logged_models([store.experiment_id])) == 1
@@ -112,8 +115,8 @@ def test_a_registered_student_opens_from_everywhere_and_serves(
         served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     check_serving(served)
     (student_folder / "weights.json").write_text('{"strength": 0.5}')
-    other, made = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
-    assert (int(other.version), made) == (2, True)
+    other = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    assert (int(other.version.version), other.made) == (2, True)
 
 
 def check_serving(served) -> None:
@@ -142,15 +145,15 @@ def check_serving(served) -> None:
 def test_changed_weights_in_the_store_are_refused(
     store, tracking, run_id, student_folder, promotions
 ):
-    version, _ = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
     (weights,) = (tracking.root / "mlartifacts").rglob("weights.json")
     weights.write_text('{"strength": 0.9}')
     with pytest.raises(WeightsError, match="not what was registered"):
-        open_student(f"models:/{NAME}/{version.version}", tracking)
+        open_student(f"models:/{NAME}/1", tracking)
     import mlflow
 
     with store.as_current(), pytest.raises(WeightsError, match="not what was registered"):
-        mlflow.pyfunc.load_model(f"models:/{NAME}/{version.version}")
+        mlflow.pyfunc.load_model(f"models:/{NAME}/1")
 
 
 @pytest.mark.parametrize(

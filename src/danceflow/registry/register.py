@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,21 @@ _REQUIREMENTS = (
 )
 
 
+@dataclass(frozen=True)
+class Registration:
+    """A student in the registry.
+
+    Attributes:
+        version: its version.
+        made: whether the version is new.
+        judged_anew: whether its evaluation is.
+    """
+
+    version: ModelVersion
+    made: bool
+    judged_anew: bool
+
+
 def register_student(
     store: Store,
     run_id: Callable[[], str],
@@ -41,8 +57,8 @@ def register_student(
     summary: Mapping[str, Any],
     num_steps: int,
     tags: Mapping[str, str] | None = None,
-) -> tuple[ModelVersion, bool]:
-    """Return the student's version in the registry, and whether it was made by this call.
+) -> Registration:
+    """Return the student's version in the registry.
 
     The same content is one version, however often it is registered; its evaluation is brought up
     to date.
@@ -67,8 +83,10 @@ def register_student(
     with store_errors(store.uri):
         known = find_by_digest(store, name, digest)
         if known is not None:
+            if known.tags.get(SUMMARY_TAG) == scores:
+                return Registration(known, made=False, judged_anew=False)
             store.client.set_model_version_tag(name, known.version, SUMMARY_TAG, scores)
-            return known, False
+            return Registration(known, made=False, judged_anew=True)
         run = run_id()
         source = _log_model(store, run, folder, digest, num_steps)
         _require_model(store, name)
@@ -79,7 +97,7 @@ def register_student(
                 run_id=run,
                 tags={**(tags or {}), DIGEST_TAG: digest, SUMMARY_TAG: scores},
             )
-        return made, True
+        return Registration(made, made=True, judged_anew=True)
 
 
 def find_by_digest(store: Store, name: str, digest: str) -> ModelVersion | None:

@@ -15,7 +15,9 @@ from danceflow.ops.tracking.runs import (
     RESTORED_TAG,
     RunFiles,
     RunPointer,
+    dvc_digests,
     resume_run,
+    row_metrics,
     start_run,
 )
 from danceflow.ops.tracking.store import (
@@ -39,11 +41,13 @@ __all__ = [
     "Store",
     "Tracker",
     "TrackingSettings",
+    "dvc_digests",
     "flatten",
     "main_checkout",
     "open_store",
     "resolve_uri",
     "resume_run",
+    "row_metrics",
     "source_tags",
     "start_run",
     "store_errors",

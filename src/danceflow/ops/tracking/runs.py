@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from danceflow.config import read_yaml
 from danceflow.errors import TrackingError
 from danceflow.ops.files import write_json
 from danceflow.ops.tracking.store import (
@@ -84,23 +86,37 @@ class RunPointer:
             raise TrackingError(f"{path}: is no run pointer: {error!r}") from None
 
 
+def row_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of one line of a metrics file under names that tell lines apart.
+
+    Nested mappings are joined by ``/``, and words that the line holds are appended:
+    ``{"capability": "t2i", "loss": 0.5}`` gives ``loss/t2i``.
+    """
+    words = "".join(f"/{value}" for value in row.values() if isinstance(value, str))
+    return {f"{name}{words}": value for name, value in _numbers(row)}
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """The files that a lost run is rebuilt from.
 
     Attributes:
-        metrics: JSON lines, each with ``step`` and numbers (nested mappings are joined by ``/``).
+        metrics: JSON lines, each with a ``step``.
         folder: what is recorded as artifacts; None: nothing.
+        metrics_of: gives the names and numbers of one line, without its step.
     """
 
     metrics: Path
     folder: Path | None = None
+    metrics_of: Callable[[Mapping[str, Any]], Mapping[str, float]] = row_metrics
 
 
 def start_run(
     settings: TrackingSettings, pointer: Path, *, name: str, key: str, params: Mapping[str, Any]
 ) -> Tracker:
     """Return a tracker for a training, and write its pointer.
+
+    What DVC keeps below ``data/`` is recorded as the run's inputs, with DVC's digests.
 
     A pointer that is already there belongs to the same training, interrupted: its run goes on.
 
@@ -126,6 +142,8 @@ def start_run(
                 store.client.update_run(known, status="RUNNING")
                 return MlflowTracker(store, known)
         run_id = _create(store, name, {**source_tags(settings.root), "stage.key": key}, flat)
+        if "DVC_STAGE" in os.environ:  # else the lock file need not be about these inputs
+            _log_inputs(store, run_id, settings.root)
         RunPointer(run_id, name, key, flat).write(pointer)
     return MlflowTracker(store, run_id)
 
@@ -148,7 +166,7 @@ def resume_run(settings: TrackingSettings, pointer: Path, files: RunFiles) -> Tr
     # Parallel stages resume through one pointer: only one of them rebuilds the run.
     with store_errors(store.uri), pointer.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        run_id = _find(store, record) or _rebuild(store, record, files)
+        run_id = _find(store, record) or _rebuild(store, record, files, settings.root)
         store.client.update_run(run_id, status="RUNNING")
     return MlflowTracker(store, run_id)
 
@@ -180,15 +198,16 @@ def _find(store: Store, pointer: RunPointer) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
-def _rebuild(store: Store, pointer: RunPointer, files: RunFiles) -> str:
+def _rebuild(store: Store, pointer: RunPointer, files: RunFiles, root: Path) -> str:
     """Return the id of a run rebuilt from files; its origin is set last, when it is complete."""
-    entries = list(_metric_lines(files.metrics))
+    entries = list(_metric_lines(files))
     tags = {RESTORED_TAG: "true", "stage.key": pointer.key}
     run_id = _create(store, pointer.name, tags, pointer.params)
     tracker = MlflowTracker(store, run_id)
     for step, metrics in entries:
         tracker.log_metrics(metrics, step)
     tracker.flush()
+    _log_inputs(store, run_id, root)
     if files.folder is not None:
         store.client.log_artifacts(run_id, str(files.folder))
     store.client.set_tag(run_id, ORIGIN_TAG, pointer.origin)
@@ -196,8 +215,16 @@ def _rebuild(store: Store, pointer: RunPointer, files: RunFiles) -> str:
     return run_id
 
 
-def _metric_lines(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+def _log_inputs(store: Store, run_id: str, root: Path) -> None:
+    """Record the pipeline's data as inputs of a run."""
+    tracker = MlflowTracker(store, run_id)
+    for path, digest in dvc_digests(root, "data").items():
+        tracker.log_dataset(path.removeprefix("data/"), digest, path, "training")
+
+
+def _metric_lines(files: RunFiles) -> Iterator[tuple[int, Mapping[str, float]]]:
     """Yield the step and the numbers of every line of a metrics file."""
+    path = files.metrics
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -208,7 +235,26 @@ def _metric_lines(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
             step = int(values.pop("step"))
         except (ValueError, KeyError, AttributeError, TypeError):
             raise TrackingError(f"{path}: line {number} is no JSON object with a step") from None
-        yield step, dict(_numbers(values))
+        yield step, files.metrics_of(values)
+
+
+def dvc_digests(root: Path, folder: str) -> dict[str, str]:
+    """Return DVC's digest of every output below a folder, by path, as ``dvc.lock`` has them.
+
+    Args:
+        root: the checkout.
+        folder: relative to it, such as ``data``.
+    """
+    path = root / "dvc.lock"
+    if not path.is_file():
+        return {}
+    stages = read_yaml(path).get("stages", {})
+    outs = [out for stage in stages.values() for out in stage.get("outs", ())]
+    return {
+        out["path"]: out["md5"]
+        for out in outs
+        if "md5" in out and out["path"].startswith(f"{folder}/")
+    }
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
