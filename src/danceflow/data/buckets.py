@@ -71,10 +71,9 @@ def images_of(dataset: Any, rows: Sequence[int], column: str) -> Tensor:
     Raises:
         DataError: naming the row whose image is missing or corrupt.
     """
-    cells = dataset.select(list(rows))[column]
-    return torch.stack(
-        [_decode(cell, f"row {row}, {column}") for row, cell in zip(rows, cells, strict=True)]
-    )
+    part = dataset.select(list(rows))
+    cells = zip(rows, part["uid"], part[column], strict=True)
+    return torch.stack([_decode(cell, f"row {row} ({uid}), {column}") for row, uid, cell in cells])
 
 
 def _decode(cell: dict[str, Any] | None, place: str) -> Tensor:

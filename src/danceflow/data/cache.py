@@ -7,6 +7,7 @@ goes on where it stopped.
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     samples = _write_teacher_samples(work, params, capability, teachers, texts, prompt_row, dataset)
     index = {
         "capability": capability,
+        "key": key,
         "num_rows": len(dataset),
         "num_prompts": len(prompts),
         "latents": shards,
@@ -71,7 +73,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     }
     with atomic_directory(paths.cache(capability)) as place:
         for name in (_TEXTS, *shards, *samples):
-            (place / name).hardlink_to(work / name)
+            shutil.copyfile(work / name, place / name)
         (place / "index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

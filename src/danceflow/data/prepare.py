@@ -45,7 +45,7 @@ def run(params: "Params", paths: "Paths") -> None:
                 scenes[split] |= {tuple((s.source or s.target).codes()) for s in samples}
                 write_bucket(folder / name / split, _rows(name, split, samples, data.image_size))
                 report["buckets"][name][split] = _describe(samples)
-    _check_leaks(scenes)
+        _check_leaks(scenes)
     report["scenes"] = {split: len(found) for split, found in scenes.items()}
     write_json(paths.data_report, report)
     _LOG.info("wrote %s", paths.buckets)

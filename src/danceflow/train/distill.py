@@ -5,6 +5,7 @@ those indices, ask each capability's own teacher there, and regress. Everything 
 methods is data (``danceflow.method``); every draw is a function of (seed, purpose, step, sample).
 """
 
+import copy
 import json
 import logging
 import shutil
@@ -178,15 +179,15 @@ class Trainer:
         )
         self.ema = Ema(self.backbone, self.config.ema_decay)
         self.ema_field = self._ema_field() if method.objective.needs_ema else None
-        self.step, self.seconds, size = 0, 0.0, 0
+        self.step, self.seconds, size, self.meter = 0, 0.0, 0, Meter()
         if (saved := load_checkpoint(work / "checkpoint.pt")) is not None:
             self.backbone.load_state_dict(saved["student"], strict=False)
             self.optimizer.load_state_dict(saved["optimizer"])
             self.ema.load_state_dict(saved["ema"])
+            self.meter.load_state_dict(saved["meter"])
             self.step, self.seconds, size = saved["step"], saved["seconds"], saved["metrics_size"]
             _LOG.info("resuming at update %d", self.step)
         self.metrics = MetricsFile(work / "metrics.jsonl", size)
-        self.meter = Meter()
 
     def _make_trainable(self) -> list[nn.Parameter]:
         if self.config.student == "lora":
@@ -198,10 +199,8 @@ class Trainer:
         return list(self.backbone.parameters())
 
     def _ema_field(self) -> VelocityField:
-        average = self.family.new_backbone(seed=0).to(self.device)
-        average.load_state_dict(self.backbone.state_dict())
-        self.ema_backbone = average.eval().requires_grad_(False)
-        return self.family.field(average)
+        self.ema_backbone = copy.deepcopy(self.backbone).eval().requires_grad_(False)
+        return self.family.field(self.ema_backbone)
 
     def train(self) -> None:
         """Runs the updates that are left; a method that does not train has none."""
@@ -330,6 +329,7 @@ class Trainer:
                 },
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema.state_dict(),
+                "meter": self.meter.state_dict(),
             },
         )
 

@@ -48,6 +48,15 @@ class Meter:
         self._sums.clear()
         return result
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns what was counted since the last reading."""
+        return {name: sums.clone() for name, sums in self._sums.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on where ``state`` was taken."""
+        self._sums.clear()
+        self._sums.update(state)
+
 
 class MetricsFile:
     """Appends JSON lines; a resumed run first drops what was written after its checkpoint."""
