@@ -89,14 +89,25 @@ class _Axis:
         last = math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
 
+    def log_ticks(self) -> list[float]:
+        """Returns the logarithms of the round values on an axis of logarithms."""
+        powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+        ticks: list[float] = []
+        for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+            logs = [power + math.log10(factor) for power in powers for factor in factors]
+            ticks = [value for value in logs if self.low <= value <= self.high]
+            if len(ticks) >= _NUM_TICKS - 1:
+                break
+        return ticks
+
 
 def _y_ticks(axis: _Axis, *, log: bool) -> list[str]:
     return [
         f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{axis.place(value):.1f}" '
         f'y2="{axis.place(value):.1f}"/><text class="tick" x="{_LEFT - 6}" '
         f'y="{axis.place(value) + 4:.1f}" text-anchor="end">'
-        f"{10**value if log else value:.2g}</text>"
-        for value in axis.ticks()
+        f"{10**value if log else value:.3g}</text>"
+        for value in (axis.log_ticks() if log else axis.ticks())
     ]
 
 

@@ -26,12 +26,6 @@ class Curves:
     scores: dict[str, Curve] = field(default_factory=dict)
     seconds: float | None = None
 
-    @property
-    def last_step(self) -> int:
-        """The last update that is recorded, 0 if there is none."""
-        curves = [*self.losses.values(), *self.scores.values()]
-        return int(max((curve[-1][0] for curve in curves), default=0))
-
 
 def read_curves(path: Path) -> Curves:
     """Returns the record of a training.

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from danceflow.data.buckets import images_of, row_sample, rows_of
-from danceflow.evaluate.records import STANDARD, UNKNOWN_WORDS
+from danceflow.evaluate.records import HELD_OUT_PAIR, STANDARD, UNKNOWN_WORDS
 from danceflow.fields import Condition, VelocityField, normal, sample, seed_for
 from danceflow.models.family import ModelFamily
 from danceflow.scenes.prompts import Sample
+from danceflow.scenes.world import HELD_OUT_PAIRS
 
 _LOG = logging.getLogger(__name__)
 
@@ -188,7 +189,9 @@ def build_task(
     """Returns the first rows of each category of each variant, once for every noise seed.
 
     A row whose prompt has words that the text encoder does not know is kept, with the variant
-    ``unknown_words``, and a warning names the words.
+    ``unknown_words``, and a warning names the words. A row of the variant ``held_out_pair`` whose
+    prompt and source hold no held-out pair ("a photo of a ring") asks for nothing new and is left
+    out.
 
     Args:
         capability: its name.
@@ -209,6 +212,7 @@ def build_task(
         for variant, count in num_per_category.items()
         if variant in held
         for place in rows_of(dataset, count, (variant,))
+        if variant != HELD_OUT_PAIR or asks_for_held_out_pair(row_sample(dataset[place]))
     ]
     samples = [row_sample(row) for row in dataset.select(places)]
     uids = dataset.select(places)["uid"]
@@ -240,6 +244,15 @@ def build_task(
         source=None if source is None else source[at],
         target=images_of(dataset, places, "target")[at],
     )
+
+
+def asks_for_held_out_pair(item: Sample) -> bool:
+    """Returns whether prompt or source hold a colour and shape pair that training never shows."""
+    asked = {item.request.first, item.request.second}
+    if item.request.operation == "recolor":  # the result's colour goes with the subject's shape
+        asked.add((item.request.second[0], item.request.first[1]))
+    source = item.source is not None and item.source.has_held_out_pair
+    return source or not asked.isdisjoint(HELD_OUT_PAIRS)
 
 
 def _warn(capability: str, unknown: Sequence[Sequence[str]]) -> None:

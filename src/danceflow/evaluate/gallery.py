@@ -52,7 +52,7 @@ def draw_gallery(folder: Path, task: Task, teacher: str, answers: Mapping[str, A
 
     ``grid.png`` shows source, own teacher, start student, student and exact target for some rows
     of every category; ``reworded.png`` and ``held_out_pair.png`` the same for those variants;
-    ``lost.png`` the rows on which the student is worst compared with its teacher. ``tiles.png``
+    ``lost.png`` other rows on which the student is worst compared with its teacher. ``tiles.png``
     and ``tiles.json`` hold the same rows for every field, without text.
 
     Args:
@@ -63,7 +63,7 @@ def draw_gallery(folder: Path, task: Task, teacher: str, answers: Mapping[str, A
     """
     kinds = {STANDARD: task.first_of_each(STANDARD, _NUM_ROWS)}
     kinds |= {name: task.first_of_each(name, _NUM_OTHERS) for name in HELD_OUT_VARIANTS}
-    kinds[LOST] = _lost(task, answers[teacher], answers[STUDENT])
+    kinds[LOST] = _lost(task, answers[teacher], answers[STUDENT], kinds[STANDARD])
     kinds = {kind: places for kind, places in kinds.items() if places}
     for kind, places in kinds.items():
         columns = _columns(task, places, teacher, answers)
@@ -93,10 +93,10 @@ def _columns(
     return columns
 
 
-def _lost(task: Task, teacher: Answers, student: Answers) -> list[int]:
-    """Returns the standard rows on which the student is furthest below its teacher."""
+def _lost(task: Task, teacher: Answers, student: Answers, shown: Sequence[int]) -> list[int]:
+    """Returns rows, not ``shown`` yet, on which the student is furthest below its teacher."""
     behind = []
-    for place in task.where(STANDARD):
+    for place in set(task.where(STANDARD)) - {*shown}:
         one, other = teacher.at(place), student.at(place)
         if one is not None and other is not None and one[1] > other[1]:
             behind.append((other[1] - one[1], place))

@@ -5,6 +5,7 @@ FID and KID are named after their feature extractor, a small fixed convolution n
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -111,7 +112,9 @@ def distribution(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     if len(images_B3HW) < 2:
         return
     fid = FrechetInceptionDistance(feature=Conv64())
-    kid = KernelInceptionDistance(feature=Conv64(), subsets=1, subset_size=len(images_B3HW))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features")
+        kid = KernelInceptionDistance(feature=Conv64(), subsets=1, subset_size=len(images_B3HW))
     for name, metric in ((f"fid_{EXTRACTOR}", fid), (f"kid_{EXTRACTOR}", kid)):
         metric.update(task.target, real=True)
         metric.update(images_B3HW, real=False)

@@ -17,6 +17,8 @@ from danceflow.evaluate.tiles import TileRow
 _TEMPLATES = Path(__file__).with_name("templates")
 _NAMES = {
     "t2i": "Text to image",
+    "held_out_pair": "Held-out pairs",
+    "unknown_words": "Unknown words",
     STUDENT: "Student",
     START: "Start student",
     "psnr": "PSNR of what must not change (dB)",
@@ -24,6 +26,15 @@ _NAMES = {
     "fid_conv64": "FID, own extractor conv64",
     "kid_conv64": "KID, own extractor conv64",
     "field_gap": "Field gap to the own teacher",
+}
+_KINDS = {
+    STANDARD: ("", "The first test prompts of every category; no picture was chosen."),
+    LOST: (
+        "where the student loses most",
+        "Test prompts on which it falls furthest behind its teacher.",
+    ),
+    "reworded": ("reworded", "Wordings that no training prompt has."),
+    "held_out_pair": ("held-out pairs", "Colour and shape pairs that no training image shows."),
 }
 _NUM_CONFLICT_ROWS = 2
 _TRACK_END = 1.2
@@ -36,7 +47,7 @@ class Making:
 
     Attributes:
         params_text: the parameters as they stand in their file.
-        source: where the code comes from: tags with commit and cleanliness.
+        source: where the code comes from, names and values to show.
         seconds: of every stage.
         teachers: ``reports/teachers.json``.
         data: ``reports/data.json``.
@@ -147,6 +158,7 @@ class _Gallery:
     columns: Mapping[str, str]
     rows: Sequence[TileRow]
     scale: float
+    folded: bool = False
 
 
 def _galleries(
@@ -162,26 +174,30 @@ def _galleries(
         own = {conflict["own_teacher"][name]: human(conflict["own_teacher"][name])}
         start, student = {START: human(START)}, {STUDENT: human(STUDENT)}
         scale = conflict["scale"][name]
+        every = {field: human(field) for field in conflict["fields"]}
+        usual = source | own | start | student | target
+        found["conflict"].append(
+            _Gallery(
+                f"{human(name)}, as every field does it",
+                "The same prompts and noise for every field.",
+                source | every,
+                _one_of_each(kinds.get(STANDARD, []))[:_NUM_CONFLICT_ROWS],
+                scale,
+            )
+        )
         for kind, part in kinds.items():
-            if kind == STANDARD:
-                every = {field: human(field) for field in conflict["fields"]}
-                title, caption = human(name), "The same prompts and noise for every field."
-                few = part[:_NUM_CONFLICT_ROWS]
-                found["conflict"].append(_Gallery(title, caption, source | every, few, scale))
-                caption = "The first test prompts of every category; no picture was chosen."
-                columns = source | own | start | student | target
-                found["pictures"].append(_Gallery(title, caption, columns, part, scale))
-            elif kind == LOST:
-                title = f"{human(name)}: where the student loses most"
-                caption = "The test prompts on which it falls furthest behind its teacher."
-                columns = source | own | start | student | target
-                found["pictures"].append(_Gallery(title, caption, columns, part, scale))
-            else:
-                title = f"{human(name)}, {human(kind).lower()}"
-                columns = source | own | student | target
-                caption = "Nothing like it was seen in training."
-                found["robustness"].append(_Gallery(title, caption, columns, part, scale))
+            section = "pictures" if kind in (STANDARD, LOST) else "robustness"
+            title = human(name) if kind == STANDARD else f"{human(name)}: {_KINDS[kind][0]}"
+            columns = usual if section == "pictures" else source | own | student | target
+            found[section].append(
+                _Gallery(title, _KINDS[kind][1], columns, part, scale, folded=kind != STANDARD)
+            )
     return found
+
+
+def _one_of_each(rows: Sequence[TileRow]) -> list[TileRow]:
+    """Returns the first row of every category."""
+    return list({row.category: row for row in reversed(rows)}.values())[::-1]
 
 
 @dataclass(frozen=True)
@@ -192,29 +208,25 @@ class _Chart:
 
 
 def _charts(curves: Curves, scale: Mapping[str, float]) -> list[_Chart]:
-    """Returns the training's charts; none where nothing was trained."""
+    """Returns the training's charts, the capabilities in the order (and colours) of ``scale``."""
     charts = []
     scores = {
-        name: [(step, score / scale[name]) for step, score in points]
-        for name, points in curves.scores.items()
-        if name in scale
+        human(name): [(step, score / scale[name]) for step, score in curves.scores[name]]
+        for name in scale
+        if name in curves.scores
     }
     if any(len(points) > 1 for points in scores.values()):
-        charts.append(
-            _chart(
-                "Validation scores while training",
-                {human(name): points for name, points in scores.items()},
-                "share of the best score",
-                y_range=(0.0, 1.0),
-            )
-        )
-    by_capability = {human(name): line for name, line in curves.losses.items()}
+        title = "Validation scores while training"
+        charts.append(_chart(title, scores, "share of the best score", y_range=(0.0, 1.0)))
+    by_capability = {human(name): curves.losses[name] for name in scale if name in curves.losses}
     losses = {"Distance to the teacher (loss)": by_capability}
     losses |= {
         f"Loss by noise level: {human(name)}": {
-            f"σ {bin_name.replace('-', ' to ')}": line for bin_name, line in by_bin.items()
+            f"σ {bin_name.replace('-', ' to ')}": line
+            for bin_name, line in curves.bin_losses[name].items()
         }
-        for name, by_bin in curves.bin_losses.items()
+        for name in scale
+        if name in curves.bin_losses
     }
     for title, lines in losses.items():
         if any(loss > 0 for line in lines.values() for _, loss in line):

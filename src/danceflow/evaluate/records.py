@@ -15,7 +15,8 @@ START = "start"
 TEACHER = "teacher:"
 
 STANDARD = "standard"
-HELD_OUT_VARIANTS = ("reworded", "held_out_pair")
+HELD_OUT_PAIR = "held_out_pair"
+HELD_OUT_VARIANTS = ("reworded", HELD_OUT_PAIR)
 UNKNOWN_WORDS = "unknown_words"
 
 # In the folder of an evaluation's pictures.

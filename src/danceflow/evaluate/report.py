@@ -14,7 +14,7 @@ from danceflow.evaluate.summary import summarise
 from danceflow.evaluate.tiles import read_tiles
 from danceflow.ops import timings
 from danceflow.ops.files import write_json, write_text
-from danceflow.ops.tracking import RunFiles, TrackingSettings, resume_run, source_tags
+from danceflow.ops.tracking import source_tags
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,6 @@ def run(params: "Params", paths: "Paths") -> None:
 
     Raises:
         DataError: an evaluation or the training's record is missing or damaged.
-        TrackingError: the tracking store cannot be reached.
     """
     evaluations = {
         name: read_evaluation(paths.evaluation(name), name) for name in params.capabilities
@@ -48,7 +47,7 @@ def run(params: "Params", paths: "Paths") -> None:
     answer = verdict(summary, None, params.gate)
     making = Making(
         params_text=paths.params.read_text(encoding="utf-8"),
-        source=source_tags(paths.root),
+        source=_source(source_tags(paths.root)),
         seconds=summary["stages"],
         teachers=teachers,
         data=data,
@@ -58,7 +57,6 @@ def run(params: "Params", paths: "Paths") -> None:
     write_json(paths.summary, summary)
     write_verdict(paths.gate, answer)
     write_text(paths.report_page, page)
-    _mirror(params, paths, summary, curves.last_step)
     for name, row in summary["capabilities"].items():
         _LOG.info("%s: student %s, teacher %s, retention %s", name, *_figures(row))
     _LOG.info("wrote %s", paths.report_page)
@@ -92,21 +90,15 @@ def stage_seconds(
     }
 
 
-def _mirror(params: "Params", paths: "Paths", summary: Mapping[str, Any], step: int) -> None:
-    """Adds the result to the run of this pipeline."""
-    from PIL import Image
-
-    settings = TrackingSettings.of(paths.root, params.tracking)
-    files = RunFiles(paths.distill_metrics)
-    with resume_run(settings, paths.run_pointer, files) as tracker:
-        for name, row in summary["capabilities"].items():
-            names = ("student", "teacher", "start", "retention")
-            found = {f"test/{name}/{key}": row[key] for key in names if row[key] is not None}
-            tracker.log_metrics(found, step)
-            with Image.open(paths.evaluation_images(name) / "grid.png") as grid:
-                tracker.log_image(f"test/{name}", grid, step)
-        tracker.log_artifact(paths.report_page)
-        tracker.log_artifact(paths.summary)
+def _source(tags: Mapping[str, str]) -> dict[str, str]:
+    """Returns where the code comes from, in words."""
+    found = {}
+    if "git.commit" in tags:
+        changed = " with local changes" if tags["git.dirty"] == "true" else ""
+        found["Git commit"] = tags["git.commit"][:12] + changed
+    if "dvc.experiment" in tags:
+        found["DVC experiment"] = tags["dvc.experiment"]
+    return found
 
 
 def _read_json(path: "Path", stage: str) -> dict[str, Any]:
