@@ -220,6 +220,7 @@ class DistillParams(Section):
     log_every: PositiveCount
     evaluate_every: PositiveCount
     evaluate_samples: PositiveCount  # per category, for the curves while training
+    evaluate_steps: PositiveCount  # Euler steps of those samples, and of the served student
     grid_every: PositiveCount
 
 

@@ -92,7 +92,7 @@ _TABLE = (
         name="prepare",
         function="danceflow.data.prepare:run",
         params=("data",),
-        deps=_code("data", "scenes", "ops/files.py"),
+        deps=_code("data", "fields", "scenes", "ops/files.py"),
         outs=(Out("data/buckets"), Out("reports/data.json", cached=False)),
     ),
     Stage(

@@ -17,6 +17,7 @@ from danceflow.scenes.prompts import Request, Sample
 from danceflow.scenes.world import Scene
 
 COLUMNS = ("uid", "category", "variant", "prompt", "source", "target", "spec")
+_EMPTY = "this bucket is empty; its capability has nothing to learn from"
 
 
 def features() -> Any:
@@ -55,14 +56,23 @@ def read_bucket(folder: Path, split: str) -> Any:
     try:
         dataset = load_from_disk(str(place))
     except Exception as error:
+        if _has_no_file(place):  # which datasets writes for no rows, but does not read
+            raise DataError(f"{place}: {_EMPTY}") from error
         raise DataError(f"{place}: cannot be read as a data set: {error}") from error
     if set(dataset.column_names) != set(COLUMNS):
         raise DataError(f"{place}: has columns {dataset.column_names}, expected {list(COLUMNS)}")
     if len(dataset) == 0:
-        raise DataError(f"{place}: this bucket is empty; its capability has nothing to learn from")
+        raise DataError(f"{place}: {_EMPTY}")
     for name in ("source", "target"):
         dataset = dataset.cast_column(name, Image(decode=False))
     return dataset
+
+
+def _has_no_file(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "state.json").read_text())["_data_files"] == []
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def images_of(dataset: Any, rows: Sequence[int], column: str) -> Tensor:

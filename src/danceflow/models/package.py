@@ -56,6 +56,7 @@ def load_package(folder: Path, device: str = "cpu") -> Package:
     """
     meta = read_manifest(folder)
     family = open_family(meta["family"], folder / FROZEN_FOLDER)
+    family.to(device)
     backbone = family.load_backbone(folder / BACKBONE_FOLDER)
     backbone.to(device).eval().requires_grad_(False)
     return Package(family, family.field(backbone), torch.device(device), meta)
@@ -79,6 +80,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         meta: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read: {error}") from error
+    missing = [key for key in ("files", "family") if key not in meta]
+    if missing:
+        raise WeightsError(f"{path}: has no {' and no '.join(missing)}; it is no model's manifest")
     for name, digest in meta["files"].items():
         part = folder / name
         if not part.is_file():
@@ -104,6 +108,7 @@ class Teachers:
                 f"params.yaml asks for {family_name!r}"
             )
         self.family = open_family(family_name, folder / FROZEN_FOLDER)
+        self.family.to(device)
         self.backbones: dict[str, nn.Module] = {}
         for name in names:
             if name not in self.meta["teachers"]:

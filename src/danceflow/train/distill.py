@@ -6,6 +6,7 @@ methods is data (``danceflow.method``); every draw is a function of (seed, purpo
 """
 
 import copy
+import copy
 import json
 import logging
 import shutil
@@ -36,7 +37,7 @@ from danceflow.train.guards import (
 from danceflow.train.log import Meter, MetricsFile, log_losses, write_curves
 from danceflow.train.observe import Observer
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
-from danceflow.train.start import start_backbone
+from danceflow.train.start import MERGE, start_backbone
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def run(params: "Params", paths: "Paths") -> None:
     started = time.monotonic()
     method = method_of(params.distill)
     teachers = Teachers(
-        paths.teachers, params.family.name, list(params.teachers), params.run.device
+        paths.teachers, params.family.name, teacher_names(params), params.run.device
     )
     caches = {name: ConditionCache(paths.cache(name)) for name in params.capabilities}
     key = training_key(params, paths)
@@ -74,8 +75,8 @@ def run(params: "Params", paths: "Paths") -> None:
         trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
         trainer.train()
     meta = {
-        "image_size": params.data.image_size,
-        "num_steps": params.evaluate.num_steps,
+        "image_size": observer.image_size,
+        "num_steps": params.distill.evaluate_steps,
         "method": method.name,
         "num_updates": params.distill.num_updates,
         "key": key,
@@ -114,6 +115,14 @@ def method_of(config: "DistillParams") -> Method:
             f"{method.group_size}"
         )
     return method
+
+
+def teacher_names(params: "Params") -> list[str]:
+    """Returns the teachers that the capabilities name, and the one the student starts from."""
+    names = [config.teacher for config in params.capabilities.values()]
+    if params.distill.init != MERGE:
+        names.append(params.distill.init)
+    return list(dict.fromkeys(names))
 
 
 def training_key(params: "Params", paths: "Paths") -> str:

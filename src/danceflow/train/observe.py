@@ -44,7 +44,8 @@ class Observer:
             )
             for name, config in params.capabilities.items()
         }
-        self.steps = params.evaluate.num_steps
+        self.image_size = next(iter(self.batches.values())).target.shape[-1]
+        self.steps = params.distill.evaluate_steps
         self.teacher_images = {
             name: self.batches[name]
             .head(_GRID_ROWS)
@@ -59,7 +60,7 @@ class Observer:
         scores = {}
         for name, rows in self.batches.items():
             batch = rows if score else rows.head(_GRID_ROWS)
-            images = batch.sample(student, self.steps, self.params.evaluate.batch_size)
+            images = batch.sample(student, self.steps, self.params.distill.batch_size)
             if score:
                 scores[name] = float(batch.score(images)["overall"])
             if draw:
