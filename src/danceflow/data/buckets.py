@@ -70,7 +70,7 @@ def read_bucket(folder: Path, split: str) -> Any:
 
 def _has_no_file(folder: Path) -> bool:
     try:
-        return json.loads((folder / "state.json").read_text())["_data_files"] == []
+        return bool(json.loads((folder / "state.json").read_text())["_data_files"] == [])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -1,0 +1,195 @@
+"""What is cached is what would be computed afresh, and an interrupted stage goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_project import SIZES, small_data, write_project
+
+from danceflow.data import cache, prepare
+from danceflow.data.buckets import encode_png, images_of, read_bucket, write_bucket
+from danceflow.data.cache import ConditionCache
+from danceflow.errors import DataError, WeightsError
+from danceflow.fields import Condition, normal, sample, seed_for
+from danceflow.models.package import Teachers
+from danceflow.paths import Paths
+
+CAPABILITIES = ("t2i", "local_edit")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory):
+    """A project with prepared data and the caches of both capabilities."""
+    paths = Paths(tmp_path_factory.mktemp("made"))
+    params = write_project(paths.root, small_data(CAPABILITIES))
+    prepare.run(params, paths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_ROWS_PER_SHARD", 5)
+        for capability in CAPABILITIES:
+            cache.run(params, paths, capability)
+    return params, paths
+
+
+@pytest.fixture
+def project(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A copy of it that a test may spoil, without the caches."""
+    monkeypatch.setattr(cache, "_ROWS_PER_SHARD", 5)
+    params, paths = made
+    ignored = shutil.ignore_patterns("cache", ".danceflow")
+    shutil.copytree(paths.root, tmp_path / "project", ignore=ignored)
+    return params, Paths(tmp_path / "project")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_conditions_are_those_computed_afresh(made, capability: str) -> None:
+    params, paths = made
+    cached = ConditionCache(paths.cache(capability))
+    dataset = read_bucket(paths.bucket(capability), "train")
+    family = Teachers(paths.teachers, "sd3", [], "cpu").family
+    assert len(cached) == len(dataset) == SIZES["num_train"]
+    rows = [7, 0, 11, 7]
+    found = cached.condition(torch.tensor(rows)).tensors
+    source = None
+    if capability == "local_edit":
+        source = family.encode(images_of(dataset, rows, "source"))
+    fresh = family.condition([dataset[row]["prompt"] for row in rows], source).tensors
+    assert found.keys() == fresh.keys()
+    for name, value in fresh.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
+    target = family.encode(images_of(dataset, rows, "target"))
+    assert torch.equal(cached.clean("data", torch.tensor(rows)), target)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_teacher_samples_follow_from_their_seeds(made, capability: str) -> None:
+    from safetensors.torch import load_file
+
+    params, paths = made
+    config = params.capabilities[capability]
+    cached = ConditionCache(paths.cache(capability))
+    shards = [load_file(paths.cache(capability) / n) for n in cached.index["teacher_samples"]]
+    seeds = torch.cat([shard["seed"] for shard in shards])
+    assert seeds.tolist() == [
+        seed_for(params.run.seed, f"cache/{capability}", 0, row)
+        for row in range(params.cache.num_samples)
+    ]
+    teachers = Teachers(paths.teachers, "sd3", [config.teacher], "cpu")
+    again = sample(
+        teachers.field(config.teacher, config.guidance),
+        normal(teachers.family.latent_shape, seeds),
+        cached.condition(torch.arange(len(seeds))),
+        teachers.family.grid(params.cache.num_steps),
+    )
+    torch.testing.assert_close(cached.teacher_samples, again, rtol=0, atol=1e-4)
+    assert cached.num_rows("teacher") == params.cache.num_samples
+    assert cached.num_rows("data") == cached.num_rows(None) == len(cached)
+    with pytest.raises(WeightsError, match=r"only 6 rows have a teacher sample; raise cache\."):
+        cached.clean("teacher", torch.tensor([6]))
+
+
+def test_a_capability_without_sources_has_blank_ones(made) -> None:
+    _, paths = made
+    blank = ConditionCache(paths.cache("t2i"))
+    assert blank.source is None
+    condition = blank.condition(torch.tensor([0, 3]))
+    assert isinstance(condition, Condition)
+    assert not condition.tensors["source"].any()
+    assert ConditionCache(paths.cache("local_edit")).source is not None
+
+
+def test_an_interrupted_stage_goes_on_from_its_shards(
+    made, project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, paths = project
+    save, saved = cache._save, []
+
+    def interrupted(path: Path, tensors) -> None:
+        if path.name == "samples-00001.safetensors":
+            raise KeyboardInterrupt
+        save(path, tensors)
+
+    def noted(path: Path, tensors) -> None:
+        saved.append(path.name)
+        save(path, tensors)
+
+    monkeypatch.setattr(cache, "_save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.run(params, paths, "local_edit")
+    assert not paths.cache("local_edit").exists()
+    monkeypatch.setattr(cache, "_save", noted)
+    cache.run(params, paths, "local_edit")
+    assert saved == ["samples-00001.safetensors"]
+    assert content(paths.cache("local_edit")) == content(made[1].cache("local_edit"))
+
+
+def test_other_parameters_and_other_data_begin_anew(made, project) -> None:
+    params, paths = project
+    before = json.loads((made[1].cache("t2i") / "index.json").read_text())
+    cache.run(params, paths, "t2i")
+    assert json.loads((paths.cache("t2i") / "index.json").read_text()) == before
+    changed = params.model_copy(update={"cache": params.cache.model_copy(update={"num_steps": 3})})
+    cache.run(changed, paths, "t2i")
+    other_steps = json.loads((paths.cache("t2i") / "index.json").read_text())
+    data = params.model_copy(update={"data": params.data.model_copy(update={"seed": 9})})
+    prepare.run(data, paths)
+    cache.run(params, paths, "t2i")
+    other_data = json.loads((paths.cache("t2i") / "index.json").read_text())
+    assert len({before["key"], other_steps["key"], other_data["key"]}) == 3
+
+
+@pytest.mark.parametrize("name", ["prompts", "latents-00001", "samples-00000"])
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_damaged_shard_is_named_and_the_stage_mends_it(project, name: str, damage: str) -> None:
+    params, paths = project
+    cache.run(params, paths, "t2i")
+    shard = paths.cache("t2i") / f"{name}.safetensors"
+    whole = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    else:
+        with shard.open("rb+") as file:
+            file.truncate(len(whole) // 2)
+    with pytest.raises(DataError, match=f"{shard}: the cache is missing or damaged"):
+        ConditionCache(paths.cache("t2i"))
+    cache.run(params, paths, "t2i")
+    assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize("text", [None, "{", ""])
+def test_an_unreadable_index_is_named(project, text: str | None) -> None:
+    params, paths = project
+    index = paths.cache("t2i") / "index.json"
+    if text is not None:
+        index.parent.mkdir(parents=True)
+        index.write_text(text)
+    with pytest.raises(DataError, match=f"{index}: cannot be read"):
+        ConditionCache(paths.cache("t2i"))
+
+
+def test_a_row_without_the_source_it_needs_is_told(project) -> None:
+    params, paths = project
+    dataset = read_bucket(paths.bucket("local_edit"), "train")
+    rows = [dict(row) for row in dataset]
+    rows[3]["source"] = None
+    shutil.rmtree(paths.bucket("local_edit") / "train")
+    write_bucket(paths.bucket("local_edit") / "train", rows)
+    with pytest.raises(DataError, match="capability 'local_edit' needs a source in every row"):
+        cache.run(params, paths, "local_edit")
+    assert not paths.cache("local_edit").exists()
+
+
+def test_words_that_the_encoder_does_not_know_are_told(project, caplog) -> None:
+    params, paths = project
+    rows = [dict(row) for row in read_bucket(paths.bucket("t2i"), "train")]
+    rows[5] |= {"prompt": "a chartreuse zeppelin", "target": encode_png(torch.zeros(3, 32, 32))}
+    shutil.rmtree(paths.bucket("t2i") / "train")
+    write_bucket(paths.bucket("t2i") / "train", rows)
+    cache.run(params, paths, "t2i")
+    assert "the text encoder does not know: chartreuse, zeppelin" in caplog.text
+    assert len(ConditionCache(paths.cache("t2i"))) == len(rows)
