@@ -6,7 +6,6 @@ methods is data (``danceflow.method``); every draw is a function of (seed, purpo
 """
 
 import copy
-import copy
 import json
 import logging
 import shutil
