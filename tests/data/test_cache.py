@@ -48,7 +48,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_conditions_are_those_computed_afresh(made, capability: str) -> None:
-    params, paths = made
+    _, paths = made
     cached = ConditionCache(paths.cache(capability))
     dataset = read_bucket(paths.bucket(capability), "train")
     family = Teachers(paths.teachers, "sd3", [], "cpu").family
@@ -163,7 +163,7 @@ def test_a_damaged_shard_is_named_and_the_stage_mends_it(project, name: str, dam
 
 @pytest.mark.parametrize("text", [None, "{", ""])
 def test_an_unreadable_index_is_named(project, text: str | None) -> None:
-    params, paths = project
+    _, paths = project
     index = paths.cache("t2i") / "index.json"
     if text is not None:
         index.parent.mkdir(parents=True)

@@ -36,6 +36,7 @@ SMALL = {
     "distill.log_every": 1,
     "distill.evaluate_every": 100,
     "distill.evaluate_samples": 1,
+    "distill.evaluate_steps": 2,
     "distill.grid_every": 100,
     "evaluate.num_samples": 2,
     "evaluate.num_steps": 2,
@@ -83,6 +84,6 @@ def write_teachers(params: Params, paths: Paths) -> None:
     write_manifest(
         paths.teachers, {"family": params.family.name, "teachers": list(params.teachers)}
     )
-    paths.teachers_images.mkdir(parents=True)
+    paths.teachers_images.mkdir(parents=True, exist_ok=True)
     (paths.teachers_images / "none.txt").write_text("these teachers were never trained\n")
     paths.teachers_report.write_text(json.dumps({"teachers": {}}))

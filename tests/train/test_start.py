@@ -1,0 +1,78 @@
+"""The student starts as a teacher or as the weighted mean of all."""
+
+import pytest
+import torch
+from tiny_project import small_params, write_teachers
+
+from danceflow.errors import WeightsError
+from danceflow.models.package import Teachers
+from danceflow.paths import Paths
+from danceflow.train.start import start_backbone
+
+CAPABILITIES = ("t2i", "local_edit")
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Teachers:
+    params, paths = small_params(CAPABILITIES), Paths(tmp_path_factory.mktemp("start"))
+    paths.reports.mkdir()
+    write_teachers(params, paths)
+    return Teachers(paths.teachers, "sd3", list(params.teachers), "cpu")
+
+
+def weights(teachers: Teachers, fixed: str | None = None, **changes) -> dict[str, torch.Tensor]:
+    config = small_params(CAPABILITIES, **{f"distill__{k}": v for k, v in changes.items()}).distill
+    return start_backbone(config, teachers, fixed).state_dict()
+
+
+def mean(teachers: Teachers, shares: dict[str, float]) -> dict[str, torch.Tensor]:
+    states = {name: teachers.backbones[name].state_dict() for name in shares}
+    names = next(iter(states.values()))
+    return {k: sum(share * states[n][k] for n, share in shares.items()) for k in names}
+
+
+def assert_same(one, other) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=0, atol=1e-6)
+
+
+def test_a_teacher_gives_its_weights(teachers: Teachers) -> None:
+    for name, backbone in teachers.backbones.items():
+        assert_same(weights(teachers, init=name), backbone.state_dict())
+        assert_same(weights(teachers, fixed=name), backbone.state_dict())
+
+
+def test_a_merge_is_the_mean_of_all(teachers: Teachers) -> None:
+    assert_same(weights(teachers), mean(teachers, {"base": 0.5, "local": 0.5}))
+
+
+def test_weights_of_a_merge_are_shares(teachers: Teachers) -> None:
+    found = weights(teachers, merge_weights={"base": 3.0, "local": 1.0})
+    assert_same(found, mean(teachers, {"base": 0.75, "local": 0.25}))
+    alone = weights(teachers, merge_weights={"local": 2.0})
+    assert_same(alone, teachers.backbones["local"].state_dict())
+
+
+def test_a_method_may_fix_the_start(teachers: Teachers) -> None:
+    found = weights(teachers, "merge", init="local")
+    assert_same(found, mean(teachers, {"base": 0.5, "local": 0.5}))
+
+
+def test_the_student_is_a_network_of_its_own(teachers: Teachers) -> None:
+    config = small_params(CAPABILITIES, distill__init="base").distill
+    student = start_backbone(config, teachers)
+    before = {k: v.clone() for k, v in teachers.backbones["base"].state_dict().items()}
+    with torch.no_grad():
+        for param in student.parameters():
+            param += 1
+    assert_same(teachers.backbones["base"].state_dict(), before)
+    assert all(param.requires_grad for param in student.parameters())
+
+
+def test_a_teacher_that_is_not_there_is_told(teachers: Teachers) -> None:
+    config = small_params(CAPABILITIES).distill
+    with pytest.raises(WeightsError, match="globe"):
+        start_backbone(config, teachers, "globe")
+    with pytest.raises(WeightsError, match="do not fit"):
+        start_backbone(config.model_copy(update={"merge_weights": {"base": 0.0}}), teachers)
