@@ -4,8 +4,6 @@ DVC says what is stale and records what was made; Prefect says when, repeats wha
 passing reason, and shows it live. ``dvc repro`` does the same without Prefect.
 """
 
-from __future__ import annotations
-
 import logging
 import queue
 from collections.abc import Mapping

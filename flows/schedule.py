@@ -15,6 +15,7 @@ from typing import Any
 from prefect import Flow
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.types.entrypoint import EntrypointType
 
 from danceflow.errors import StageError, UsageError
 from flows.processes import ProcessGroups
@@ -51,6 +52,7 @@ def serve_flow(flow: Flow[..., Any], root: Path, cron: str) -> None:
                 limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
             ),
             description=f"danceflow in {root}",
+            entrypoint_type=EntrypointType.MODULE_PATH,
         )
 
 
