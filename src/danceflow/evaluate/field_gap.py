@@ -22,10 +22,10 @@ def field_gap(
         teacher: the field it is compared with.
         task: conditions and noise.
         num_steps: number of steps of the rollout.
-        stride: every how many steps a state is compared.
+        stride: every how many steps a state is compared, back from the last one before clean.
     """
     grid = task.family.grid(num_steps).to(task.noise.device)
-    kept = torch.arange(0, num_steps, stride)
+    kept = torch.arange(num_steps - 1, -1, -stride).flip(0)
     keep = kept.repeat(task.num_rows, 1)
     states = rollout(student, task.noise, task.condition, grid, keep)
     gaps = []

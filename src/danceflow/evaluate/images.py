@@ -45,10 +45,12 @@ def preservation(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     yield by_rows(task, "psnr", [min(value, MAX_PSNR) for value in psnr])
     if size < _SSIM_WINDOW:
         return
-    # Outside the mask the target stands in, so that a window at its border sees no edit.
-    composed = torch.where(kept[:, None], images_B3HW, task.target)
+    # Outside the mask the target stands in, so that a window at its border sees no edit; in
+    # float32 the variance of plain areas would drown in rounding.
+    target = task.target.double()
+    composed = torch.where(kept[:, None], images_B3HW.double(), target)
     _, similarity = structural_similarity_index_measure(
-        composed, task.target, data_range=1.0, return_full_image=True
+        composed, target, data_range=1.0, return_full_image=True
     )
     rows = [float(part[:, mask].mean()) for part, mask in zip(similarity, kept, strict=True)]
     yield by_rows(task, "ssim", rows)
@@ -91,13 +93,16 @@ class Conv64(nn.Module):
             self.register_buffer(f"weight_{index}", weight)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the features, [B, 64] float32, of images in [0, 1]."""
+        """Returns the features, [B, 64] float64, of images in [0, 1].
+
+        KID takes images in a random order; in float64 the order does not reach its digits.
+        """
         hidden = images_B3HW * 2 - 1
         for index in range(3):
             weight = self.get_buffer(f"weight_{index}")
             hidden = nn.functional.conv2d(hidden, weight, stride=1 + (index > 0), padding=1)
             hidden = nn.functional.leaky_relu(hidden, 0.2)
-        pixels = hidden.flatten(2)
+        pixels = hidden.flatten(2).double()
         return torch.cat([pixels.mean(-1), pixels.std(-1)], dim=1)
 
 

@@ -69,5 +69,7 @@ def quick_batch(
         DataError: if there are fewer rows, or an image is corrupt.
     """
     counts = {STANDARD: num_per_category}
-    task = build_task("", dataset, family, counts, (seed,), purpose="quick", device=device)
+    task = build_task(
+        "quick batch", dataset, family, counts, (seed,), purpose="quick", device=device
+    )
     return QuickBatch(task)

@@ -1,0 +1,215 @@
+"""The stage: every field, the same questions, files that describe themselves, clear errors."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_project import small_data
+from training_record import CAPABILITIES
+
+from danceflow.config import parse_params
+from danceflow.errors import DataError, WeightsError
+from danceflow.evaluate import evaluate
+from danceflow.evaluate.evaluator import STANDARD
+from danceflow.evaluate.records import read_evaluation
+from danceflow.evaluate.tiles import read_tiles
+from danceflow.models.package import Teachers
+from danceflow.paths import Paths
+
+FIELDS = ["student", "start", "teacher:base", "teacher:local", "teacher:global"]
+NUM_CATEGORIES = {"t2i": 6, "local_edit": 4, "global_edit": 2}
+
+
+@pytest.fixture
+def copy(prepared, tmp_path: Path):
+    """A copy of the project that a test may damage; nothing is evaluated in it."""
+    params, paths = prepared
+    shutil.copytree(paths.root, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "reports" / "evaluate", ignore_errors=True)
+    return params, Paths(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_field_is_asked_the_same(reported, capability: str) -> None:
+    _, paths = reported
+    found = read_evaluation(paths.evaluation(capability), capability)
+    assert list(found.fields) == FIELDS
+    own = {"t2i": "base", "local_edit": "local", "global_edit": "global"}[capability]
+    assert found.teacher == f"teacher:{own}"
+    assert found.scale == (1 if capability == "t2i" else 10)
+    asked = {
+        name: [(row.uid, row.seed) for row in result.rows if row.variant == STANDARD]
+        for name, result in found.fields.items()
+    }
+    assert len(asked["student"]) == 2 * NUM_CATEGORIES[capability]
+    assert all(rows == asked["student"] for rows in asked.values())
+    for name, result in found.fields.items():
+        full = name in ("student", found.teacher)
+        assert set(result.variants) == (
+            {STANDARD, "reworded", "held_out_pair"} if full else {STANDARD}
+        )
+        assert len(result.categories) == NUM_CATEGORIES[capability]
+        mean = sum(result.categories.values()) / len(result.categories)
+        assert result.score == pytest.approx(mean)
+        assert result.score == result.variants[STANDARD]
+        assert {"fid_conv64", "kid_conv64"} <= set(result.metrics)
+        assert ("psnr" in result.metrics) == (capability != "t2i")
+        assert ("all" in result.field_gap) == (name in ("student", "start"))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_pictures_of_every_kind_are_drawn(reported, capability: str) -> None:
+    _, paths = reported
+    folder = paths.evaluation_images(capability)
+    assert {"grid.png", "reworded.png", "held_out_pair.png", "tiles.png", "tiles.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert min(path.name for path in folder.glob("*.png")) == "grid.png"
+    with Image.open(folder / "grid.png") as grid:
+        assert grid.width > 800
+    rows = read_tiles(folder)
+    assert {row.kind for row in rows} >= {"standard", "reworded", "held_out_pair"}
+    pictures = set(FIELDS) | {"target"} | ({"source"} if capability != "t2i" else set())
+    for row in rows:
+        assert row.prompt
+        assert set(row.scores) <= set(FIELDS)
+        expected = pictures if row.kind in ("standard", "lost") else set(row.pictures)
+        assert set(row.pictures) == expected
+        assert all(uri.startswith("data:image/png;base64,") for uri in row.pictures.values())
+    standard = next(row for row in rows if row.kind == "standard")
+    assert set(standard.scores) == set(FIELDS)
+
+
+def test_the_same_files_come_out_again(reported, copy) -> None:
+    _, paths = reported
+    params, other = copy
+    evaluate.run(params, other, "local_edit")
+    one, two = (p.evaluation("local_edit").read_text().splitlines() for p in (paths, other))
+    assert [line for line in one if "seconds" not in line] == [
+        line for line in two if "seconds" not in line
+    ]
+    pictures = [p.evaluation_images("local_edit") / "tiles.png" for p in (paths, other)]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_the_start_is_what_the_training_began_with(reported, monkeypatch) -> None:
+    params, paths = reported
+    merged = evaluate._start_field(
+        params, Teachers(paths.teachers, "sd3", ["base", "local"], "cpu")
+    )
+    base = parse_params(small_data(CAPABILITIES, distill__init="base"), "test")
+    teachers = Teachers(paths.teachers, "sd3", ["base", "local"], "cpu")
+    field, teacher = evaluate._start_field(base, teachers), teachers.field("base", 1.0)
+    z, sigma = torch.ones(1, 3, 32, 32), torch.ones(1)
+    condition = teachers.family.condition(["a red circle"])
+    assert torch.equal(field(z, sigma, condition), teacher(z, sigma, condition))
+    assert not torch.equal(merged(z, sigma, condition), teacher(z, sigma, condition))
+    # A method that is nothing but its start has the same one whatever else is configured.
+    fixed = parse_params(
+        small_data(CAPABILITIES, distill__init="base", distill__method="merge"), "test"
+    )
+    assert torch.equal(
+        evaluate._start_field(fixed, teachers)(z, sigma, condition), merged(z, sigma, condition)
+    )
+
+
+def test_a_teacher_keeps_the_guidance_of_its_capability(reported) -> None:
+    params, paths = reported
+    teachers = Teachers(paths.teachers, "sd3", ["base", "local", "global"], "cpu")
+    for capability in CAPABILITIES:
+        fields = evaluate._teacher_fields(params, capability, teachers)
+        assert list(fields) == FIELDS[2:]
+        assert fields["teacher:base"].scale == params.capabilities["t2i"].guidance
+        assert fields["teacher:local"].scale == params.capabilities["local_edit"].guidance
+
+
+def test_unknown_words_are_scored_apart(copy, monkeypatch) -> None:
+    params, paths = copy
+    package = evaluate.load_package
+
+    def with_small_vocabulary(folder: Path, device: str):
+        loaded = package(folder, device)
+        monkeypatch.setattr(
+            loaded.family, "unknown_words", lambda prompt: [w for w in prompt.split() if w == "it"]
+        )
+        return loaded
+
+    monkeypatch.setattr(evaluate, "load_package", with_small_vocabulary)
+    evaluate.run(params, paths, "global_edit")
+    found = read_evaluation(paths.evaluation("global_edit"), "global_edit")
+    uids = {r.uid for r in found.fields["student"].rows if r.variant == "unknown_words"}
+    if uids:
+        assert "unknown_words" in found.fields["student"].variants
+        assert "unknown_words" not in found.fields["start"].variants
+    assert not uids & {r.uid for r in found.fields["start"].rows}
+
+
+def test_a_missing_student_is_told(copy) -> None:
+    params, paths = copy
+    shutil.rmtree(paths.student)
+    with pytest.raises(WeightsError, match=r"models/student/manifest\.json: cannot be read"):
+        evaluate.run(params, paths, "t2i")
+    assert not paths.evaluations.exists()
+
+
+def test_a_truncated_student_is_told(copy) -> None:
+    params, paths = copy
+    weights = next(paths.student.rglob("diffusion_pytorch_model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(WeightsError, match="models/student/.*truncated or was changed"):
+        evaluate.run(params, paths, "t2i")
+    assert not paths.evaluations.exists()
+
+
+def test_a_truncated_teacher_is_told(copy) -> None:
+    params, paths = copy
+    weights = next(paths.teacher("local").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="models/teachers/local/.*truncated or was changed"):
+        evaluate.run(params, paths, "t2i")
+
+
+def test_a_student_of_another_size_is_told(copy) -> None:
+    params, paths = copy
+    settings = next(paths.student.rglob("danceflow_family.json"))
+    content = json.loads(settings.read_text())
+    content["transformer"]["sample_size"] = 16
+    settings.write_text(json.dumps(content))
+    manifest = paths.student / "manifest.json"
+    meta = json.loads(manifest.read_text())
+    del meta["files"][settings.relative_to(paths.student).as_posix()]
+    manifest.write_text(json.dumps(meta))
+    with pytest.raises(WeightsError):
+        evaluate.run(params, paths, "t2i")
+
+
+def test_a_missing_bucket_is_told(copy) -> None:
+    params, paths = copy
+    shutil.rmtree(paths.bucket("t2i") / "test")
+    with pytest.raises(DataError, match="data/buckets/t2i/test"):
+        evaluate.run(params, paths, "t2i")
+
+
+def test_a_bucket_with_too_few_rows_is_told(copy) -> None:
+    _, paths = copy
+    params = parse_params(small_data(CAPABILITIES, evaluate__num_samples=50), "test")
+    with pytest.raises(DataError, match="50 rows per category were asked for"):
+        evaluate.run(params, paths, "t2i")
+
+
+def test_a_field_that_breaks_down_is_told(copy, monkeypatch) -> None:
+    params, paths = copy
+    package = evaluate.load_package
+
+    def broken(folder: Path, device: str):
+        loaded = package(folder, device)
+        object.__setattr__(loaded, "field", lambda z, sigma, condition: z * float("nan"))
+        return loaded
+
+    monkeypatch.setattr(evaluate, "load_package", broken)
+    with pytest.raises(WeightsError, match="student: its images of t2i are not finite"):
+        evaluate.run(params, paths, "t2i")
+    assert not paths.evaluation("t2i").exists()

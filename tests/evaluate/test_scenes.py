@@ -1,0 +1,34 @@
+"""Exact answers have full marks and unchanged sources none, through every evaluator."""
+
+import pytest
+
+from danceflow.evaluate.evaluator import Task
+from danceflow.evaluate.scenes import main_evaluator
+
+
+def measured(task: Task, images):
+    evaluator, scale = main_evaluator(task)
+    return {item.name: item for item in evaluator(task, images)}, scale
+
+
+@pytest.mark.parametrize(("name", "best"), [("t2i", 1), ("local_edit", 10), ("global_edit", 10)])
+def test_exact_answers_have_full_marks(tasks, name: str, best: float) -> None:
+    found, scale = measured(tasks[name], tasks[name].target)
+    assert scale == best
+    assert found["score"].value == pytest.approx(best, abs=0.05)  # of 8-bit pixels
+    assert found["score"].rows is not None
+    assert len(found["score"].rows) == tasks[name].num_rows
+    assert set(found) == ({"score"} if name == "t2i" else {"score", "sc", "pq"})
+
+
+@pytest.mark.parametrize("name", ["local_edit", "global_edit"])
+def test_unchanged_sources_have_none(tasks, name: str) -> None:
+    found, _ = measured(tasks[name], tasks[name].source)
+    assert found["score"].value == 0.0
+    assert found["sc"].value == 0.0
+
+
+@pytest.mark.parametrize("name", ["t2i", "local_edit", "global_edit"])
+def test_another_prompts_answer_is_worse(tasks, name: str) -> None:
+    found, scale = measured(tasks[name], tasks[name].target.roll(1, 0))
+    assert found["score"].value < 0.5 * scale
