@@ -1,7 +1,8 @@
 """Where training states come from: the student's own rollout, or noised clean samples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal, Protocol
 
 import torch
@@ -62,18 +63,32 @@ class Queries:
         samples_per_chunk = max(1, max_rows // self.num_queries)
         for first in range(0, self.num_samples, samples_per_chunk):
             last = min(first + samples_per_chunk, self.num_samples)
-            rows = slice(first * self.num_queries, last * self.num_queries)
-            chunk = replace(
-                self,
-                z=self.z[rows],
-                sigma=self.sigma[rows],
-                sigma_next=self.sigma_next[rows],
-                index=self.index[rows],
-                condition=self.condition.select(rows),
-                z_next=None if self.z_next is None else self.z_next[rows],
-                data_velocity=None if self.data_velocity is None else self.data_velocity[rows],
-            )
-            yield chunk, (last - first) / self.num_samples
+            yield self._samples(first, last), (last - first) / self.num_samples
+
+    def parts(self, sizes: "Sequence[int]") -> "list[Queries]":
+        """Return consecutive runs of samples, of the given sizes.
+
+        Raises:
+            ValueError: the sizes do not sum to the number of samples.
+        """
+        if sum(sizes) != self.num_samples:
+            raise ValueError(f"sizes {list(sizes)} do not sum to {self.num_samples} samples")
+        ends = list(accumulate(sizes))
+        return [self._samples(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+    def _samples(self, first: int, last: int) -> "Queries":
+        """Return the rows of samples first to last - 1."""
+        rows = slice(first * self.num_queries, last * self.num_queries)
+        return replace(
+            self,
+            z=self.z[rows],
+            sigma=self.sigma[rows],
+            sigma_next=self.sigma_next[rows],
+            index=self.index[rows],
+            condition=self.condition.select(rows),
+            z_next=None if self.z_next is None else self.z_next[rows],
+            data_velocity=None if self.data_velocity is None else self.data_velocity[rows],
+        )
 
 
 @dataclass(frozen=True)

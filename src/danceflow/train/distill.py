@@ -245,11 +245,13 @@ class Trainer:
     def _update(self, progress: float) -> float:
         """Makes one update and returns the gradient norm before clipping."""
         route = self.router.route(self.step)
-        size = self._rows_per_capability(len(route))
-        drawn = [self._draw(capability, size) for capability, _ in route]
+        sizes = [self._num_rows(share) for _, share in route]
+        drawn = [
+            self._draw(capability, size) for (capability, _), size in zip(route, sizes, strict=True)
+        ]
         seeds = [
             seed_for(self.params.run.seed, f"sample/{capability.name}", self.step, index)
-            for capability, _ in route
+            for (capability, _), size in zip(route, sizes, strict=True)
             for index in range(size)
         ]
         conditions = [
@@ -275,8 +277,8 @@ class Trainer:
         if self.ema_field is not None:
             self.ema.copy_to(self.ema_backbone)
         self.optimizer.zero_grad(set_to_none=True)
-        by_capability = queries.split(size * queries.num_queries)
-        for (capability, share), (part, _) in zip(route, by_capability, strict=True):
+        parts = queries.parts(sizes)
+        for (capability, share), part in zip(route, parts, strict=True):
             for chunk, piece in part.split(_MAX_ROWS):
                 target = self.method.target_velocity(chunk, self.teachers, capability.name)
                 velocity = self.student(chunk.z, chunk.sigma, chunk.condition)
@@ -291,10 +293,10 @@ class Trainer:
         self.ema.update(self.backbone)
         return norm
 
-    def _rows_per_capability(self, num_capabilities: int) -> int:
-        """Returns the samples each routed capability gets, in whole groups."""
+    def _num_rows(self, share: float) -> int:
+        """Returns the samples of a capability with this share of the update, in whole groups."""
         group = self.method.group_size
-        return max(1, self.config.batch_size // num_capabilities // group) * group
+        return max(1, round(self.config.batch_size * share / group)) * group
 
     def _draw(self, capability: Capability, size: int) -> Tensor:
         """Returns rows of the capability's cache; a group of samples shares one row."""
