@@ -133,3 +133,14 @@ def test_what_cannot_be_collected_is_refused():
         ForwardNoised("data").collect(request(clean=lambda kind: torch.zeros(1)), "low", 1)
     with pytest.raises(ValueError, match="unknown query"):
         OnPolicy().collect(request(), LOGIT_NORMAL, 1)
+
+
+def test_parts_are_consecutive_samples_with_all_their_rows():
+    queries = OnPolicy().collect(request(), "uniform", 2)
+    parts = queries.parts([1, 3, 2])
+    assert [part.num_samples for part in parts] == [1, 3, 2]
+    for name in ("z", "sigma", "sigma_next", "index"):
+        joined = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(joined, getattr(queries, name))
+    with pytest.raises(ValueError, match="do not sum to 6"):
+        queries.parts([1, 3])
