@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ DEPLOYMENT = "scheduled"
 
 _PORT = 4200
 _START_TIMEOUT_S = 120.0
+_END_TIMEOUT_S = 45.0
 
 
 def serve_flow(flow: Flow[..., Any], root: Path, cron: str) -> None:
@@ -43,7 +45,7 @@ def serve_flow(flow: Flow[..., Any], root: Path, cron: str) -> None:
         StageError: the server does not start.
     """
     check_cron(cron)
-    with _server():
+    with _server(), _ending_runs():
         flow.serve(
             DEPLOYMENT,
             cron=cron,
@@ -64,6 +66,22 @@ def check_cron(cron: str) -> None:
         CronSchedule(cron=cron)
     except ValueError as error:
         raise UsageError(f"{cron!r} is no cron schedule, such as '0 2 * * *'") from error
+
+
+@contextlib.contextmanager
+def _ending_runs() -> Iterator[None]:
+    """End the flow runs that this process has started when the block is left.
+
+    Prefect's runner leaves them to themselves when it is told to stop. Each ends its own stages.
+    """
+    try:
+        yield
+    finally:
+        running = multiprocessing.active_children()
+        for run in running:
+            run.terminate()
+        for run in running:
+            run.join(_END_TIMEOUT_S)
 
 
 @contextlib.contextmanager
