@@ -95,25 +95,21 @@ def test_the_same_files_come_out_again(reported, copy) -> None:
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
-def test_the_start_is_what_the_training_began_with(reported, monkeypatch) -> None:
-    params, paths = reported
-    merged = evaluate._start_field(
-        params, Teachers(paths.teachers, "sd3", ["base", "local"], "cpu")
-    )
-    base = parse_params(small_data(CAPABILITIES, distill__init="base"), "test")
-    teachers = Teachers(paths.teachers, "sd3", ["base", "local"], "cpu")
-    field, teacher = evaluate._start_field(base, teachers), teachers.field("base", 1.0)
+def test_the_start_is_what_the_training_began_with(reported) -> None:
+    teachers = Teachers(reported[1].teachers, "sd3", ["base", "local"], "cpu")
     z, sigma = torch.ones(1, 3, 32, 32), torch.ones(1)
     condition = teachers.family.condition(["a red circle"])
-    assert torch.equal(field(z, sigma, condition), teacher(z, sigma, condition))
-    assert not torch.equal(merged(z, sigma, condition), teacher(z, sigma, condition))
+
+    def start(**changes) -> torch.Tensor:
+        params = parse_params(small_data(CAPABILITIES, **changes), "test")
+        return evaluate._start_field(params, teachers)(z, sigma, condition)
+
+    base = teachers.field("base", 1.0)(z, sigma, condition)
+    merged = start(distill__init="merge")
+    assert torch.equal(start(distill__init="base"), base)
+    assert not torch.equal(merged, base)
     # A method that is nothing but its start has the same one whatever else is configured.
-    fixed = parse_params(
-        small_data(CAPABILITIES, distill__init="base", distill__method="merge"), "test"
-    )
-    assert torch.equal(
-        evaluate._start_field(fixed, teachers)(z, sigma, condition), merged(z, sigma, condition)
-    )
+    assert torch.equal(start(distill__init="base", distill__method="merge"), merged)
 
 
 def test_a_teacher_keeps_the_guidance_of_its_capability(reported) -> None:
