@@ -163,6 +163,18 @@ def test_prompts_cannot_break_the_page(copy) -> None:
     assert "&lt;script&gt;" in text
 
 
+def test_teachers_are_told_with_their_training(copy) -> None:
+    params, paths = copy
+    row = {
+        "num_parameters": 1234567,
+        "num_updates": 4000,
+        "curve": [[100, 0.1, 60.0], [4000, 0.02, 1892.0]],
+    }
+    paths.teachers_report.write_text(json.dumps({"teachers": {"base": row}, "seconds": 1.0}))
+    report.run(params, paths)
+    assert "Base teacher 1,234,567 4,000 32 min" in Page(paths.report_page.read_text()).text
+
+
 def test_a_method_without_training_is_told(copy) -> None:
     params, paths = copy
     paths.distill_metrics.write_text('{"step": 0, "scores": {"t2i": 0.2}}\n')
@@ -184,9 +196,9 @@ def test_what_was_measured_here_goes_before_what_files_tell(copy) -> None:
 
 
 def test_stages_come_in_the_order_of_the_pipeline() -> None:
-    recorded = {"evaluate@t2i": 1.0, "cache@t2i": 2.0, "prepare": 3.0}
-    found = report.stage_seconds(recorded, {}, Curves(seconds=9.0), {"seconds": 100})
-    assert list(found) == ["prepare", "teachers", "cache@t2i", "distill", "evaluate@t2i"]
+    recorded = {"evaluate@t2i": 1.0, "teachers": 9.0, "cache@t2i": 2.0, "prepare": 3.0}
+    found = report.stage_seconds(recorded, {}, Curves(seconds=9.0))
+    assert list(found) == ["prepare", "cache@t2i", "distill", "evaluate@t2i"]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from danceflow.schema import Params
 
 _LOG = logging.getLogger(__name__)
-_ORDER = ("prepare", "teachers", "cache", "distill", "evaluate")
+_ORDER = ("prepare", "cache", "distill", "evaluate")  # teachers are trained once, not per run
 
 
 def run(params: "Params", paths: "Paths") -> None:
@@ -43,7 +43,7 @@ def run(params: "Params", paths: "Paths") -> None:
     summary["curve"] = {
         name: [list(point) for point in line] for name, line in curves.scores.items()
     }
-    summary["stages"] = stage_seconds(timings.read(paths.scratch), evaluations, curves, teachers)
+    summary["stages"] = stage_seconds(timings.read(paths.scratch), evaluations, curves)
     answer = verdict(summary, None, params.gate)
     making = Making(
         params_text=paths.params.read_text(encoding="utf-8"),
@@ -66,9 +66,8 @@ def stage_seconds(
     recorded: Mapping[str, float],
     evaluations: Mapping[str, Evaluation],
     curves: Curves,
-    teachers: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Returns the seconds of every stage before this one, in the order of the pipeline.
+    """Returns the seconds of every stage of a run before this one, in the pipeline's order.
 
     A stage that did not run in this checkout, as its result came from the cache, is told by what
     it left.
@@ -77,13 +76,10 @@ def stage_seconds(
         recorded: what this checkout measured.
         evaluations: by capability.
         curves: the training's record.
-        teachers: ``reports/teachers.json``.
     """
     seconds = {f"evaluate@{name}": item.seconds for name, item in evaluations.items()}
     if curves.seconds is not None:
         seconds["distill"] = round(curves.seconds, 1)
-    if isinstance(teachers.get("seconds"), int | float):
-        seconds["teachers"] = float(teachers["seconds"])
     known = {**seconds, **recorded}
     return {
         name: known[name] for stage in _ORDER for name in known if name.partition("@")[0] == stage
