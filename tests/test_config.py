@@ -81,7 +81,7 @@ def test_names_are_those_of_the_tables_they_repeat() -> None:
         ("distill.merge_weights={base: 0}", "distill.merge_weights: at least one weight"),
         (
             "distill.num_queries=17",
-            "distill.num_queries: 17 queries do not fit into num_steps = 16",
+            "distill.num_queries: 17 queries do not fit into num_steps = 8",
         ),
         ("distill.num_queries=0", "distill.num_queries: should be a number from 1, 'all' or null"),
         ("distill.num_queries=true", "distill.num_queries: should be a number from 1"),

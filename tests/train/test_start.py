@@ -21,6 +21,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Teachers:
 
 
 def weights(teachers: Teachers, fixed: str | None = None, **changes) -> dict[str, torch.Tensor]:
+    changes = {"init": "merge", **changes}
     config = small_params(CAPABILITIES, **{f"distill__{k}": v for k, v in changes.items()}).distill
     return start_backbone(config, teachers, fixed).state_dict()
 
@@ -71,7 +72,7 @@ def test_the_student_is_a_network_of_its_own(teachers: Teachers) -> None:
 
 
 def test_a_teacher_that_is_not_there_is_told(teachers: Teachers) -> None:
-    config = small_params(CAPABILITIES).distill
+    config = small_params(CAPABILITIES, distill__init="merge").distill
     with pytest.raises(WeightsError, match="globe"):
         start_backbone(config, teachers, "globe")
     with pytest.raises(WeightsError, match="do not fit"):

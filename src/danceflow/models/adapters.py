@@ -111,7 +111,9 @@ def save_adapter(backbone: nn.Module, folder: Path, name: str = STUDENT) -> Path
         for letter, factor in zip("AB", _factors(layer, name), strict=True)
     }
     with atomic_file(folder / ADAPTER_FILE) as partial:
-        save_file(tensors, partial, {"format": "pt", _METADATA: json.dumps(settings)})
+        # One entry: safetensors writes several in no fixed order, and the same adapter must give
+        # the same bytes.
+        save_file(tensors, partial, {_METADATA: json.dumps(settings)})
     return folder / ADAPTER_FILE
 
 
