@@ -11,8 +11,20 @@ from typing import Any
 import pytest
 
 from danceflow.ops.tracking import TrackingSettings
+from flows.dvc_graph import write_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# What the tests below rely on; the rest is the embedded default's.
+PARAMETERS = {
+    "distill.num_updates": 600,
+    "gate.min_retention": {"t2i": 0.9, "local_edit": 0.9, "global_edit": 0.9},
+    "gate.auto_promote": True,
+    "tracking.enabled": True,
+    "tracking.uri": None,
+    "tracking.experiment": "danceflow",
+    "tracking.registered_model": "danceflow-scenes",
+}
 
 GRAPH = """
 # The shape of the real graph: a root, a frozen stage, two siblings, a training, a report.
@@ -191,8 +203,8 @@ def project_template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: 
     project.run(sys.executable, "-m", "dvc", "config", "core.analytics", "false")
     (root / "dvc.yaml").write_text(GRAPH)
     (root / "stage.py").write_text(STAGE)
-    text = (ROOT / "params.yaml").read_text()
-    (root / "params.yaml").write_text(text)
+    (root / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    write_parameters(root / "params.yaml", PARAMETERS)
     (root / ".gitignore").write_text(
         "/.danceflow/\n/mlflow.db\n/mlartifacts/\n/data/\n/models/student/\n/reports/distill/\n"
         "/reports/evaluate/\n"
