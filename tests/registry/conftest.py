@@ -20,19 +20,22 @@ COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 
 
 
 class ColourFamily:
-    """Pixels are latents; a prompt is one colour; the null prompt is black."""
+    """Pixels are latents; a prompt begins with a colour; the null prompt is black."""
 
     name = "colour"
     latent_shape = (3, SIZE, SIZE)
 
     def condition(self, prompts: Sequence[str], source_BCHW: Tensor | None = None) -> Condition:
-        colours = torch.tensor([COLOURS[prompt] for prompt in prompts])[:, :, None, None]
+        colours = torch.tensor([COLOURS[prompt.split()[0]] for prompt in prompts])[:, :, None, None]
         blank = torch.zeros(len(prompts), *self.latent_shape)
         source = blank if source_BCHW is None else source_BCHW
         return Condition({"colour": colours, "source": source})
 
     def null(self, condition: Condition) -> Condition:
         return Condition({name: torch.zeros_like(item) for name, item in condition.tensors.items()})
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        return [word for word in prompt.split() if word not in COLOURS]
 
     def grid(self, num_steps: int) -> Tensor:
         return uniform_grid(num_steps)

@@ -20,6 +20,13 @@ def test_a_prompt_becomes_an_image(student_folder):
     assert pixels(blue).reshape(-1, 3).mean(0).tolist() == [0, 0, 128]
 
 
+def test_words_that_the_model_does_not_know_are_told(student_folder, caplog):
+    with caplog.at_level("WARNING"):
+        open_student(student_folder).generate(["red zebra", "blue"])
+    assert "'zebra'" in caplog.text
+    assert "blue" not in caplog.text
+
+
 def test_an_edit_sees_its_own_source_and_instruction(student_folder):
     white, black = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
     first, second = open_student(student_folder).edit([white, black], ["red", "green"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from danceflow.fields import VelocityField
     from danceflow.models.family import ModelFamily
 
+_log = logging.getLogger(__name__)
 _BATCH_SIZE = 16
 
 
@@ -119,6 +121,11 @@ class Student:
         steps = int(self.meta["num_steps"]) if num_steps is None else num_steps
         _check_request(prompts, steps, guidance)
         family = self._package.family
+        for prompt in prompts:
+            if unknown := family.unknown_words(prompt):
+                _log.warning(
+                    "%r: the model does not know %s", prompt, ", ".join(map(repr, unknown))
+                )
         field = GuidedField(self._package.field, family.null, guidance)
         results: list[Image] = []
         with torch.no_grad():
