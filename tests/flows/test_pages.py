@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_when_one_ends_so_does_the_other(started: list[subprocess.Popen[bytes]])
     assert [process.wait(timeout=60) for process in started] == [-signal.SIGTERM, 3]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts, also where the tests were started in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_both_quietly(started: list[subprocess.Popen[bytes]]) -> None:
     main = threading.main_thread().ident
     assert main is not None
