@@ -244,6 +244,8 @@ def test_cancelling_ends_every_process_and_removes_the_worktree(untracked, numbe
 
     untracked.trouble("distill", "sleep")
     code = (
+        # Tests that were started in the background ignore SIGINT, and so would their children.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from pathlib import Path; from flows.pipeline import run_pipeline; "
         "run_pipeline(root=Path(sys.argv[1]), overrides={'data.seed': 3})"
     )
