@@ -41,7 +41,7 @@ def register(root: Path, params: Params) -> int:
     paths = Paths(root)
     settings = TrackingSettings.of(root, params.tracking)
     store = open_store(settings)
-    files = RunFiles(paths.distill_metrics, paths.distill_report)
+    files = RunFiles(paths.distill_metrics, paths.distill_report, training_metrics)
     summary = read_summary(paths.summary)
 
     def resumed() -> Tracker:
@@ -133,6 +133,23 @@ def read_summary(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StageError(f"{path}: is no summary of capabilities: {error!r}") from None
     return summary
+
+
+def training_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a line of the training's ``metrics.jsonl`` as the training logs them.
+
+    Args:
+        row: losses of one ``capability``, or ``scores`` of all of them, without the step.
+    """
+    if "scores" in row:
+        return {f"validation/{name}": score for name, score in row["scores"].items()}
+    common = dict(row)
+    loss = f"loss/{common.pop('capability')}"
+    return {
+        loss: common.pop("loss"),
+        **{f"{loss}/sigma_{name}": mean for name, mean in common.pop("sigma_bins").items()},
+        **{f"train/{name}": value for name, value in common.items()},
+    }
 
 
 def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -106,13 +106,14 @@ if name == "cache":
 if name == "distill":
     steps = params["distill"]["num_updates"]
     write("models/student/weights.json", json.dumps({"strength": steps}))
-    write("reports/distill/metrics.jsonl", json.dumps({"step": steps, "loss": 1 / steps}) + chr(10))
+    row = {"step": steps, "capability": "t2i", "loss": 1 / steps, "sigma_bins": {"low": 0.5}}
+    write("reports/distill/metrics.jsonl", json.dumps(row) + chr(10))
     from danceflow.config import load_params
     from danceflow.ops.tracking import TrackingSettings, start_run
     settings = TrackingSettings.of(Path.cwd(), load_params(Path("params.yaml")).tracking)
     pointer = Path("reports/distill/run.json")
     with start_run(settings, pointer, name="run", key="key", params=params["distill"]) as run:
-        run.log_metrics({"loss": 1 / steps}, steps)
+        run.log_metrics({"loss/t2i": 1 / steps}, steps)
 if name == "report":
     steps = json.loads(Path("models/student/weights.json").read_text())["strength"]
     score = min(1.0, steps / 1000)

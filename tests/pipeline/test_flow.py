@@ -160,6 +160,8 @@ def test_after_dvc_repro_the_flow_executes_nothing_and_registers(
     store = open_store(settings)
     (run,) = store.client.search_runs([store.experiment_id])
     assert run.data.tags["restored"] == "true"
+    assert run.data.metrics["loss/t2i"] == 1 / 600
+    assert run.data.metrics["loss/t2i/sigma_low"] == 0.5
 
 
 def test_siblings_run_side_by_side_when_asked(untracked, monkeypatch):
