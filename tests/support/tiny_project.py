@@ -27,6 +27,8 @@ SMALL = {
     "cache.num_samples": 6,
     "cache.num_steps": 2,
     "cache.batch_size": 4,
+    "distill.init": "merge",
+    "distill.capabilities_per_update": "one",
     "distill.num_steps": 4,
     "distill.num_updates": 6,
     "distill.batch_size": 4,
@@ -51,7 +53,12 @@ def small_data(capabilities: tuple[str, ...], **changes: Any) -> dict[str, Any]:
     """The content of a params file: ``params.yaml`` with small sizes and some capabilities."""
     data = override(read_yaml(ROOT / "params.yaml"), SMALL)
     data["data"]["buckets"] = {name: dict(SIZES) for name in capabilities}
-    data["capabilities"] = {name: data["capabilities"][name] for name in capabilities}
+    data["capabilities"] = {
+        name: data["capabilities"][name]
+        | {"weight": 1.0}
+        | ({"guidance": 1.0} if data["capabilities"][name]["needs_source"] else {})
+        for name in capabilities
+    }
     used = [capability["teacher"] for capability in data["capabilities"].values()]
     data["teachers"] = {name: data["teachers"][name] | {"init": "scratch"} for name in used}
     for name, capability in zip(used, capabilities, strict=True):

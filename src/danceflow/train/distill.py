@@ -175,7 +175,11 @@ class Trainer:
         self.teachers = {
             c.name: teachers.field(c.teacher.base, c.teacher.guidance_scale) for c in capabilities
         }
+        start = method.init or self.config.init
         self.backbone = start_backbone(self.config, teachers, method.init)
+        # A student that starts as one of several teachers agrees with that one at first.
+        others = {c.name for c in capabilities if c.teacher.base != start}
+        self.must_differ = others or {c.name for c in capabilities}
         self.trainable = self._make_trainable()
         self.student = self.family.field(self.backbone)
         self.grid = self.family.grid(self.config.num_steps).to(self.device)
@@ -282,13 +286,15 @@ class Trainer:
             for chunk, piece in part.split(_MAX_ROWS):
                 target = self.method.target_velocity(chunk, self.teachers, capability.name)
                 velocity = self.student(chunk.z, chunk.sigma, chunk.condition)
-                if self.step == 0:
+                if self.step == 0 and capability.name in self.must_differ:
                     require_different(velocity, target, capability.name)
                 loss, rows = self.method.objective(velocity, target, chunk, self.ema_field)
                 (loss * share * piece).backward()
                 self.meter.add(capability.name, chunk.sigma, rows)
         norm = float(nn.utils.clip_grad_norm_(self.trainable, self.config.clip_norm))
-        require_gradient(norm, self.step)
+        require_finite(norm, "gradient norm", self.step)
+        if any(capability.name in self.must_differ for capability, _ in route):
+            require_gradient(norm, self.step)
         self.optimizer.step()
         self.ema.update(self.backbone)
         return norm

@@ -1,0 +1,532 @@
+"""Distillation: exact resume, frozen teachers, every method through one loop, early errors."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_project import small_data, small_params, write_project
+
+from danceflow.data import cache, prepare
+from danceflow.data.cache import ConditionCache
+from danceflow.errors import ConfigError, DataError, TrainingError, WeightsError
+from danceflow.fields import CountingField
+from danceflow.method import METHODS
+from danceflow.models.package import Teachers, load_package, read_manifest
+from danceflow.ops import runtime
+from danceflow.ops.tracking.tracker import NoTracker
+from danceflow.paths import Paths
+from danceflow.train import distill
+from danceflow.train.distill import Trainer, method_of
+from danceflow.train.start import start_backbone
+from danceflow.train.state import load_checkpoint
+
+CAPABILITIES = ("t2i", "local_edit")
+CLOCKS = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_a_stage_runs() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    runtime.prepare_torch(small_params().run)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """A project that only needs its training."""
+    paths = Paths(tmp_path_factory.mktemp("made"))
+    params = write_project(paths.root, small_data(CAPABILITIES))
+    prepare.run(params, paths)
+    for capability in CAPABILITIES:
+        cache.run(params, paths, capability)
+    shutil.rmtree(paths.scratch)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def teachers(made: Paths) -> Teachers:
+    return Teachers(made.teachers, "sd3", ["base", "local"], "cpu")
+
+
+@pytest.fixture
+def project(made: Paths, tmp_path: Path) -> Paths:
+    """A copy of the project."""
+    shutil.copytree(made.root, tmp_path / "project")
+    return Paths(tmp_path / "project")
+
+
+class Blind:
+    """Looks at the student without a picture of it."""
+
+    image_size = 32
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def observe(self, student, step: int, *, score: bool, draw: bool) -> dict[str, float]:
+        self.steps.append(step)
+        return {"t2i": 0.5} if score else {}
+
+
+class Stopping(Trainer):
+    """Stops before an update, as a power cut would."""
+
+    stop_at = -1
+
+    def _update(self, progress: float) -> float:
+        if self.step == self.stop_at:
+            raise KeyboardInterrupt
+        return super()._update(progress)
+
+
+def params_with(capabilities=CAPABILITIES, **changes):
+    return small_params(capabilities, **{f"distill__{k}": v for k, v in changes.items()})
+
+
+def trainer(made: Paths, teachers: Teachers, work: Path, kind=Trainer, observer=None, **changes):
+    params = params_with(changes.pop("capabilities", CAPABILITIES), **changes)
+    caches = {name: ConditionCache(made.cache(name)) for name in params.capabilities}
+    work.mkdir(parents=True, exist_ok=True)
+    method = method_of(params.distill)
+    return kind(params, method, teachers, caches, work, NoTracker(), observer or Blind())
+
+
+def trained(*arguments, **changes) -> Trainer:
+    made = trainer(*arguments, **changes)
+    made.train()
+    return made
+
+
+def weights(made: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in made.backbone.state_dict().items()}
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def rows(file: Path) -> list[dict]:
+    """The record without its clocks."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
+
+
+# ---------------------------------------------------------------------------------------------
+# Resume
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"student": "full"},
+        {"student": "lora", "capabilities_per_update": "all"},
+        {"student": "full", "optimizer": "muon", "query": "curriculum"},
+        {"student": "lora", "objective": "dmd-ema"},
+        {"student": "full", "method": "flowopd", "group_size": 2},
+    ],
+    ids=["full", "lora", "muon", "average", "sde"],
+)
+def test_a_training_resumed_twice_is_the_uninterrupted_one(
+    made: Paths, teachers: Teachers, tmp_path: Path, changes
+) -> None:
+    options = {**changes, "num_updates": 7, "log_every": 3, "evaluate_every": 2}
+    whole = trained(made, teachers, tmp_path / "whole", **options)
+    for stop_at in (3, 6):
+        part = trainer(made, teachers, tmp_path / "parts", Stopping, **options)
+        part.stop_at = stop_at
+        with pytest.raises(KeyboardInterrupt):
+            part.train()
+        checkpoint = load_checkpoint(tmp_path / "parts" / "checkpoint.pt")
+        assert checkpoint is not None
+        assert checkpoint["step"] == 2 * (stop_at // 2)
+    parts = trained(made, teachers, tmp_path / "parts", **options)
+    assert same(weights(whole), weights(parts))
+    record = rows(tmp_path / "whole" / "metrics.jsonl")
+    assert rows(tmp_path / "parts" / "metrics.jsonl") == record
+    assert {row["step"] for row in record if "loss" in row} == {3, 6, 7}
+    assert [row["step"] for row in record if "scores" in row] == [0, 2, 4, 6, 7]
+
+
+def test_a_finished_training_is_not_repeated(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    first = trained(made, teachers, tmp_path)
+    record = (tmp_path / "metrics.jsonl").read_bytes()
+    again = trainer(made, teachers, tmp_path, Stopping)
+    again.stop_at = 6
+    again.train()
+    assert same(weights(first), weights(again))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == record
+
+
+def test_looking_on_does_not_change_the_training(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    rarely, often = Blind(), Blind()
+    one = trained(made, teachers, tmp_path / "rarely", observer=rarely)
+    other = trained(
+        made, teachers, tmp_path / "often", observer=often, evaluate_every=1, grid_every=2
+    )
+    assert (rarely.steps, often.steps) == ([0, 6], [0, 1, 2, 3, 4, 5, 6])
+    assert same(weights(one), weights(other))
+
+
+def test_a_damaged_checkpoint_is_told(made: Paths, teachers: Teachers, tmp_path: Path) -> None:
+    trained(made, teachers, tmp_path, num_updates=2)
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=f"{file}: the checkpoint is damaged"):
+        trainer(made, teachers, tmp_path, num_updates=2)
+
+
+def test_a_killed_stage_goes_on_bit_for_bit(project: Paths, made: Paths, tmp_path: Path) -> None:
+    options = {"distill__num_updates": 60, "distill__checkpoint_every": 1}
+    reference = Paths(tmp_path / "reference")
+    shutil.copytree(made.root, reference.root)
+    params = small_params(CAPABILITIES, **options)
+    distill.run(params, reference)
+
+    from danceflow.config import dump_yaml
+
+    project.params.write_text(dump_yaml(small_data(CAPABILITIES, **options)))
+    command = [Path(sys.executable).with_name("danceflow"), "stage", "distill"]
+    process = subprocess.Popen(command, cwd=project.root, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 200
+        record = project.work(f"distill-{distill.training_key(params, project)[:16]}")
+        while not ((record / "checkpoint.pt").exists() and len(_lines(record)) > 8):
+            assert process.poll() is None, "the stage ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    checkpoint = load_checkpoint(record / "checkpoint.pt")
+    assert checkpoint is not None
+    assert 0 < checkpoint["step"] < 60
+    assert not project.student.exists()
+    assert not project.distill_report.exists()
+
+    again = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "resuming at update" in again.stderr
+    assert read_manifest(project.student) == read_manifest(reference.student)
+    assert rows(project.distill_metrics) == rows(reference.distill_metrics)
+    assert list(project.root.rglob("*.partial")) == []
+
+
+def _lines(work: Path) -> list[str]:
+    file = work / "metrics.jsonl"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+# ---------------------------------------------------------------------------------------------
+# What is trained, and by whom
+
+
+@pytest.mark.parametrize("student", ["full", "lora"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_through_the_same_loop(
+    made: Paths, teachers: Teachers, tmp_path: Path, method: str, student: str
+) -> None:
+    group_size = 2 if METHODS[method].group_size > 1 else None
+    options = {"method": method, "student": student, "group_size": group_size, "num_updates": 2}
+    found = trainer(made, teachers, tmp_path, **options)
+    before = weights(found)
+    found.train()
+    after = weights(found)
+    assert all(value.isfinite().all() for value in after.values())
+    assert same(before, after) != METHODS[method].trains
+    losses = [row for row in rows(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert len(losses) == (2 if METHODS[method].trains else 0)
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    trained_names = {name for name, _ in found.backbone.named_parameters() if name in changed}
+    assert all(("lora" in name) == (student == "lora") for name in trained_names)
+
+
+@pytest.mark.parametrize("objective", ["snr", "kl", "consistency", "dmd-ema"])
+@pytest.mark.parametrize("student", ["full", "lora"])
+def test_every_objective_trains(
+    made: Paths, teachers: Teachers, tmp_path: Path, objective: str, student: str
+) -> None:
+    options = {"objective": objective, "student": student, "num_updates": 2, "num_queries": 2}
+    found = trainer(made, teachers, tmp_path, **options)
+    before = weights(found)
+    found.train()
+    assert not same(before, weights(found))
+
+
+def test_teachers_stay_what_they_were(made: Paths, teachers: Teachers, tmp_path: Path) -> None:
+    before = {
+        name: {k: v.clone() for k, v in backbone.state_dict().items()}
+        for name, backbone in teachers.backbones.items()
+    }
+    trained(made, teachers, tmp_path, capabilities_per_update="all", init="local")
+    for name, backbone in teachers.backbones.items():
+        assert same(before[name], backbone.state_dict())
+        assert not any(param.requires_grad for param in backbone.parameters())
+        assert all(param.grad is None for param in backbone.parameters())
+
+
+def test_one_capability_an_update_asks_its_own_teacher_alone(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trainer(made, teachers, tmp_path)
+    counting = {name: CountingField(field) for name, field in found.teachers.items()}
+    found.teachers = counting
+    found.train()
+    routed = [found.router.route(step)[0][0].name for step in range(6)]
+    assert set(routed) == set(CAPABILITIES)
+    for name, field in counting.items():
+        assert field.num_evaluations == 4 * routed.count(name)
+    losses = [row for row in rows(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert [row["capability"] for row in losses] == routed
+
+
+def test_all_capabilities_an_update_share_the_batch(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trainer(made, teachers, tmp_path, capabilities_per_update="all")
+    counting = {name: CountingField(field) for name, field in found.teachers.items()}
+    found.teachers = counting
+    found.train()
+    assert [field.num_evaluations for field in counting.values()] == [12, 12]
+    losses = [row for row in rows(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert [row["capability"] for row in losses] == [*CAPABILITIES] * 6
+    for row in losses:
+        assert set(row["sigma_bins"]) <= {"0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00"}
+
+
+def test_the_size_of_a_backward_pass_does_not_change_the_update(
+    made: Paths, teachers: Teachers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"num_updates": 1, "num_queries": 2, "capabilities_per_update": "all"}
+    one = weights(trained(made, teachers, tmp_path / "one", **options))
+    monkeypatch.setattr(distill, "_MAX_ROWS", 2)
+    other = weights(trained(made, teachers, tmp_path / "other", **options))
+    before = start_backbone(params_with().distill, teachers).state_dict()
+    assert not same(one, before)
+    norms = [
+        row["grad_norm"]
+        for name in ("one", "other")
+        for row in rows(tmp_path / name / "metrics.jsonl")
+        if "loss" in row
+    ]
+    assert norms == pytest.approx([norms[0]] * len(norms), rel=1e-4)
+    moved = torch.cat([(one[n] - before[n]).flatten() for n in one])
+    apart = torch.cat([(one[n] - other[n]).flatten() for n in one])
+    assert float(apart.norm()) < 0.02 * float(moved.norm())
+
+
+# ---------------------------------------------------------------------------------------------
+# The stage
+
+
+@pytest.mark.parametrize("student", ["full", "lora"])
+def test_the_package_holds_the_average(
+    made: Paths, teachers: Teachers, tmp_path: Path, student: str
+) -> None:
+    found = trainer(made, teachers, tmp_path / "work", student=student, learning_rate=0.01)
+    live = {}
+    checkpoint = found._checkpoint
+
+    def noting(seconds: float) -> None:
+        live.update(weights(found))
+        checkpoint(seconds)
+
+    found._checkpoint = noting  # type: ignore[method-assign]
+    found.train()
+    assert same({n: found.backbone.state_dict()[n] for n in found.ema.values}, found.ema.values)
+    assert not same({n: live[n] for n in found.ema.values}, found.ema.values)
+    folder = tmp_path / "student"
+    folder.mkdir()
+    found.package(folder, {"image_size": 32, "num_steps": 2})
+    saved = teachers.family.load_backbone(folder / "transformer").state_dict()
+    expected = found.backbone.state_dict()
+    assert saved.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(saved[name], value, rtol=2e-3, atol=2e-3)
+    assert (folder / "adapter").is_dir() == (student == "lora")
+
+
+def test_the_stage_writes_student_and_record(project: Paths) -> None:
+    params = small_params(CAPABILITIES, distill__grid_every=4)
+    distill.run(params, project)
+    package = load_package(project.student)
+    assert package.meta["method"] == "danceopd"
+    assert (package.meta["image_size"], package.meta["num_steps"]) == (32, 2)
+    names = sorted(file.name for file in project.distill_report.iterdir())
+    assert names == ["curves.csv", "grids", "metrics.jsonl", "run.json"]
+    grids = sorted(file.name for file in (project.distill_report / "grids").iterdir())
+    assert grids == sorted(f"{c}-{s:06d}.png" for c in CAPABILITIES for s in (0, 4, 6))
+    scored = [row for row in rows(project.distill_metrics) if "scores" in row]
+    assert [row["step"] for row in scored] == [0, 6]
+    assert all(set(row["scores"]) == set(CAPABILITIES) for row in scored)
+    manifest = read_manifest(project.student)
+    record = project.distill_metrics.read_bytes()
+    distill.run(params, project)
+    assert read_manifest(project.student) == manifest
+    assert project.distill_metrics.read_bytes() == record
+
+
+def test_a_merge_needs_no_update(project: Paths, teachers: Teachers) -> None:
+    params = params_with(method="merge")
+    distill.run(params, project)
+    mean = start_backbone(params.distill, teachers, "merge").state_dict()
+    saved = teachers.family.load_backbone(project.student / "transformer").state_dict()
+    for name, value in mean.items():
+        torch.testing.assert_close(saved[name], value, rtol=2e-3, atol=2e-3)
+    assert (project.distill_report / "curves.csv").read_text() == "step,capability,loss\n"
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_a_failing_stage_leaves_no_half_a_student(
+    project: Paths, monkeypatch: pytest.MonkeyPatch, former: bool
+) -> None:
+    if former:
+        project.student.mkdir(parents=True)
+        (project.student / "former").write_text("whole")
+    package = Trainer.package
+
+    def failing(self, folder: Path, meta) -> None:
+        package(self, folder, meta)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Trainer, "package", failing)
+    params = small_params(CAPABILITIES)
+    with pytest.raises(Exception, match="no space left on the disk"):
+        distill.run(params, project)
+    assert project.student.exists() == former
+    assert not former or (project.student / "former").read_text() == "whole"
+    assert not project.distill_report.exists()
+    assert list(project.root.rglob("*.partial")) == []
+    monkeypatch.undo()
+    distill.run(params, project)
+    assert read_manifest(project.student)["num_updates"] == 6
+
+
+def test_the_key_stands_for_parameters_teachers_and_caches(project: Paths) -> None:
+    params = small_params(CAPABILITIES)
+    keys = [distill.training_key(params, project)]
+    keys.append(distill.training_key(params_with(learning_rate=0.5), project))
+    assert distill.training_key(small_params(CAPABILITIES), project) == keys[0]
+    steps = small_params(CAPABILITIES, cache__num_steps=3)
+    cache.run(steps, project, "t2i")
+    keys.append(distill.training_key(params, project))
+    manifest = project.teachers / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    keys.append(distill.training_key(params, project))
+    assert len(set(keys)) == 4
+
+
+# ---------------------------------------------------------------------------------------------
+# What cannot be right
+
+
+def test_a_student_that_is_its_teacher_is_told_at_the_first_update(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trainer(made, teachers, tmp_path, capabilities=("local_edit",), init="local")
+    with pytest.raises(TrainingError, match="student and teacher give the same velocity"):
+        found.train()
+
+
+def test_a_student_may_start_as_one_of_its_teachers(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trained(made, teachers, tmp_path, init="local", capabilities_per_update="all")
+    assert found.step == found.config.num_updates
+    assert not same(weights(found), teachers.backbones["local"].state_dict())
+    one = trained(made, teachers, tmp_path / "one", init="local")
+    assert one.step == one.config.num_updates
+
+
+def test_a_gradient_of_zero_is_told(
+    made: Paths, teachers: Teachers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "require_different", lambda *_: None)
+    found = trainer(made, teachers, tmp_path, capabilities=("local_edit",), init="local")
+    with pytest.raises(TrainingError, match="update 0: the student's gradient is zero"):
+        found.train()
+
+
+def test_a_number_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trainer(made, teachers, tmp_path, Stopping)
+    found.stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        found.train()
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    spoilt = trainer(made, teachers, tmp_path)
+    for cached in spoilt.caches.values():
+        cached.texts["prompt_embeds"] = cached.texts["prompt_embeds"] * float("nan")
+    with pytest.raises(TrainingError, match="update 2: the gradient norm is nan"):
+        spoilt.train()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    whole = trained(made, teachers, tmp_path / "whole")
+    assert same(weights(trained(made, teachers, tmp_path)), weights(whole))
+
+
+def test_a_teacher_that_could_be_trained_is_refused(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    teachers.backbones["local"].requires_grad_(True)
+    try:
+        with pytest.raises(TrainingError, match="parameters are not frozen"):
+            trainer(made, teachers, tmp_path)
+    finally:
+        teachers.backbones["local"].requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_queries": 5}, "num_queries is 5, but a rollout of num_steps 4 has"),
+        ({"method": "danceop"}, "unknown method 'danceop': did you mean 'danceopd'"),
+        ({"query": "lowest"}, "unknown query 'lowest': did you mean 'low'"),
+        ({"objective": "mze"}, "unknown objective 'mze': did you mean 'mse'"),
+        ({"query": "logit_normal"}, "leaves the grid, which a rollout cannot"),
+        ({"objective": "flowopd"}, "must come from an on-policy rollout with dynamics 'sde'"),
+        ({"dynamics": "ode", "eta": 0.5}, "eta is 0.5, but dynamics 'ode' has no noise"),
+        ({"method": "joint", "dynamics": "sde"}, "dynamics and eta apply only to rollouts"),
+        ({"group_size": 3}, "batch_size 4 is no multiple of the group size 3"),
+        ({"method": "flowopd"}, "batch_size 4 is no multiple of the group size 16"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told_before_weights_load(
+    tmp_path: Path, changes, message: str
+) -> None:
+    params = small_params()
+    params = params.model_copy(update={"distill": params.distill.model_copy(update=changes)})
+    with pytest.raises(ConfigError) as caught:
+        distill.run(params, Paths(tmp_path))
+    assert str(caught.value).startswith("distill")
+    assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_teacher_samples_that_are_missing_are_told(
+    made: Paths, teachers: Teachers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = trainer(made, teachers, tmp_path, method="offpolicy")
+    monkeypatch.setattr(ConditionCache, "num_rows", lambda cached, kind: len(cached))
+    with pytest.raises(WeightsError, match=r"raise cache\.num_samples"):
+        found.train()
+
+
+def test_a_cache_that_is_not_there_is_named(project: Paths) -> None:
+    shutil.rmtree(project.cache("local_edit"))
+    with pytest.raises(DataError, match=r"data/cache/local_edit/index\.json: cannot be read"):
+        distill.run(small_params(CAPABILITIES), project)
+    assert not project.student.exists()
