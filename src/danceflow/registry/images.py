@@ -30,6 +30,8 @@ def read_image(data: bytes, name: str) -> Image:
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
+    except PIL.UnidentifiedImageError:
+        raise DataError(f"{name}: is no readable image") from None
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{name}: is no readable image: {error}") from None
 
