@@ -122,7 +122,7 @@ def test_a_changed_parameter_runs_what_depends_on_it(checkout: Checkout) -> None
     params.write_text(text.replace("max_regression: 0.05", "max_regression: 0.5"))
     assert checkout.repro() == ["report"]
     params.write_text(
-        text.replace("t2i, teacher: base, guidance: 3.0", "t2i, teacher: base, guidance: 2.0")
+        text.replace("t2i, teacher: base, guidance: 2.0", "t2i, teacher: base, guidance: 3.0")
     )
     assert [call for call in checkout.repro() if call.startswith("cache")] == [
         "cache --capability t2i"
