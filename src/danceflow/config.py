@@ -34,6 +34,7 @@ from danceflow.schema import (
     EvaluateParams,
     FamilyParams,
     GateParams,
+    InputParams,
     Params,
     RunParams,
     TeacherParams,
@@ -60,6 +61,7 @@ __all__ = [
     "EvaluateParams",
     "FamilyParams",
     "GateParams",
+    "InputParams",
     "Params",
     "RunParams",
     "TeacherParams",
@@ -282,6 +284,31 @@ def _rule_scenes(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"data.buckets.{name}", text)
 
 
+def _rule_input(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    data: DataParams | None = sections.get("data")
+    if data is None:
+        return
+    if data.input is None:
+        if data.source != "scenes":
+            yield Problem("data.input", f"is missing: where does the {data.source} lie?")
+        return
+    if data.source == "scenes":
+        yield Problem("data.input", "should be null: scenes are drawn, not read")
+        return
+    for bucket in data.input.tasks:
+        if bucket not in data.buckets:
+            text = unknown_name("bucket", bucket, data.buckets)
+            yield Problem(f"data.input.tasks.{bucket}", text)
+    if "task" not in data.input.columns and len(data.buckets) > 1:
+        text = "task: is missing; with several buckets a column must tell them apart"
+        yield Problem("data.input.columns", text)
+    if "task" in data.input.columns:
+        for bucket in data.buckets:
+            if not data.input.tasks.get(bucket):
+                text = "is missing: which tasks belong to this bucket?"
+                yield Problem(f"data.input.tasks.{bucket}", text)
+
+
 _RULES = (
     _rule_capabilities,
     _rule_teachers,
@@ -289,6 +316,7 @@ _RULES = (
     _rule_gate,
     _rule_sizes,
     _rule_scenes,
+    _rule_input,
 )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from danceflow.evaluate.evaluator import Task
-from danceflow.evaluate.scenes import main_evaluator
+from danceflow.evaluate.main_score import main_evaluator
 
 
 def measured(task: Task, images):

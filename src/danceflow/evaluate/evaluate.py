@@ -11,10 +11,17 @@ from tqdm import tqdm
 
 from danceflow.data.buckets import read_bucket
 from danceflow.errors import DataError, WeightsError
-from danceflow.evaluate.evaluator import Task, build_task, category_means, mean_of_categories
+from danceflow.evaluate.evaluator import (
+    SCORE,
+    Task,
+    build_task,
+    category_means,
+    mean_of_categories,
+)
 from danceflow.evaluate.field_gap import field_gap
 from danceflow.evaluate.gallery import Answers, draw_gallery
 from danceflow.evaluate.images import EXTRACTOR, distribution, preservation
+from danceflow.evaluate.main_score import main_evaluator
 from danceflow.evaluate.records import (
     HELD_OUT_VARIANTS,
     STANDARD,
@@ -27,7 +34,6 @@ from danceflow.evaluate.records import (
     FieldResult,
     write_evaluation,
 )
-from danceflow.evaluate.scenes import SCORE, main_evaluator
 from danceflow.fields import VelocityField
 from danceflow.method import METHODS
 from danceflow.models.package import Teachers, load_package, read_manifest
