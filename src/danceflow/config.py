@@ -35,12 +35,14 @@ from danceflow.schema import (
     FamilyParams,
     GateParams,
     InputParams,
+    JudgeParams,
     Params,
     RunParams,
     TeacherParams,
     TextEncoderParams,
     TrackingParams,
     TransformerParams,
+    WeightsParams,
 )
 
 __all__ = [
@@ -62,12 +64,14 @@ __all__ = [
     "FamilyParams",
     "GateParams",
     "InputParams",
+    "JudgeParams",
     "Params",
     "RunParams",
     "TeacherParams",
     "TextEncoderParams",
     "TrackingParams",
     "TransformerParams",
+    "WeightsParams",
     "dump_yaml",
     "load_params",
     "override",
@@ -309,6 +313,16 @@ def _rule_input(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"data.input.tasks.{bucket}", text)
 
 
+def _rule_judge(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    evaluate: EvaluateParams | None = sections.get("evaluate")
+    judge = None if evaluate is None else evaluate.judge
+    if evaluate is None or judge is None or not judge.is_score:
+        return
+    if judge.num_samples < evaluate.num_samples:
+        text = f"{judge.num_samples} rows are judged, retention needs all {evaluate.num_samples}"
+        yield Problem("evaluate.judge.num_samples", text)
+
+
 _RULES = (
     _rule_capabilities,
     _rule_teachers,
@@ -317,6 +331,7 @@ _RULES = (
     _rule_sizes,
     _rule_scenes,
     _rule_input,
+    _rule_judge,
 )
 
 

@@ -300,6 +300,29 @@ class DistillParams(Section):
     grid_every: PositiveCount
 
 
+class WeightsParams(Section):
+    """Networks on this machine that further metrics need; null leaves the metric out."""
+
+    clip: str | None  # folder of a transformers CLIP model and its processor
+    lpips: str | None  # AlexNet's state dict, as torchvision names its layers
+    inception: str | None  # TorchScript file: uint8 images to features
+
+
+class JudgeParams(Section):
+    """A vision model that scores pictures, behind an OpenAI-compatible endpoint."""
+
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")]  # up to and with /v1
+    model: Annotated[str, Field(min_length=1)]
+    key_variable: str | None  # environment variable that holds the endpoint's key
+    offline: bool  # only export pictures and questions, and use answers that are there
+    is_score: bool  # whether retention and gate go by its scores
+    num_samples: PositiveCount  # standard rows per category that are judged
+    num_retries: Count
+    timeout_s: Positive
+    price_in: NonNegative  # per million tokens
+    price_out: NonNegative
+
+
 class EvaluateParams(Section):
     """How every field is scored; all fields see the same prompts and the same noise."""
 
@@ -308,6 +331,8 @@ class EvaluateParams(Section):
     batch_size: PositiveCount
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     num_bootstrap: PositiveCount
+    weights: WeightsParams
+    judge: JudgeParams | None
 
 
 class GateParams(Section):

@@ -86,7 +86,7 @@ class BucketWriter:
             return
         self.writer.finalize()
         DatasetInfo(features=features()).write_to_directory(str(self.folder))
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": _DATA_FILE}],
             "_fingerprint": self.digest.hexdigest(),
             "_format_columns": None,

@@ -241,7 +241,9 @@ class RowReader:
         try:
             return float(text) >= self.config.min_score
         except ValueError:
-            raise _FieldError(self._column("score"), f"should be a number, found {text!r}") from None
+            raise _FieldError(
+                self._column("score"), f"should be a number, found {text!r}"
+            ) from None
 
     def _prompt(self, record: Record, uid: str) -> str:
         """Returns the prompt; of a list of wordings, one that the seed and the row decide."""
@@ -296,7 +298,9 @@ class RowReader:
         if isinstance(cell, bytes):
             return cell
         if not isinstance(cell, str):
-            raise _FieldError(column, f"should be a picture or its path, found {type(cell).__name__}")
+            raise _FieldError(
+                column, f"should be a picture or its path, found {type(cell).__name__}"
+            )
         try:
             return (self.folder / cell).read_bytes()
         except OSError as error:

@@ -122,9 +122,7 @@ def _ingest_shard(data: "DataParams", root: Path, work: Path, shard: int) -> Non
                 return
 
 
-def _write_part(
-    path: Path, reader: RowReader, records: Iterator[Record], bar: Any
-) -> Facts:
+def _write_part(path: Path, reader: RowReader, records: Iterator[Record], bar: Any) -> Facts:
     """Writes the rows of some records and returns what became of the others."""
     import pyarrow.parquet as pq
 

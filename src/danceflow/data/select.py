@@ -101,9 +101,10 @@ def _distinct(
     without_source: dict[str, list[tuple[int, str]]] = {}
     edits: Counter[str] = Counter()
     for row in rows:
-        key = b"\0".join(
-            (row["bucket"].encode(), row["source_digest"], row["target_digest"])
-        ) + row["prompt"].encode()
+        key = (
+            b"\0".join((row["bucket"].encode(), row["source_digest"], row["target_digest"]))
+            + row["prompt"].encode()
+        )
         if key in seen:
             selection.num_duplicates += 1
             continue
@@ -120,9 +121,7 @@ def _distinct(
             without_source.setdefault(bucket, []).append((row["number"], row["place"]))
         anchor = pictures[0] or pictures[1]
         split = row["split"] or _chance_split(anchor, buckets[bucket], seed)
-        light.append(
-            _Light(row["number"], bucket, split, tuple(item for item in pictures if item))
-        )
+        light.append(_Light(row["number"], bucket, split, tuple(item for item in pictures if item)))
     lacking: set[int] = set()
     for bucket in edits.keys() & without_source.keys():
         for number, place in without_source[bucket]:

@@ -88,7 +88,9 @@ def open_source(kind: str, config: "InputParams", root: Path) -> Source:
     else:
         source = DatasetSource(path, config)
     known = source.columns()
-    missing = [f"{name} ({column})" for name, column in config.columns.items() if column not in known]
+    missing = [
+        f"{name} ({column})" for name, column in config.columns.items() if column not in known
+    ]
     if missing:
         raise DataError(
             f"{config.path}: lacks the columns for {', '.join(missing)}; it has {', '.join(known)}"

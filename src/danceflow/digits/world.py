@@ -26,10 +26,14 @@ SCAN_SIZE = 8
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TASKS = ("make", "local edit", "global edit")
 CATEGORIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"make": ("digit",), "local edit": ("erase", "stroke"), "global edit": ("invert", "thicken", "rotate")}
+    {
+        "make": ("digit",),
+        "local edit": ("erase", "stroke"),
+        "global edit": ("invert", "thicken", "rotate"),
+    }
 )
 _SEED = 1797
-_SHARES = ((0.72, "train"), (0.83, "validation"), (1.0, "test"))
+_SHARES: tuple[tuple[float, Split], ...] = ((0.72, "train"), (0.83, "validation"), (1.0, "test"))
 _INK = 255
 _HALF = SIZE // 2
 _MIN_INK = 0.15
@@ -51,7 +55,9 @@ _LINES: Mapping[str, tuple[slice, slice]] = MappingProxyType(
         "on the right": (slice(0, SIZE), slice(SIZE - 2, SIZE)),
     }
 )
-_TURNS: Mapping[str, int] = MappingProxyType({"to the left": 1, "upside down": 2, "to the right": 3})
+_TURNS: Mapping[str, int] = MappingProxyType(
+    {"to the left": 1, "upside down": 2, "to the right": 3}
+)
 
 # Wordings of training and, after the bar, those that only tests have.
 _WORDINGS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
@@ -126,8 +132,7 @@ def _enlarged(levels: NDArray[np.float64]) -> Array:
 
 def _split(index: int) -> Split:
     share = seed_for(_SEED, "split", 0, index) / (1 << 63)
-    name = next(name for bound, name in _SHARES if share < bound)
-    return name  # type: ignore[return-value]
+    return next(name for bound, name in _SHARES if share < bound)
 
 
 def questions(digits: tuple[Digit, ...]) -> Iterator[Question]:
@@ -179,6 +184,6 @@ def _answer(digit: Digit, category: str, chance: int) -> tuple[str, Array]:
 def _thickened(pixels: Array) -> Array:
     """Returns the greatest level among every pixel and its four neighbours."""
     wide = np.pad(pixels, 1)
-    return np.max(
-        [wide[1:-1, 1:-1], wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]], axis=0
-    ).astype(np.uint8)
+    around = [wide[1:-1, 1:-1], wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]]
+    thick: Array = np.max(around, axis=0)
+    return thick
