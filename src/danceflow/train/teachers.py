@@ -111,7 +111,6 @@ def _train(
         stream,
         config,
         seed=params.run.seed,
-        sigma_shift=config.sigma_shift,
         work=work,
     )
     with atomic_directory(work / "final") as folder:
