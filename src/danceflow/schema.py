@@ -256,6 +256,7 @@ class TeacherParams(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     caption_dropout: Fraction
     sigma_shift: Positive  # of the training noise
+    sigma_power: NonNegative  # of the loss weight sigma^p; 2 asks for the clean image
 
 
 class CacheParams(Section):

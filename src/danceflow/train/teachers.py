@@ -142,7 +142,6 @@ def _train(
         _batches(params, paths, family, config),
         config,
         seed=params.run.seed,
-        sigma_shift=config.sigma_shift,
         work=work,
     )
     with atomic_directory(work / "final") as folder:
