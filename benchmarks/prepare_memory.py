@@ -2,8 +2,8 @@
 
     python benchmarks/prepare_memory.py [--rows 100000] [--side 32]
 
-Writes parquet tables of noise pictures, prepares each in a process of its own and prints the peak of
-that process's resident memory. The growth from the small to the large table should stay below
+Writes parquet tables of noise pictures, prepares each in a process of its own and prints the peak
+of that process's resident memory. The growth from the small to the large table should stay below
 300 MB.
 """
 

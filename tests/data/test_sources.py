@@ -74,14 +74,21 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path, rows, kind: str) ->
     (tmp_path / "other").mkdir()
     one, again = saved(tmp_path, kind, rows), saved(tmp_path, kind, rows)
     other = saved(tmp_path / "other", kind, rows[:-1])
-    assert again.fingerprint() == open_source(
-        "dataset" if kind == "saved" else "table", row_params(path=f"t.{kind}").data.input, tmp_path
-    ).fingerprint()
+    assert (
+        again.fingerprint()
+        == open_source(
+            "dataset" if kind == "saved" else "table",
+            row_params(path=f"t.{kind}").data.input,
+            tmp_path,
+        ).fingerprint()
+    )
     assert one.fingerprint() != other.fingerprint()
 
 
 def test_lines_that_are_no_rows_are_faults_with_their_place(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("id,kind,text,before,after\n1,make,a,,x.png\n2,make\n\n3,m,b,,y,z\n")
+    (tmp_path / "t.csv").write_text(
+        "id,kind,text,before,after\n1,make,a,,x.png\n2,make\n\n3,m,b,,y,z\n"
+    )
     source = open_source("table", row_params(path="t.csv").data.input, tmp_path)
     found = [(r.place, r.fault) for r in source.records(0, 1, 0)]
     assert found == [

@@ -116,7 +116,11 @@ def test_the_files_hold_what_was_asked(tmp_path: Path) -> None:
     assert tuple(rows[0]) == COLUMNS
     assert len({row["uid"] for row in rows}) == count
     for row, item in zip(rows, expected, strict=True):
-        assert (row["task"], row["prompt"], row["split"]) == (item.task, item.prompt, item.digit.split)
+        assert (row["task"], row["prompt"], row["split"]) == (
+            item.task,
+            item.prompt,
+            item.digit.split,
+        )
         with Image.open(tmp_path / "digits" / row["target"]) as image:
             assert np.array_equal(np.asarray(image), item.target)
         if item.task == "make":

@@ -26,7 +26,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     root = tmp_path_factory.mktemp("digits") / "project"
     root.mkdir()
     shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
-    small = {name: value for name, value in SMALL.items() if name != "family.text_encoder.num_layers"}
+    small = {
+        name: value for name, value in SMALL.items() if name != "family.text_encoder.num_layers"
+    }
     data = override(read_yaml(ROOT / "recipes" / "digits.yaml"), small)
     data["family"]["text_encoder"]["num_updates"] = 30
     for teacher in data["teachers"].values():

@@ -111,7 +111,12 @@ def test_a_question_is_asked_once_and_its_cost_is_counted(server: Server, tmp_pa
     assert len(server.requests) == 1
     assert waits == []
     usage = found.usage
-    assert (usage.num_requests, usage.num_kept, usage.tokens_in, usage.tokens_out) == (1, 1, 1000, 20)
+    assert (usage.num_requests, usage.num_kept, usage.tokens_in, usage.tokens_out) == (
+        1,
+        1,
+        1000,
+        20,
+    )
     assert usage.cost(2.0, 10.0) == pytest.approx(0.0022)
     content = server.requests[0]["messages"][0]["content"]
     assert content[0] == {"type": "text", "text": "Is it there?"}

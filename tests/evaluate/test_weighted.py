@@ -92,7 +92,9 @@ def test_weights_that_are_there_are_used(alexnet: Path, inception: Path) -> None
 @pytest.mark.parametrize("name", NONE)
 def test_a_path_that_leads_nowhere_is_an_error(tmp_path: Path, name: str) -> None:
     weights = WeightsParams(**NONE | {name: str(tmp_path / "nowhere")})
-    with pytest.raises(WeightsError, match=rf"evaluate\.weights\.{name}: .*nowhere: there is no such"):
+    with pytest.raises(
+        WeightsError, match=rf"evaluate\.weights\.{name}: .*nowhere: there is no such"
+    ):
         open_metrics(weights)
 
 

@@ -1,5 +1,6 @@
 """What a user might bring: pictures, tables of them, and the parameters that describe both."""
 
+import copy
 import csv
 import io
 import json
@@ -88,7 +89,7 @@ def row_data(source: str = "table", **changes: Any) -> dict[str, Any]:
     """The content of a params file that reads rows; ``changes`` are of ``data.input``."""
     data = small_data(("t2i", "local_edit"))
     data["data"]["source"] = source
-    data["data"]["input"] = {**INPUT, **changes}
+    data["data"]["input"] = copy.deepcopy({**INPUT, **changes})
     return data
 
 

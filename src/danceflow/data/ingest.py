@@ -168,7 +168,7 @@ def read_part(part: Path, columns: list[str] | None = None) -> Iterator[dict[str
     """Yields the rows of a part, all columns or some, a group of rows at a time in memory."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(part, memory_map=False) as file:
+    with pq.ParquetFile(part, memory_map=False, pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             yield from file.read_row_group(group, columns=columns, use_threads=False).to_pylist()
 

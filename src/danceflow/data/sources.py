@@ -194,7 +194,7 @@ class TableSource:
         import pyarrow.parquet as pq
 
         try:
-            return pq.ParquetFile(self.path)
+            return pq.ParquetFile(self.path, pre_buffer=False)  # or the whole file is held
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.path}: is no readable parquet file: {error}") from error
 
