@@ -101,10 +101,7 @@ def test_a_row_of_edits_without_a_source_is_bad(tmp_path: Path, raw: Path) -> No
     paths = prepared(tmp_path, tmp_path, data)
     text = (paths.buckets / QUARANTINE).read_text()
     reason = "is empty, and other rows of bucket 'local_edit' have one"
-    assert (
-        "pets.csv: row 4,source,\"is empty, and other rows of bucket 'local_edit' have one\""
-        in text
-    )
+    assert f'pets.csv: row 4,source,"{reason}"' in text
 
 
 def test_too_many_bad_rows_stop_the_run(tmp_path: Path, raw: Path) -> None:
@@ -130,14 +127,14 @@ def test_a_split_without_rows_is_told(tmp_path: Path) -> None:
 def test_no_picture_stands_in_two_splits(tmp_path: Path) -> None:
     """Copies under other names, with other prompts, and targets that are another row's source."""
     folder = tmp_path / "x"
-    rows = [row for row in pets(folder, 80) if row["before"]]
+    rows = [row for row in pets(folder, 200) if row["before"]]
     for number, row in enumerate(rows):
-        picture(5000 + number % 10).save(folder / row["before"])
+        picture(5000 + number % 30).save(folder / row["before"])
         if number % 7 == 0:
             row["after"] = rows[(number + 3) % len(rows)]["before"]
     write_csv(folder / "pets.csv", rows)
     data = only("local_edit", row_data(path="x/pets.csv"))
-    data = sizes(data, train=20, validation=20, test=20)
+    data = sizes(data, train=60, validation=30, test=30)
     paths = prepared(tmp_path, tmp_path, data)
     pictures: dict[str, set[bytes]] = {}
     for split in SPLITS:
@@ -308,12 +305,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    """800 rows more, 30 MB of pictures, cost less than half of that: they are not held."""
+    """1,000 rows more, 38 MB of pictures, cost far less than that: they are not held."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     peaks = []
-    for count in (100, 900):
+    for count in (500, 1500):
         root = tmp_path / str(count)
         root.mkdir()
         rows = [
@@ -333,4 +330,4 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
             check=True,
         )
         peaks.append(int(done.stdout) * 1024)
-    assert peaks[1] - peaks[0] < 15e6
+    assert peaks[1] - peaks[0] < 25e6

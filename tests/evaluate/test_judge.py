@@ -65,7 +65,7 @@ def completion(text: str) -> dict:
 
 def usual(body: dict, number: int) -> tuple[int, dict | str, dict]:
     text = body["messages"][0]["content"][0]["text"]
-    if "right" in text:
+    if '"right"' in text or text == QUESTION.text:
         return 200, completion('Sure: {"right": true, "reason": "all there"}'), {}
     marks = [9, 4] if "edited version" in text else [8, 9]
     return 200, completion(json.dumps({"marks": marks, "reason": "so so"})), {}

@@ -7,6 +7,7 @@ left out, and the report says so; a path that leads nowhere is an error.
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.evaluate.evaluator import Evaluator, Measurement, Task, by_rows
+from danceflow.models.clip import load_clip
 
 if TYPE_CHECKING:
     from danceflow.schema import WeightsParams
@@ -74,7 +76,7 @@ class ClipScore:
         """Loads the model and its processor from a folder."""
         from torchmetrics.multimodal import CLIPScore
 
-        self.metric = CLIPScore(model_name_or_path=str(folder))
+        self.metric = CLIPScore(model_name_or_path=lambda: load_clip(folder))
 
     def __call__(self, task: Task, images_B3HW: Tensor, /) -> Iterator[Measurement]:
         """Yields ``clip_score``, from 0 to 100."""
@@ -96,10 +98,9 @@ class Lpips:
     def __init__(self, path: Path) -> None:
         """Loads AlexNet's convolutions."""
         self.layers = _alexnet()
-        state = torch.load(path, map_location="cpu", weights_only=True)
         found = {
             name.removeprefix("features."): value
-            for name, value in state.items()
+            for name, value in _state_dict(path).items()
             if name.startswith("features.")
         }
         self.layers.load_state_dict(found)
@@ -133,6 +134,17 @@ class Lpips:
         parts = zip(images_B3HW.split(_BATCH_SIZE), task.target.split(_BATCH_SIZE), strict=True)
         found = torch.cat([self.distances(one, other) for one, other in parts])
         yield by_rows(task, "lpips", found.tolist())
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    """Returns a state dict saved by torch; no code in the file is run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, IndexError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"it is no state dict ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError("it is no state dict")
+    return state
 
 
 def _alexnet() -> nn.Sequential:
