@@ -245,6 +245,7 @@ class TeacherParams(Section):
 
     init: str  # "scratch" or the teacher it starts from
     bucket: str
+    category_weights: Mapping[str, PositiveCount]  # share of a category; 1 where it is not named
     num_samples: PositiveCount
     num_updates: PositiveCount
     batch_size: PositiveCount

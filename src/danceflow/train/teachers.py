@@ -108,9 +108,13 @@ def _batches(
     params: "Params", paths: "Paths", family: ModelFamily, config: "TeacherParams"
 ) -> Batches:
     if params.data.source == "scenes":
-        return SceneStream(family, config.bucket, config.num_samples, params.run.seed)
+        return SceneStream(
+            family, config.bucket, config.num_samples, params.run.seed, config.category_weights
+        )
     dataset = read_bucket(paths.bucket(config.bucket), "train")
-    return BucketStream(family, dataset, config.num_samples, params.run.seed)
+    return BucketStream(
+        family, dataset, config.num_samples, params.run.seed, config.category_weights
+    )
 
 
 def _train(
