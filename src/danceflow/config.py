@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.schema import (
+    COUPLING_NAMES,
     DYNAMICS_NAMES,
     FAMILY_NAMES,
     METHOD_NAMES,
@@ -43,6 +44,7 @@ from danceflow.schema import (
 )
 
 __all__ = [
+    "COUPLING_NAMES",
     "DYNAMICS_NAMES",
     "FAMILY_NAMES",
     "METHOD_NAMES",
