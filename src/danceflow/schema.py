@@ -45,7 +45,7 @@ ROUTING_NAMES = ("hard", "soft")
 COUPLING_NAMES = ("independent", "antithetic", "stratified")
 FAMILY_NAMES = ("sd3",)
 SOURCE_NAMES = ("scenes",)
-SCENE_BUCKETS = ("t2i", "local_edit", "global_edit")
+SCENE_BUCKETS = ("t2i", "local_edit", "global_edit", "realism")
 
 
 def _one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
