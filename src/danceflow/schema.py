@@ -171,6 +171,7 @@ class TeacherParams(Section):
     """How one teacher of the embedded default is trained."""
 
     init: str  # "scratch" or the teacher it starts from
+    adapter_rank: PositiveCount | None  # of a LoRA adapter on init; null: weights of its own
     bucket: str
     num_samples: PositiveCount
     num_updates: PositiveCount
