@@ -280,5 +280,8 @@ def test_a_parameter_that_is_in_no_file_is_told(
     _replace(checkout / "dvc.yaml", "      - data\n", "      - data.sead\n")
     assert find_problems(checkout, changed) == [
         "danceflow.stages: stage 'prepare': params.yaml has no 'data.sead'",
-        "danceflow.stages: stage 'prepare': smoke.yaml has no 'data.sead'",
+        *(
+            f"danceflow.stages: stage 'prepare': {recipe.name} has no 'data.sead'"
+            for recipe in sorted((checkout / "recipes").glob("*.yaml"))
+        ),
     ]

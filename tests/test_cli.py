@@ -131,7 +131,7 @@ def test_the_commands_are_frozen() -> None:
         "run": ["--name", "--parallel", "--recipe", "--set", "-S"],
         "stage": ["--capability", "name"],
         "check": [],
-        "teachers": [],
+        "teachers": ["--recipe"],
         "generate": [*student, "prompts"],
         "edit": [*student, "image", "instructions"],
         "promote": ["version"],
@@ -176,6 +176,25 @@ def test_run_tells_bad_input_before_anything_starts(
     assert code == 2
     assert message in err
     assert len(err.splitlines()) == 1
+    assert calls == []
+
+
+def test_teachers_of_a_recipe_are_added_to_those_that_are_there(
+    checkout: Path, danceflow: Danceflow, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], Path]] = []
+    added = ["realism"]
+    fake = ModuleType("danceflow.train.teachers")
+    fake.add = lambda params, paths: asked.append(([*params.teachers], paths.root)) or added  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "danceflow.train.teachers", fake)
+    recipe = str(ROOT / "recipes" / "realism.yaml")
+    assert danceflow("teachers", "--recipe", recipe)[:2] == (
+        0,
+        "added to models/teachers: realism\n",
+    )
+    added.clear()
+    assert "nothing, all are there" in danceflow("teachers", "--recipe", recipe)[1]
+    assert asked == [(["base", "local", "global", "realism"], checkout)] * 2
     assert calls == []
 
 

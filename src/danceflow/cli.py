@@ -114,12 +114,30 @@ def check() -> None:
 
 
 @app.command()
-def teachers() -> None:
-    """Train the teachers again; their stage is frozen and runs for nothing else."""
-    root = _checkout()
-    from flows.pipeline import run_teachers
+def teachers(
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Train only the teachers of this params file that are not there yet."),
+    ] = None,
+) -> None:
+    """Train the teachers again; their stage is frozen and runs for nothing else.
 
-    run_teachers(root)
+    With a recipe the teachers that models/teachers holds stay, and those it lacks are added.
+    """
+    root = _checkout()
+    if recipe is None:
+        from flows.pipeline import run_teachers
+
+        run_teachers(root)
+        return
+    from danceflow.config import load_params
+    from danceflow.paths import Paths
+    from danceflow.train.teachers import add
+
+    params = load_params(recipe)
+    runtime.prepare(params.run)
+    added = add(params, Paths(root))
+    typer.echo(f"added to models/teachers: {', '.join(added) or 'nothing, all are there'}")
 
 
 @app.command()

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.schema import (
+    COUPLING_NAMES,
     DYNAMICS_NAMES,
     FAMILY_NAMES,
     METHOD_NAMES,
@@ -43,6 +44,7 @@ from danceflow.schema import (
 )
 
 __all__ = [
+    "COUPLING_NAMES",
     "DYNAMICS_NAMES",
     "FAMILY_NAMES",
     "METHOD_NAMES",
@@ -233,6 +235,19 @@ def _rule_teachers(sections: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"{path}.init", text)
 
 
+def _rule_adapters(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """All adapters stand on one network, which is in memory once."""
+    teachers: Mapping[str, TeacherParams] = sections.get("teachers", {})
+    bases = {name: t.init for name, t in teachers.items() if t.adapter_rank is not None}
+    for name, base in bases.items():
+        if base == "scratch" or base in bases:
+            text = f"an adapter stands on a teacher with weights of its own, not on {base!r}"
+            yield Problem(f"teachers.{name}.init", text)
+        elif base != next(iter(bases.values())):
+            text = f"all adapters stand on one teacher, here {base!r} and others"
+            yield Problem(f"teachers.{name}.init", text)
+
+
 def _rule_distill(sections: Mapping[str, Any]) -> Iterator[Problem]:
     distill: DistillParams | None = sections.get("distill")
     if distill is None:
@@ -285,6 +300,7 @@ def _rule_scenes(sections: Mapping[str, Any]) -> Iterator[Problem]:
 _RULES = (
     _rule_capabilities,
     _rule_teachers,
+    _rule_adapters,
     _rule_distill,
     _rule_gate,
     _rule_sizes,

@@ -33,6 +33,7 @@ OBJECTIVE_NAMES = (
     "kl",
     "dmd-ema",
     "consistency",
+    "mix",
     "diffusionopd",
     "diffusionopd_uniform",
     "flowopd",
@@ -41,9 +42,10 @@ OBJECTIVE_NAMES = (
 REDUCTION_NAMES = ("mean", "sum", "weighted")
 DYNAMICS_NAMES = ("ode", "sde")
 ROUTING_NAMES = ("hard", "soft")
+COUPLING_NAMES = ("independent", "antithetic", "stratified")
 FAMILY_NAMES = ("sd3",)
 SOURCE_NAMES = ("scenes",)
-SCENE_BUCKETS = ("t2i", "local_edit", "global_edit")
+SCENE_BUCKETS = ("t2i", "local_edit", "global_edit", "realism")
 
 
 def _one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
@@ -81,6 +83,7 @@ Objective = Annotated[str, _one_of("objective", OBJECTIVE_NAMES)]
 Reduction = Annotated[str, _one_of("reduction", REDUCTION_NAMES)]
 Dynamics = Annotated[str, _one_of("dynamics", DYNAMICS_NAMES)]
 Routing = Annotated[str, _one_of("routing", ROUTING_NAMES)]
+Coupling = Annotated[str, _one_of("coupling", COUPLING_NAMES)]
 NumQueries = Annotated[int | Literal["all"] | None, PlainValidator(_num_queries)]
 Family = Annotated[str, _one_of("family", FAMILY_NAMES)]
 Source = Annotated[str, _one_of("data source", SOURCE_NAMES)]
@@ -168,6 +171,7 @@ class TeacherParams(Section):
     """How one teacher of the embedded default is trained."""
 
     init: str  # "scratch" or the teacher it starts from
+    adapter_rank: PositiveCount | None  # of a LoRA adapter on init; null: weights of its own
     bucket: str
     category_weights: Mapping[str, PositiveCount]  # share of a category; 1 where it is not named
     num_samples: PositiveCount
@@ -204,12 +208,16 @@ class DistillParams(Section):
     eta: Positive | None
     routing: Routing | None
     group_size: PositiveCount | None
+    coupling: Coupling | None
+    warm_start: Count | None
+    updates_per_rollout: PositiveCount | None
+    loss_normalisation: Annotated[float, Field(ge=0, lt=1)] | None
     num_steps: PositiveCount
     student: Literal["full", "lora"]
     lora_rank: PositiveCount
     init: str  # "base", "merge" or a teacher
     merge_weights: Mapping[str, NonNegative] | None
-    capabilities_per_update: Literal["one", "all"]
+    capabilities_per_update: Literal["one", "balanced", "all"]
     num_updates: PositiveCount
     batch_size: PositiveCount
     optimizer: Optimizer

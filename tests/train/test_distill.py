@@ -132,8 +132,10 @@ def rows(file: Path) -> list[dict]:
         {"student": "full", "optimizer": "muon", "query": "curriculum"},
         {"student": "lora", "objective": "dmd-ema"},
         {"student": "full", "method": "flowopd", "group_size": 2},
+        {"student": "full", "updates_per_rollout": 4, "capabilities_per_update": "balanced"},
+        {"student": "lora", "loss_normalisation": 0.5, "updates_per_rollout": 2},
     ],
-    ids=["full", "lora", "muon", "average", "sde"],
+    ids=["full", "lora", "muon", "average", "sde", "replay", "normalised"],
 )
 def test_a_training_resumed_twice_is_the_uninterrupted_one(
     made: Paths, teachers: Teachers, tmp_path: Path, changes
@@ -305,6 +307,71 @@ def test_all_capabilities_an_update_share_the_batch(
     assert [row["capability"] for row in losses] == [*CAPABILITIES] * 6
     for row in losses:
         assert set(row["sigma_bins"]) <= {"0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00"}
+
+
+def test_a_rollout_that_serves_several_updates_saves_evaluations(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    """Four updates share a rollout: as many states are trained on, far fewer are rolled out."""
+    spent = {}
+    for rounds in (1, 4):
+        found = trainer(
+            made, teachers, tmp_path / str(rounds), updates_per_rollout=rounds, num_updates=24
+        )
+        # The student's own field trains too: what is not trained on is the rollout.
+        found.student = counting = CountingField(found.student)
+        found.teachers = {n: CountingField(field) for n, field in found.teachers.items()}
+        found.train()
+        trained_on = sum(field.num_evaluations for field in found.teachers.values())
+        assert trained_on == 24 * 4 - (6 if rounds == 4 else 0)
+        spent[rounds] = counting.num_evaluations - trained_on
+    assert spent[4] < 0.5 * spent[1]
+
+
+def test_a_group_shares_its_row_and_not_its_noise(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trainer(made, teachers, tmp_path, group_size=2)
+    collected = []
+    method = found.method
+
+    def noting(request):
+        collected.append((request, type(method).collect(method, request)))
+        return collected[-1][1]
+
+    object.__setattr__(method, "collect", noting)
+    found.train()
+    for request, queries in collected:
+        for tensor in request.condition.tensors.values():
+            assert torch.equal(tensor[::2], tensor[1::2])
+        noise = request.noise()
+        assert not torch.equal(noise[::2], noise[1::2])
+        assert len(queries.sigma) == 4
+
+
+def test_normalised_losses_pull_alike(made: Paths, teachers: Teachers, tmp_path: Path) -> None:
+    options = {"loss_normalisation": 0.0, "capabilities_per_update": "all", "num_updates": 3}
+    found = trained(made, teachers, tmp_path, **options)
+    losses = {row["capability"]: row["loss"] for row in rows(tmp_path / "metrics.jsonl")[-3:-1]}
+    assert found.balance.means == pytest.approx(losses)
+    pulls = [found.balance.weight(name) * loss for name, loss in losses.items()]
+    assert pulls[0] == pytest.approx(pulls[1])
+    plain = trained(made, teachers, tmp_path / "plain", **options | {"loss_normalisation": None})
+    assert not same(weights(found), weights(plain))
+
+
+def test_a_warm_start_draws_rows_with_teacher_samples_alone(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trainer(made, teachers, tmp_path, warm_start=2)
+    assert max(int(found._draw(c, 40).max()) for c in found.router.capabilities) == 5
+    cold = trainer(made, teachers, tmp_path / "cold")
+    assert max(int(cold._draw(c, 40).max()) for c in cold.router.capabilities) == 11
+    found.student = counting = CountingField(found.student)
+    cold.student = other = CountingField(cold.student)
+    found.train()
+    cold.train()
+    assert 24 < counting.num_evaluations < other.num_evaluations
 
 
 def test_the_size_of_a_backward_pass_does_not_change_the_update(
@@ -501,6 +568,9 @@ def test_a_teacher_that_could_be_trained_is_refused(
         ({"dynamics": "ode", "eta": 0.5}, "eta is 0.5, but dynamics 'ode' has no noise"),
         ({"method": "joint", "dynamics": "sde"}, "dynamics and eta apply only to rollouts"),
         ({"group_size": 3}, "batch_size 4 is no multiple of the group size 3"),
+        ({"updates_per_rollout": 3}, "batch_size 4 is no multiple of group size 1 times updates"),
+        ({"coupling": "antithetic", "num_queries": 2}, "num_queries is 2"),
+        ({"warm_start": 4}, "warm_start is 4, but a rollout of num_steps 4 has its last"),
         ({"method": "flowopd"}, "batch_size 4 is no multiple of the group size 16"),
     ],
 )

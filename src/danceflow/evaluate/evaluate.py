@@ -27,7 +27,7 @@ from danceflow.evaluate.records import (
     FieldResult,
     write_evaluation,
 )
-from danceflow.evaluate.scenes import SCORE, main_evaluator
+from danceflow.evaluate.scenes import SCORE, main_evaluator, shading
 from danceflow.fields import VelocityField
 from danceflow.method import METHODS
 from danceflow.models.package import Teachers, load_package, read_manifest
@@ -151,10 +151,10 @@ def judge(task: Task, images_B3HW: Tensor) -> FieldResult:
 
 def _metrics(task: Task, images: Tensor) -> dict[str, float]:
     """Returns the further metrics of the standard rows."""
-    evaluators = [distribution] if task.source is None else [preservation, distribution]
+    further = [shading] if task.source is None else [preservation]
     return {
         item.name: round(item.value, 5)
-        for evaluator in evaluators
+        for evaluator in (*further, distribution)
         for item in evaluator(task, images)
     }
 

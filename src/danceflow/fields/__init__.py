@@ -22,7 +22,7 @@ from danceflow.fields.objective import (
     velocity_mse,
     with_reduction,
 )
-from danceflow.fields.query import QUERIES, draw_queries
+from danceflow.fields.query import COUPLINGS, INDEPENDENT, QUERIES, draw_queries, require_single
 from danceflow.fields.rollout import Dynamics, Ode, Sde, States, rollout, sample
 from danceflow.fields.seeds import derive_seeds, normal, seed_for, uniform
 from danceflow.fields.source import (
@@ -35,7 +35,9 @@ from danceflow.fields.source import (
 )
 
 __all__ = [
+    "COUPLINGS",
     "GRIDS",
+    "INDEPENDENT",
     "LOGIT_NORMAL",
     "OBJECTIVES",
     "QUERIES",
@@ -60,6 +62,7 @@ __all__ = [
     "draw_queries",
     "lookup",
     "normal",
+    "require_single",
     "resolve_objective",
     "rollout",
     "sample",

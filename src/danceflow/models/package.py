@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import GuidedField, VelocityField
+from danceflow.models.adapters import ADAPTER_FILE, load_adapter, merge_adapter
 from danceflow.models.family import ModelFamily, open_family
 from danceflow.ops.files import sha256
 
@@ -93,7 +94,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 class Teachers:
-    """The frozen teachers of a run: one family, one backbone per teacher."""
+    """The frozen teachers of a run: one family, one backbone per teacher.
+
+    A teacher's folder holds a whole network, or an adapter on the teacher that the manifest calls
+    ``base``, which is merged into a copy of its weights.
+    """
 
     def __init__(self, folder: Path, family_name: str, names: Sequence[str], device: str) -> None:
         """Loads the teachers ``names`` from ``folder`` to ``device``.
@@ -114,8 +119,20 @@ class Teachers:
             if name not in self.meta["teachers"]:
                 known = ", ".join(self.meta["teachers"])
                 raise WeightsError(f"{folder}: there is no teacher {name!r}; known: {known}")
-            backbone = self.family.load_backbone(folder / name)
+            backbone = self._load(folder, name)
             self.backbones[name] = backbone.to(device).eval().requires_grad_(False)
+
+    def _load(self, folder: Path, name: str) -> nn.Module:
+        """Returns a teacher's whole network."""
+        if not (folder / name / ADAPTER_FILE).is_file():
+            return self.family.load_backbone(folder / name)
+        if "base" not in self.meta:
+            raise WeightsError(
+                f"{folder / name}: holds an adapter, but {MANIFEST} names no base for it"
+            )
+        backbone = self.family.load_backbone(folder / self.meta["base"])
+        load_adapter(backbone, folder / name, name)
+        return merge_adapter(backbone, name)
 
     def field(self, name: str, guidance: float) -> VelocityField:
         """Returns the teacher's field with classifier-free guidance of scale ``guidance``."""

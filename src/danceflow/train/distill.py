@@ -21,12 +21,12 @@ from danceflow.capability import Capability, Router, TeacherSpec
 from danceflow.data.cache import ConditionCache
 from danceflow.errors import ConfigError
 from danceflow.fields import Condition, Request, VelocityField, seed_for, uniform
-from danceflow.fields.source import ForwardNoised
 from danceflow.method import Method, resolve_method
 from danceflow.models.adapters import add_student_adapter, merge_adapter, save_adapter
 from danceflow.models.package import Teachers, save_package
 from danceflow.ops.files import atomic_directory, fingerprint, sha256
 from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
+from danceflow.train.balance import LossBalance
 from danceflow.train.guards import (
     require_different,
     require_finite,
@@ -36,6 +36,7 @@ from danceflow.train.guards import (
 from danceflow.train.log import Meter, MetricsFile, log_losses, write_curves
 from danceflow.train.observe import Observer
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
+from danceflow.train.replay import Part, Replay
 from danceflow.train.start import MERGE, start_backbone
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
@@ -104,6 +105,9 @@ def method_of(config: "DistillParams") -> Method:
             eta=config.eta,
             routing=config.routing,
             group_size=config.group_size,
+            coupling=config.coupling,
+            warm_start=config.warm_start,
+            updates_per_rollout=config.updates_per_rollout,
         )
         method.queries_per_sample(config.num_steps)
     except ValueError as error:
@@ -112,6 +116,11 @@ def method_of(config: "DistillParams") -> Method:
         raise ConfigError(
             f"distill.batch_size {config.batch_size} is no multiple of the group size "
             f"{method.group_size}"
+        )
+    if config.batch_size % (method.group_size * method.updates_per_rollout):
+        raise ConfigError(
+            f"distill.batch_size {config.batch_size} is no multiple of group size "
+            f"{method.group_size} times updates_per_rollout {method.updates_per_rollout}"
         )
     return method
 
@@ -189,6 +198,8 @@ class Trainer:
             self.config.learning_rate,
             self.config.weight_decay,
         )
+        self.replay = Replay(method.updates_per_rollout, self.grid, method.states.dynamics)
+        self.balance = LossBalance([c.name for c in capabilities], self.config.loss_normalisation)
         self.ema = Ema(self.backbone, self.config.ema_decay)
         self.ema_field = self._ema_field() if method.objective.needs_ema else None
         self.step, self.seconds, size, self.meter = 0, 0.0, 0, Meter()
@@ -197,6 +208,8 @@ class Trainer:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.ema.load_state_dict(saved["ema"])
             self.meter.load_state_dict(saved["meter"])
+            self.replay.load_state_dict(saved["replay"])
+            self.balance.load_state_dict(saved["balance"])
             self.step, self.seconds, size = saved["step"], saved["seconds"], saved["metrics_size"]
             _LOG.info("resuming at update %d", self.step)
         self.metrics = MetricsFile(work / "metrics.jsonl", size)
@@ -276,40 +289,48 @@ class Trainer:
                     ]
                 ).to(self.device),
                 progress=progress,
+                runs=sizes,
             )
+        )
+        parts = self.replay.exchange(
+            [
+                Part(capability.name, share, part)
+                for (capability, share), part in zip(route, queries.parts(sizes), strict=True)
+            ]
         )
         if self.ema_field is not None:
             self.ema.copy_to(self.ema_backbone)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = queries.parts(sizes)
-        for (capability, share), part in zip(route, parts, strict=True):
-            for chunk, piece in part.split(_MAX_ROWS):
-                target = self.method.target_velocity(chunk, self.teachers, capability.name)
+        for part in parts:
+            name, weight = part.capability, part.share * self.balance.weight(part.capability)
+            for chunk, piece in part.queries.split(_MAX_ROWS):
+                target = self.method.target_velocity(chunk, self.teachers, name)
                 velocity = self.student(chunk.z, chunk.sigma, chunk.condition)
-                if self.step == 0 and capability.name in self.must_differ:
-                    require_different(velocity, target, capability.name)
+                if self.step == 0 and name in self.must_differ:
+                    require_different(velocity, target, name)
                 loss, rows = self.method.objective(velocity, target, chunk, self.ema_field)
-                (loss * share * piece).backward()
-                self.meter.add(capability.name, chunk.sigma, rows)
+                (loss * weight * piece).backward()
+                self.meter.add(name, chunk.sigma, rows)
+                self.balance.add(name, rows)
         norm = float(nn.utils.clip_grad_norm_(self.trainable, self.config.clip_norm))
         require_finite(norm, "gradient norm", self.step)
-        if any(capability.name in self.must_differ for capability, _ in route):
+        if any(part.capability in self.must_differ for part in parts):
             require_gradient(norm, self.step)
         self.optimizer.step()
         self.ema.update(self.backbone)
+        self.balance.close_update()
         return norm
 
     def _num_rows(self, share: float) -> int:
-        """Returns the samples of a capability with this share of the update, in whole groups."""
+        """Returns how many samples of a capability with this share are rolled out: whole groups."""
         group = self.method.group_size
-        return max(1, round(self.config.batch_size * share / group)) * group
+        num_samples = self.config.batch_size / self.method.updates_per_rollout
+        return max(1, round(num_samples * share / group)) * group
 
     def _draw(self, capability: Capability, size: int) -> Tensor:
         """Returns rows of the capability's cache; a group of samples shares one row."""
         cache = self.caches[capability.name]
-        source = self.method.states
-        kind = source.clean if isinstance(source, ForwardNoised) else None
-        group = self.method.group_size
+        kind, group = self.method.states.clean_kind, self.method.group_size
         seeds = [
             seed_for(self.params.run.seed, f"row/{capability.name}", self.step, index // group)
             for index in range(size)
@@ -346,6 +367,8 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema.state_dict(),
                 "meter": self.meter.state_dict(),
+                "replay": self.replay.state_dict(),
+                "balance": self.balance.state_dict(),
             },
         )
 

@@ -74,7 +74,7 @@ def pretrain_text_encoder(
         num_samples: prompts drawn for training.
         num_validation: prompts of the validation split that are read afterwards.
     """
-    categories = [c for group in CATEGORIES.values() for c in group]
+    categories = list(dict.fromkeys(c for group in CATEGORIES.values() for c in group))
     tokens, labels = _draw(tokenizer, categories, num_samples, seed, "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "heads", 0, 0))
