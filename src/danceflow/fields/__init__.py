@@ -10,6 +10,7 @@ from danceflow.fields.field import (
     CountingField,
     GuidedField,
     VelocityField,
+    pad_length,
 )
 from danceflow.fields.gaussian import GaussianField
 from danceflow.fields.grid import GRIDS, shifted_grid, sigma_grid, uniform_grid
@@ -60,6 +61,7 @@ __all__ = [
     "draw_queries",
     "lookup",
     "normal",
+    "pad_length",
     "resolve_objective",
     "rollout",
     "sample",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
-from danceflow.fields import GuidedField, VelocityField
+from danceflow.fields import VelocityField
 from danceflow.models.family import ModelFamily, open_family
 from danceflow.ops.files import sha256
 
@@ -119,8 +119,7 @@ class Teachers:
 
     def field(self, name: str, guidance: float) -> VelocityField:
         """Returns the teacher's field with classifier-free guidance of scale ``guidance``."""
-        field = self.family.field(self.backbones[name])
-        return GuidedField(field, self.family.null, guidance)
+        return self.family.guided(self.family.field(self.backbones[name]), guidance)
 
     def merged(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Returns the weighted average of teachers' parameters, a state dict.

@@ -151,6 +151,15 @@ def capabilities_of(params: "Params") -> list[Capability]:
     ]
 
 
+def _image_size(caches: dict[str, ConditionCache]) -> tuple[int, int]:
+    """Returns the height and width of all caches' images; raises ``ConfigError`` if they differ."""
+    sizes = {name: tuple(cache.index["image_size"]) for name, cache in caches.items()}
+    if len(set(sizes.values())) != 1:
+        raise ConfigError(f"the capabilities' images differ in size: {sizes}")
+    height, width = next(iter(sizes.values()))
+    return height, width
+
+
 class Trainer:
     """Student, optimiser and average, and the loop that moves them."""
 
@@ -166,7 +175,7 @@ class Trainer:
     ) -> None:
         """Builds the student and resumes from ``work`` if a checkpoint is there."""
         self.params, self.config, self.method = params, params.distill, method
-        self.family, self.caches = teachers.family, caches
+        self.family, self.caches = teachers.family.sized(*_image_size(caches)), caches
         self.tracker, self.observer, self.work = tracker, observer, work
         self.device = torch.device(params.run.device)
         capabilities = capabilities_of(params)
