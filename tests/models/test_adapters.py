@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import PROMPTS, awake, small_sd3, stock_pipeline
+from tiny_models import PROMPTS, awake, shake, small_sd3, stock_pipeline
 from torch import nn
 
 from danceflow.errors import WeightsError
@@ -45,13 +45,6 @@ def backbone(base) -> nn.Module:
 @pytest.fixture(scope="module")
 def inputs(family):
     return normal(family.latent_shape, [1, 2]), SIGMA, family.condition(PROMPTS)
-
-
-def shake(params, seed: int = 0) -> None:
-    """Moves every factor, so that the adapter does something."""
-    with torch.no_grad():
-        for index, param in enumerate(params):
-            param += 0.2 * normal(param.shape, [seed * 1000 + index])[0]
 
 
 def saved(family, base, folder: Path, seed: int, rank: int = 3, alpha: float = 6.0) -> Path:

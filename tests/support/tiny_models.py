@@ -1,7 +1,7 @@
 """Tiny random-weight models: the small SD3 family, and stock SD3 pipelines in diffusers' layout."""
 
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +159,10 @@ def awake(family: ModelFamily, seed: int = 1) -> nn.Module:
         for index, param in enumerate(backbone.parameters()):
             param += 0.1 * normal(param.shape, [1000 * seed + index])[0]
     return backbone.eval().requires_grad_(False)
+
+
+def shake(params: Iterable[nn.Parameter], seed: int = 0) -> None:
+    """Moves every factor of an adapter, so that it does something."""
+    with torch.no_grad():
+        for index, param in enumerate(params):
+            param += 0.2 * normal(param.shape, [seed * 1000 + index])[0]

@@ -92,8 +92,20 @@ def add_student_adapter(
     return [factor for layer in layers.values() for factor in _factors(layer, STUDENT)]
 
 
-def save_adapter(backbone: nn.Module, folder: Path, name: str = STUDENT) -> Path:
+def save_adapter(
+    backbone: nn.Module,
+    folder: Path,
+    name: str = STUDENT,
+    num_inputs: Mapping[str, int] | None = None,
+) -> Path:
     """Returns the file ``folder / ADAPTER_FILE``, which stock pipelines load.
+
+    Args:
+        backbone: the network.
+        folder: where to.
+        name: of the adapter.
+        num_inputs: modules of which only so many input channels are kept, for a network that has
+            no others; without them an adapter gives what it gives for zeros.
 
     Raises:
         WeightsError: if ``backbone`` has no adapter ``name``.
@@ -110,6 +122,10 @@ def save_adapter(backbone: nn.Module, folder: Path, name: str = STUDENT) -> Path
         for module, layer in layers.items()
         for letter, factor in zip("AB", _factors(layer, name), strict=True)
     }
+    for module, count in (num_inputs or {}).items():
+        key = f"{_PREFIX}{module}.lora_A.weight"
+        if key in tensors:
+            tensors[key] = tensors[key][:, :count].contiguous()
     with atomic_file(folder / ADAPTER_FILE) as partial:
         # One entry: safetensors writes several in no fixed order, and the same adapter must give
         # the same bytes.

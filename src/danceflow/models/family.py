@@ -114,6 +114,10 @@ class ModelFamily(Protocol):
         """Writes ``backbone`` to ``folder`` in the family's own public format."""
         ...
 
+    def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
+        """Writes the student's adapter to ``folder``, as the family's stock pipelines load it."""
+        ...
+
     def save_frozen(self, folder: Path) -> None:
         """Writes everything but the backbone to ``folder``; ``open_family`` reads it back."""
         ...

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError, unknown_name
 from danceflow.fields import Condition, GuidedField, VelocityField, shifted_grid
+from danceflow.models.adapters import save_adapter
 from danceflow.models.codec import Codec, PixelCodec, load_codec
 from danceflow.models.pipeline_folder import (
     PIPELINE_FILE,
@@ -372,6 +373,17 @@ class Sd3Family:
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
         """Writes the transformer to ``folder`` as float16 in diffusers' format."""
         save_half(backbone, folder)
+
+    def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
+        """Writes the student's adapter to ``folder``.
+
+        No stock pipeline takes source channels: ``folder / "stock"`` has the adapter without them,
+        with which a stock pipeline gives the student's text-to-image.
+        """
+        save_adapter(backbone, folder)
+        if self.takes_source:
+            inputs = dict.fromkeys(_SOURCE_INPUT, self.latent_shape[0])
+            save_adapter(backbone, folder / "stock", num_inputs=inputs)
 
 
 def _with_source_channels(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:

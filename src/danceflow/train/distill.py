@@ -23,7 +23,7 @@ from danceflow.errors import ConfigError
 from danceflow.fields import Condition, Request, VelocityField, seed_for, uniform
 from danceflow.fields.source import ForwardNoised
 from danceflow.method import Method, resolve_method
-from danceflow.models.adapters import add_student_adapter, merge_adapter, save_adapter
+from danceflow.models.adapters import add_student_adapter, merge_adapter
 from danceflow.models.package import Teachers, save_package
 from danceflow.ops.files import atomic_directory, fingerprint, sha256
 from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
@@ -361,6 +361,6 @@ class Trainer:
     def package(self, folder: Path, meta: dict[str, Any]) -> None:
         """Writes the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
         if self.config.student == "lora":
-            save_adapter(self.backbone, folder / "adapter")
+            self.family.export_adapter(self.backbone, folder / "adapter")
             self.backbone = merge_adapter(self.backbone)
         save_package(folder, self.family, self.backbone, json.loads(json.dumps(meta)))
