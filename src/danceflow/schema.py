@@ -41,7 +41,7 @@ OBJECTIVE_NAMES = (
 REDUCTION_NAMES = ("mean", "sum", "weighted")
 DYNAMICS_NAMES = ("ode", "sde")
 ROUTING_NAMES = ("hard", "soft")
-FAMILY_NAMES = ("sd3",)
+FAMILY_NAMES = ("flux2", "qwen_image", "sd3", "zimage")
 SOURCE_NAMES = ("scenes",)
 SCENE_BUCKETS = ("t2i", "local_edit", "global_edit")
 
@@ -100,6 +100,8 @@ class RunParams(Section):
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")]
     dtype: Literal["float32", "bfloat16", "float16"]
     num_threads: PositiveCount
+    offload: Literal["none", "teachers", "blocks"]  # of teachers with weights of their own
+    compile: bool  # the repeated blocks of every network
 
 
 class TransformerParams(Section):
@@ -205,6 +207,7 @@ class DistillParams(Section):
     num_steps: PositiveCount
     student: Literal["full", "lora"]
     lora_rank: PositiveCount
+    activation_checkpointing: bool
     init: str  # "base", "merge" or a teacher
     merge_weights: Mapping[str, NonNegative] | None
     capabilities_per_update: Literal["one", "all"]

@@ -124,14 +124,14 @@ def test_any_aspect_ratio_is_the_stock_pipelines(stock) -> None:
 
 @pytest.fixture
 def widened(stock_folder: Path):
-    family = open_family("sd3", stock_folder).widened()
+    family = open_family("sd3", stock_folder).editing()
     return family, family.load_backbone(stock_folder / "transformer").eval()
 
 
 def test_a_widened_model_starts_as_the_original(stock_folder: Path, widened) -> None:
     family, backbone = widened
     assert family.takes_source
-    assert family.widened() is family
+    assert family.editing() is family
     noise, source = normal(family.latent_shape, [1, 2]), normal(family.latent_shape, [3, 4])
     latents = sample(
         family.guided(family.field(backbone), 4.5),

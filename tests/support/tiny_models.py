@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family, zimage_pipeline
 from torch import nn
 
 from danceflow.fields import normal
@@ -147,6 +148,16 @@ TINY_FAMILIES: Mapping[str, Mapping[str, Callable[[Path], ModelFamily]]] = {
         "velocity": lambda _: small_sd3("velocity"),
         "no_source": lambda _: small_sd3(source=False),
         "stock": stock_sd3,
+        "widened": lambda folder: stock_sd3(folder).editing(),
+    },
+    "flux2": {"klein": lambda folder: stock_family("flux2", flux2_pipeline(), folder)},
+    "qwen_image": {
+        "create": lambda folder: stock_family("qwen_image", qwen_image_pipeline(), folder),
+        "edit": lambda folder: stock_family("qwen_image", qwen_image_pipeline(edit=True), folder),
+    },
+    "zimage": {
+        "plain": lambda folder: stock_family("zimage", zimage_pipeline(), folder),
+        "omni": lambda folder: stock_family("zimage", zimage_pipeline(omni=True), folder),
     },
 }
 """Every family of ``FAMILIES``, in the shapes it comes in."""

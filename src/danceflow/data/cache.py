@@ -18,6 +18,7 @@ from tqdm import tqdm
 from danceflow.data.buckets import images_of, read_bucket
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
+from danceflow.models.memory import memory_of
 from danceflow.models.package import Teachers
 from danceflow.ops.files import atomic_directory, atomic_file, fingerprint, sha256
 
@@ -44,7 +45,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     dataset = read_bucket(folder, _SPLIT)
     if config.needs_source and any(cell is None for cell in dataset["source"]):
         raise DataError(f"{folder / _SPLIT}: capability {capability!r} needs a source in every row")
-    teachers = Teachers(paths.teachers, params.family.name, [config.teacher], params.run.device)
+    teachers = Teachers(paths.teachers, params.family.name, [config.teacher], memory_of(params.run))
     family = sized_to(teachers.family, dataset)
     if config.needs_source and not family.takes_source:
         raise WeightsError(

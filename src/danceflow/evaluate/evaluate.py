@@ -30,6 +30,7 @@ from danceflow.evaluate.records import (
 from danceflow.evaluate.scenes import SCORE, main_evaluator
 from danceflow.fields import VelocityField
 from danceflow.method import METHODS
+from danceflow.models.memory import memory_of
 from danceflow.models.package import Teachers, load_package, read_manifest
 from danceflow.ops.files import atomic_directory
 from danceflow.train.start import start_backbone
@@ -58,7 +59,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         paths.teachers,
         params.family.name,
         list(read_manifest(paths.teachers)["teachers"]),
-        params.run.device,
+        memory_of(params.run),
     )
     if student.family.latent_shape != teachers.family.latent_shape:
         raise WeightsError(

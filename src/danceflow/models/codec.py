@@ -93,6 +93,23 @@ def load_codec(folder: Path) -> Codec:
     """
     if not (folder / "vae").is_dir():
         return PixelCodec()
+    return load_vae(folder)
+
+
+def load_vae(folder: Path) -> VaeCodec:
+    """Returns the codec of the ``AutoencoderKL`` in ``folder / "vae"``.
+
+    Raises:
+        WeightsError: if the autoencoder is missing or cannot be read.
+    """
     from diffusers import AutoencoderKL
 
     return VaeCodec(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=torch.float32))
+
+
+def to_pictures(images_B3HW: Tensor) -> list[Any]:
+    """Returns images in [0, 1] as ``PIL`` pictures, as vision encoders take them."""
+    from PIL import Image
+
+    levels = (images_B3HW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(level) for level in levels]

@@ -38,6 +38,16 @@ class ModelFamily(Protocol):
         """
         ...
 
+    def editing(self) -> "ModelFamily":
+        """Returns this family with a backbone that takes a source; one that does is itself.
+
+        Its ``load_backbone`` takes the weights of one that does not, and gives the same velocities.
+
+        Raises:
+            WeightsError: if such a backbone cannot be made of this one.
+        """
+        ...
+
     def condition(
         self,
         prompts: Sequence[str],
@@ -103,8 +113,6 @@ class ModelFamily(Protocol):
     def load_backbone(self, folder: Path) -> nn.Module:
         """Returns the float32 backbone saved in ``folder``.
 
-        A family whose input was widened takes a backbone without the new weights, as zeros.
-
         Raises:
             WeightsError: if the weights are missing, damaged or of another shape.
         """
@@ -118,6 +126,14 @@ class ModelFamily(Protocol):
         """Writes the student's adapter to ``folder``, as the family's stock pipelines load it."""
         ...
 
+    def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns an adapter's tensors under the names that diffusers has for the backbone.
+
+        ``tensors`` may have the names of the model's original code. What is not known is returned
+        as it is.
+        """
+        ...
+
     def save_frozen(self, folder: Path) -> None:
         """Writes everything but the backbone to ``folder``; ``open_family`` reads it back."""
         ...
@@ -127,7 +143,12 @@ class ModelFamily(Protocol):
         ...
 
 
-FAMILIES = {"sd3": "danceflow.models.sd3:Sd3Family"}
+FAMILIES = {
+    "flux2": "danceflow.models.flux2:Flux2Family",
+    "qwen_image": "danceflow.models.qwen_image:QwenImageFamily",
+    "sd3": "danceflow.models.sd3:Sd3Family",
+    "zimage": "danceflow.models.zimage:ZImageFamily",
+}
 """Family name to ``module:class``; a family is one file and one line here."""
 
 

@@ -170,7 +170,7 @@ class Sd3Family:
         resized._set_size(height, width)
         return resized
 
-    def widened(self) -> "Sd3Family":
+    def editing(self) -> "Sd3Family":
         """Returns this family with source channels beside the state's: it can edit.
 
         Its ``load_backbone`` takes a transformer without them and starts them at zero weight, so
@@ -373,6 +373,10 @@ class Sd3Family:
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
         """Writes the transformer to ``folder`` as float16 in diffusers' format."""
         save_half(backbone, folder)
+
+    def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns ``tensors`` as they are: diffusers has no other names for this backbone."""
+        return tensors
 
     def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
         """Writes the student's adapter to ``folder``.
