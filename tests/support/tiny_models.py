@@ -109,7 +109,7 @@ def stock_pipeline(*, with_t5: bool = True, **scheduler: Any) -> Any:
                 joint_attention_dim=32,
                 caption_projection_dim=16,
                 pooled_projection_dim=20,
-                pos_embed_max_size=6,
+                pos_embed_max_size=8,
                 dual_attention_layers=(0,),
                 qk_norm="rms_norm",
             ),
