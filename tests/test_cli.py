@@ -132,6 +132,7 @@ def test_the_commands_are_frozen() -> None:
         "stage": ["--capability", "name"],
         "check": [],
         "teachers": [],
+        "bring-teachers": ["--edits", "--family", "--teacher", "pipeline"],
         "generate": [*student, "prompts"],
         "edit": [*student, "image", "instructions"],
         "promote": ["version"],
@@ -177,6 +178,27 @@ def test_run_tells_bad_input_before_anything_starts(
     assert message in err
     assert len(err.splitlines()) == 1
     assert calls == []
+
+
+def test_teachers_are_brought_into_the_checkout(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from danceflow.models import bring
+
+    noted: list[Any] = []
+    monkeypatch.setattr(bring, "bring_teachers", lambda *a, **k: noted.append((a, k)))
+    given = ["bring-teachers", "stock", "--family", "zimage", "--edits"]
+    code, out, _ = danceflow(*given, "--teacher", "local=a.safetensors", "--teacher", "far=b=c")
+    assert code == 0
+    place = checkout / "models" / "teachers"
+    assert out.strip() == str(place)
+    named = {"local": Path("a.safetensors"), "far": Path("b=c")}
+    assert noted == [(("zimage", Path("stock"), named, place), {"edits": True})]
+    assert json.loads((checkout / "reports" / "teachers.json").read_text()) == {"teachers": {}}
+    code, _, err = danceflow(*given, "--teacher", "local")
+    assert code == 2
+    assert "'local': write it as NAME=PATH" in err
+    assert len(noted) == 1
 
 
 def test_the_other_flows_get_the_checkout(

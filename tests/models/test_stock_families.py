@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from stock_cases import CASES, StockCase, picture
 from tiny_models import PROMPTS, shake
 from tiny_stock import SIDE, stock_family
@@ -215,3 +216,20 @@ def test_a_setting_that_is_missing_is_told(opened, tmp_path: Path) -> None:
     path.write_text(json.dumps(settings))
     with pytest.raises(WeightsError, match=r"danceflow_family.json: the setting 'scheduler'"):
         open_family(opened.case.family, tmp_path)
+
+
+def test_adapters_in_the_original_codes_names_are_translated(tmp_path: Path) -> None:
+    opened = Opened(CASES["flux2"], tmp_path / "stock")
+    name = "diffusion_model.double_blocks.0.img_attn.qkv"
+    down, up = normal((2, 16), [1])[0], normal((48, 2), [2])[0]
+    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    save_file(tensors, tmp_path / "original.safetensors")
+    with pytest.raises(WeightsError, match="img_attn.qkv.lora_A.weight belongs to no module"):
+        load_adapter(opened.network(), tmp_path / "original.safetensors", "teacher")
+    network, translate = opened.network(), opened.family.translate_adapter
+    report = load_adapter(network, tmp_path / "original.safetensors", "teacher", translate)
+    attention = "transformer_blocks.0.attn."
+    assert report.modules == tuple(attention + part for part in ("to_k", "to_q", "to_v"))
+    key = network.get_submodule(attention + "to_k")
+    assert torch.equal(key.lora_B["teacher"].weight, up[16:32])
+    assert torch.equal(key.lora_A["teacher"].weight, down)
