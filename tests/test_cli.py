@@ -132,6 +132,7 @@ def test_the_commands_are_frozen() -> None:
         "stage": ["--capability", "name"],
         "check": [],
         "teachers": ["--recipe"],
+        "bring-teachers": ["--edits", "--family", "--teacher", "pipeline"],
         "generate": [*student, "prompts"],
         "edit": [*student, "image", "instructions"],
         "promote": ["version"],
@@ -196,6 +197,27 @@ def test_teachers_of_a_recipe_are_added_to_those_that_are_there(
     assert "nothing, all are there" in danceflow("teachers", "--recipe", recipe)[1]
     assert asked == [(["base", "local", "global", "realism"], checkout)] * 2
     assert calls == []
+
+
+def test_teachers_are_brought_into_the_checkout(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from danceflow.models import bring
+
+    noted: list[Any] = []
+    monkeypatch.setattr(bring, "bring_teachers", lambda *a, **k: noted.append((a, k)))
+    given = ["bring-teachers", "stock", "--family", "zimage", "--edits"]
+    code, out, _ = danceflow(*given, "--teacher", "local=a.safetensors", "--teacher", "far=b=c")
+    assert code == 0
+    place = checkout / "models" / "teachers"
+    assert out.strip() == str(place)
+    named = {"local": Path("a.safetensors"), "far": Path("b=c")}
+    assert noted == [(("zimage", Path("stock"), named, place), {"edits": True})]
+    assert json.loads((checkout / "reports" / "teachers.json").read_text()) == {"teachers": {}}
+    code, _, err = danceflow(*given, "--teacher", "local")
+    assert code == 2
+    assert "'local': write it as NAME=PATH" in err
+    assert len(noted) == 1
 
 
 def test_the_other_flows_get_the_checkout(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from danceflow.errors import DanceflowError, DataError
+from danceflow.errors import DanceflowError, DataError, UsageError
 from danceflow.ops import runtime
 
 if TYPE_CHECKING:
@@ -138,6 +138,34 @@ def teachers(
     runtime.prepare(params.run)
     added = add(params, Paths(root))
     typer.echo(f"added to models/teachers: {', '.join(added) or 'nothing, all are there'}")
+
+
+@app.command(name="bring-teachers")
+def bring_teachers(
+    pipeline: Annotated[Path, typer.Argument(help="Folder of a stock diffusers pipeline.")],
+    family: Annotated[str, typer.Option(help="Its family, such as zimage.")],
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="A LoRA file, or a transformer's folder."),
+    ] = None,
+    edits: Annotated[bool, typer.Option(help="Whether some of them edit.")] = False,
+) -> None:
+    """Put teachers that were trained elsewhere where the stages look for them."""
+    root = _checkout()
+    from danceflow.models.bring import bring_teachers as bring
+    from danceflow.ops.files import write_json
+    from danceflow.paths import Paths
+
+    given = [item.partition("=") for item in teacher or []]
+    for name, equals, path in given:
+        if not (name and equals and path):
+            raise UsageError(f"{name + equals + path!r}: write it as NAME=PATH")
+    paths = Paths(root)
+    named = {name: Path(path) for name, _, path in given}
+    bring(family, pipeline, named, paths.teachers, edits=edits)
+    paths.teachers_images.mkdir(parents=True, exist_ok=True)
+    write_json(paths.teachers_report, {"teachers": {}})
+    typer.echo(str(paths.teachers))
 
 
 @app.command()

@@ -43,7 +43,7 @@ REDUCTION_NAMES = ("mean", "sum", "weighted")
 DYNAMICS_NAMES = ("ode", "sde")
 ROUTING_NAMES = ("hard", "soft")
 COUPLING_NAMES = ("independent", "antithetic", "stratified")
-FAMILY_NAMES = ("sd3",)
+FAMILY_NAMES = ("flux2", "qwen_image", "sd3", "zimage")
 SOURCE_NAMES = ("scenes",)
 SCENE_BUCKETS = ("t2i", "local_edit", "global_edit", "realism")
 
@@ -103,6 +103,8 @@ class RunParams(Section):
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")]
     dtype: Literal["float32", "bfloat16", "float16"]
     num_threads: PositiveCount
+    offload: Literal["none", "teachers", "blocks"]  # of teachers with weights of their own
+    compile: bool  # the repeated blocks of every network
 
 
 class TransformerParams(Section):
@@ -215,6 +217,7 @@ class DistillParams(Section):
     num_steps: PositiveCount
     student: Literal["full", "lora"]
     lora_rank: PositiveCount
+    activation_checkpointing: bool
     init: str  # "base", "merge" or a teacher
     merge_weights: Mapping[str, NonNegative] | None
     capabilities_per_update: Literal["one", "balanced", "all"]

@@ -172,7 +172,7 @@ def test_a_student_of_another_size_is_told(copy) -> None:
     params, paths = copy
     settings = next(paths.student.rglob("danceflow_family.json"))
     content = json.loads(settings.read_text())
-    content["transformer"]["sample_size"] = 16
+    content["image_size"] = [16, 16]
     settings.write_text(json.dumps(content))
     manifest = paths.student / "manifest.json"
     meta = json.loads(manifest.read_text())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from danceflow.data.buckets import read_bucket
+from danceflow.data.buckets import images_of, read_bucket
 from danceflow.errors import DataError, WeightsError
 from danceflow.evaluate.evaluator import Task, build_task, category_means, mean_of_categories
 from danceflow.evaluate.field_gap import field_gap
@@ -30,6 +30,7 @@ from danceflow.evaluate.records import (
 from danceflow.evaluate.scenes import SCORE, main_evaluator, shading
 from danceflow.fields import VelocityField
 from danceflow.method import METHODS
+from danceflow.models.memory import memory_of
 from danceflow.models.package import Teachers, load_package, read_manifest
 from danceflow.ops.files import atomic_directory
 from danceflow.train.start import start_backbone
@@ -58,12 +59,13 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         paths.teachers,
         params.family.name,
         list(read_manifest(paths.teachers)["teachers"]),
-        params.run.device,
+        memory_of(params.run),
     )
-    if student.family.latent_shape != teachers.family.latent_shape:
+    size = images_of(dataset, [0], "target").shape[-2:]
+    if student.family.image_size != tuple(size):
         raise WeightsError(
-            f"{paths.student}: the student's latents are {student.family.latent_shape}, its "
-            f"teachers' are {teachers.family.latent_shape}; run the stage distill"
+            f"{paths.student}: the student makes images of {student.family.image_size} pixels, the "
+            f"data has {tuple(size)}; run the stage distill"
         )
     task = build_task(
         capability,

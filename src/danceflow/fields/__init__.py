@@ -10,6 +10,7 @@ from danceflow.fields.field import (
     CountingField,
     GuidedField,
     VelocityField,
+    pad_length,
 )
 from danceflow.fields.gaussian import GaussianField
 from danceflow.fields.grid import GRIDS, shifted_grid, sigma_grid, uniform_grid
@@ -62,6 +63,7 @@ __all__ = [
     "draw_queries",
     "lookup",
     "normal",
+    "pad_length",
     "require_single",
     "resolve_objective",
     "rollout",

@@ -22,7 +22,8 @@ from danceflow.data.cache import ConditionCache
 from danceflow.errors import ConfigError
 from danceflow.fields import Condition, Request, VelocityField, seed_for, uniform
 from danceflow.method import Method, resolve_method
-from danceflow.models.adapters import add_student_adapter, merge_adapter, save_adapter
+from danceflow.models.adapters import merge_adapter
+from danceflow.models.memory import memory_of, recompute_activations
 from danceflow.models.package import Teachers, save_package
 from danceflow.ops.files import atomic_directory, fingerprint, sha256
 from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
@@ -37,7 +38,7 @@ from danceflow.train.log import Meter, MetricsFile, log_losses, write_curves
 from danceflow.train.observe import Observer
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
 from danceflow.train.replay import Part, Replay
-from danceflow.train.start import MERGE, start_backbone
+from danceflow.train.start import MERGE, start_student
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(params: "Params", paths: "Paths") -> None:
     started = time.monotonic()
     method = method_of(params.distill)
     teachers = Teachers(
-        paths.teachers, params.family.name, teacher_names(params), params.run.device
+        paths.teachers, params.family.name, teacher_names(params), memory_of(params.run)
     )
     caches = {name: ConditionCache(paths.cache(name)) for name in params.capabilities}
     key = training_key(params, paths)
@@ -160,6 +161,15 @@ def capabilities_of(params: "Params") -> list[Capability]:
     ]
 
 
+def _image_size(caches: dict[str, ConditionCache]) -> tuple[int, int]:
+    """Returns the height and width of all caches' images; raises ``ConfigError`` if they differ."""
+    sizes = {name: tuple(cache.index["image_size"]) for name, cache in caches.items()}
+    if len(set(sizes.values())) != 1:
+        raise ConfigError(f"the capabilities' images differ in size: {sizes}")
+    height, width = next(iter(sizes.values()))
+    return height, width
+
+
 class Trainer:
     """Student, optimiser and average, and the loop that moves them."""
 
@@ -175,7 +185,7 @@ class Trainer:
     ) -> None:
         """Builds the student and resumes from ``work`` if a checkpoint is there."""
         self.params, self.config, self.method = params, params.distill, method
-        self.family, self.caches = teachers.family, caches
+        self.family, self.caches = teachers.family.sized(*_image_size(caches)), caches
         self.tracker, self.observer, self.work = tracker, observer, work
         self.device = torch.device(params.run.device)
         capabilities = capabilities_of(params)
@@ -185,11 +195,14 @@ class Trainer:
             c.name: teachers.field(c.teacher.base, c.teacher.guidance_scale) for c in capabilities
         }
         start = method.init or self.config.init
-        self.backbone = start_backbone(self.config, teachers, method.init)
+        self.backbone, self.trainable = start_student(
+            self.config, teachers, params.run.seed, method.init
+        )
+        if self.config.activation_checkpointing:
+            recompute_activations(self.backbone)
         # A student that starts as one of several teachers agrees with that one at first.
         others = {c.name for c in capabilities if c.teacher.base != start}
         self.must_differ = others or {c.name for c in capabilities}
-        self.trainable = self._make_trainable()
         self.student = self.family.field(self.backbone)
         self.grid = self.family.grid(self.config.num_steps).to(self.device)
         self.optimizer = make_optimizer(
@@ -213,15 +226,6 @@ class Trainer:
             self.step, self.seconds, size = saved["step"], saved["seconds"], saved["metrics_size"]
             _LOG.info("resuming at update %d", self.step)
         self.metrics = MetricsFile(work / "metrics.jsonl", size)
-
-    def _make_trainable(self) -> list[nn.Parameter]:
-        if self.config.student == "lora":
-            rank = self.config.lora_rank
-            return add_student_adapter(
-                self.family, self.backbone, rank=rank, alpha=rank, seed=self.params.run.seed
-            )
-        self.backbone.requires_grad_(True)
-        return list(self.backbone.parameters())
 
     def _ema_field(self) -> VelocityField:
         self.ema_backbone = copy.deepcopy(self.backbone).eval().requires_grad_(False)
@@ -343,14 +347,19 @@ class Trainer:
         draw = force or self.step % self.config.grid_every == 0
         if not (score or draw):
             return
-        live = {n: p.detach().clone() for n, p in self.backbone.named_parameters()}
+        live = {
+            name: param.detach().clone()
+            for name, param in self.backbone.named_parameters()
+            if param.requires_grad
+        }
         self.ema.copy_to(self.backbone)
         scores = self.observer.observe(self.student, self.step, score=score, draw=draw)
         if scores:
             self.metrics.append({"step": self.step, "scores": scores})
         with torch.no_grad():
             for name, param in self.backbone.named_parameters():
-                param.copy_(live[name])
+                if name in live:
+                    param.copy_(live[name])
 
     def _checkpoint(self, seconds: float) -> None:
         save_checkpoint(
@@ -375,6 +384,6 @@ class Trainer:
     def package(self, folder: Path, meta: dict[str, Any]) -> None:
         """Writes the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
         if self.config.student == "lora":
-            save_adapter(self.backbone, folder / "adapter")
+            self.family.export_adapter(self.backbone, folder / "adapter")
             self.backbone = merge_adapter(self.backbone)
         save_package(folder, self.family, self.backbone, json.loads(json.dumps(meta)))
