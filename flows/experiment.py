@@ -133,6 +133,7 @@ def experiment(root: Path, plan: Plan) -> Iterator[Experiment]:
             shutil.copyfile(plan.recipe, Paths(inside).params)
         dvc_graph.write_parameters(Paths(inside).params, plan.overrides)
         dvc_graph.checkout_sources(inside)
+        _share_raw(paths.raw, Paths(inside).raw)
         yield Experiment(plan.name, inside, environment)
     finally:
         _remove(root, folder)
@@ -166,6 +167,15 @@ def _share_work(main: Paths, inside: Paths) -> None:
     target.mkdir(parents=True, exist_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(target, target_is_directory=True)
+
+
+def _share_raw(main: Path, inside: Path) -> None:
+    """Let the worktree read the raw data that git does not know."""
+    for item in sorted(main.glob("*")):
+        place = inside / item.name
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(item.resolve(), target_is_directory=item.is_dir())
 
 
 def _remove(root: Path, folder: Path) -> None:

@@ -7,6 +7,7 @@ passing reason, and shows it live. ``dvc repro`` does the same without Prefect.
 import logging
 import queue
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class _Settings:
     enter_registry: bool = True
     timeout_s: float | None = None
     force: str | None = None
+    with_teachers: bool = False
 
 
 def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
@@ -161,6 +163,7 @@ def run_pipeline(
     max_parallel: int = 1,
     enter_registry: bool = True,
     stage_timeout_s: float | None = None,
+    with_teachers: bool = False,
 ) -> PipelineResult:
     """Bring every stage up to date, then register and judge the student.
 
@@ -175,9 +178,10 @@ def run_pipeline(
         max_parallel: how many stages may run at once where the graph allows it.
         enter_registry: False leaves the registry as it is.
         stage_timeout_s: seconds that one stage may take; None: as long as it needs.
+        with_teachers: let the frozen stage of the teachers run, too, where it is stale.
     """
     root = _begin(root)
-    settings = _Settings(max_parallel, enter_registry, stage_timeout_s)
+    settings = _Settings(max_parallel, enter_registry, stage_timeout_s, with_teachers=with_teachers)
     if recipe is None and not overrides and name is None:
         return _run(root, load_params(Paths(root).params), None, settings)
     checked = plan(root, recipe, overrides, name)
@@ -235,7 +239,8 @@ def _run(
         # Before hours of training; and a new database is made before stages share it.
         open_store(TrackingSettings.of(root, params.tracking))
     environment = None if place is None else place.environment
-    with ProcessGroups() as processes:
+    thawed = dvc_stage.unfrozen(root, "teachers") if settings.with_teachers else nullcontext()
+    with thawed, ProcessGroups() as processes:
         nodes = dvc_graph.stage_graph(root)
         stages = _run_stages(root, nodes, processes, environment, settings)
     if place is not None:

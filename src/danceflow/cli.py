@@ -62,6 +62,10 @@ def run(
         typer.Option("--set", "-S", metavar="NAME=VALUE", help="Change one parameter."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the experiment.")] = None,
+    with_teachers: Annotated[
+        bool,
+        typer.Option("--with-teachers", help="Also train the teachers where they are stale."),
+    ] = False,
     parallel: Annotated[int, typer.Option(min=1, help="How many stages may run at once.")] = 1,
 ) -> None:
     """Run the whole pipeline as a Prefect flow.
@@ -80,7 +84,12 @@ def run(
     from flows.result import result_table
 
     result = run_pipeline(
-        root=root, recipe=recipe, overrides=values, name=name, max_parallel=parallel
+        root=root,
+        recipe=recipe,
+        overrides=values,
+        name=name,
+        max_parallel=parallel,
+        with_teachers=with_teachers,
     )
     typer.echo(result_table(result.summary, result.stages, result.standing))
 
@@ -166,6 +175,18 @@ def bring_teachers(
     paths.teachers_images.mkdir(parents=True, exist_ok=True)
     write_json(paths.teachers_report, {"teachers": {}})
     typer.echo(str(paths.teachers))
+
+
+@app.command()
+def digits() -> None:
+    """Write scikit-learn's handwritten digits to data/raw/digits, for recipes/digits.yaml."""
+    root = _checkout()
+    from danceflow.digits.raw import TABLE, write_digits
+    from danceflow.paths import Paths
+
+    folder = Paths(root).raw_digits
+    count = write_digits(folder)
+    typer.echo(f"{folder / TABLE}: {count} rows")
 
 
 @app.command()

@@ -35,12 +35,15 @@ from danceflow.schema import (
     EvaluateParams,
     FamilyParams,
     GateParams,
+    InputParams,
+    JudgeParams,
     Params,
     RunParams,
     TeacherParams,
     TextEncoderParams,
     TrackingParams,
     TransformerParams,
+    WeightsParams,
 )
 
 __all__ = [
@@ -62,12 +65,15 @@ __all__ = [
     "EvaluateParams",
     "FamilyParams",
     "GateParams",
+    "InputParams",
+    "JudgeParams",
     "Params",
     "RunParams",
     "TeacherParams",
     "TextEncoderParams",
     "TrackingParams",
     "TransformerParams",
+    "WeightsParams",
     "dump_yaml",
     "load_params",
     "override",
@@ -297,6 +303,41 @@ def _rule_scenes(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"data.buckets.{name}", text)
 
 
+def _rule_input(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    data: DataParams | None = sections.get("data")
+    if data is None:
+        return
+    if data.input is None:
+        if data.source != "scenes":
+            yield Problem("data.input", f"is missing: where does the {data.source} lie?")
+        return
+    if data.source == "scenes":
+        yield Problem("data.input", "should be null: scenes are drawn, not read")
+        return
+    for bucket in data.input.tasks:
+        if bucket not in data.buckets:
+            text = unknown_name("bucket", bucket, data.buckets)
+            yield Problem(f"data.input.tasks.{bucket}", text)
+    if "task" not in data.input.columns and len(data.buckets) > 1:
+        text = "task: is missing; with several buckets a column must tell them apart"
+        yield Problem("data.input.columns", text)
+    if "task" in data.input.columns:
+        for bucket in data.buckets:
+            if not data.input.tasks.get(bucket):
+                text = "is missing: which tasks belong to this bucket?"
+                yield Problem(f"data.input.tasks.{bucket}", text)
+
+
+def _rule_judge(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    evaluate: EvaluateParams | None = sections.get("evaluate")
+    judge = None if evaluate is None else evaluate.judge
+    if evaluate is None or judge is None or not judge.is_score:
+        return
+    if judge.num_samples < evaluate.num_samples:
+        text = f"{judge.num_samples} rows are judged, retention needs all {evaluate.num_samples}"
+        yield Problem("evaluate.judge.num_samples", text)
+
+
 _RULES = (
     _rule_capabilities,
     _rule_teachers,
@@ -305,6 +346,8 @@ _RULES = (
     _rule_gate,
     _rule_sizes,
     _rule_scenes,
+    _rule_input,
+    _rule_judge,
 )
 
 

@@ -50,6 +50,10 @@ class TrainingError(DanceflowError):
     """Training cannot go on: a non-finite loss, a zero gradient, teachers on different grids."""
 
 
+class JudgeError(DanceflowError):
+    """A judge cannot be reached, refuses or gives no usable answer."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the sentence for a name that is not in a table, with the nearest one that is.
 

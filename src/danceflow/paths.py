@@ -31,6 +31,16 @@ class Paths:
     # Data.
 
     @property
+    def raw(self) -> Path:
+        """What users bring; nothing below it is ever changed."""
+        return self.root / "data" / "raw"
+
+    @property
+    def raw_digits(self) -> Path:
+        """The handwritten digits as a table and its pictures."""
+        return self.raw / "digits"
+
+    @property
     def buckets(self) -> Path:
         """The normalised samples of all capabilities."""
         return self.root / "data" / "buckets"
@@ -144,6 +154,15 @@ class Paths:
     def work(self, fingerprint: str) -> Path:
         """Rolling checkpoints of one piece of work; a stage's outs are deleted on a retry."""
         return self.scratch / "work" / fingerprint
+
+    @property
+    def judge_answers(self) -> Path:
+        """Every answer that a judge ever gave, by question."""
+        return self.work("judge-answers")
+
+    def judge_questions(self, capability: str) -> Path:
+        """Questions and pictures that an offline judge leaves."""
+        return self.work(f"judge-questions-{capability}")
 
 
 def find_root(start: Path) -> Path:

@@ -44,8 +44,41 @@ DYNAMICS_NAMES = ("ode", "sde")
 ROUTING_NAMES = ("hard", "soft")
 COUPLING_NAMES = ("independent", "antithetic", "stratified")
 FAMILY_NAMES = ("flux2", "qwen_image", "sd3", "zimage")
-SOURCE_NAMES = ("scenes",)
+SOURCE_NAMES = ("scenes", "table", "folder", "dataset")
 SCENE_BUCKETS = ("t2i", "local_edit", "global_edit", "realism")
+COLUMN_NAMES = (
+    "uid",
+    "task",
+    "category",
+    "prompt",
+    "source",
+    "target",
+    "split",
+    "variant",
+    "score",
+    "spec",
+)
+"""What a column of a user's table can hold."""
+
+COLUMN_PRESETS: Mapping[str, Mapping[str, str]] = {
+    "danceopd": {
+        "uid": "uid",
+        "task": "task",
+        "category": "raw_task",
+        "prompt": "prompt",
+        "source": "source_image",
+        "target": "target_image",
+    },
+    "omniedit": {
+        "uid": "omni_edit_id",
+        "task": "task",
+        "prompt": "edited_prompt_list",
+        "source": "src_img",
+        "target": "edited_img",
+        "score": "o_score",
+    },
+}
+"""The columns of released data sets, by what they hold."""
 
 
 def _one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
@@ -62,6 +95,24 @@ def _num_queries(value: object) -> object:
     if value is None or value == "all" or is_count:
         return value
     raise ValueError(f"should be a number from 1, 'all' or null, found {json.dumps(value)}")
+
+
+def _columns(value: object) -> object:
+    if isinstance(value, str):
+        if value not in COLUMN_PRESETS:
+            raise ValueError(unknown_name("preset of columns", value, COLUMN_PRESETS))
+        return COLUMN_PRESETS[value]
+    if not isinstance(value, dict):
+        raise ValueError(f"should be a preset or a mapping, found {json.dumps(value)}")
+    for name, column in value.items():
+        if name not in COLUMN_NAMES:
+            raise ValueError(unknown_name("content of a column", name, COLUMN_NAMES))
+        if not isinstance(column, str) or not column:
+            raise ValueError(f"{name}: should name a column, found {json.dumps(column)}")
+    for name in ("prompt", "target"):
+        if name not in value:
+            raise ValueError(f"{name}: is missing; say which column holds it")
+    return value
 
 
 def _not_empty(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -87,6 +138,8 @@ Coupling = Annotated[str, _one_of("coupling", COUPLING_NAMES)]
 NumQueries = Annotated[int | Literal["all"] | None, PlainValidator(_num_queries)]
 Family = Annotated[str, _one_of("family", FAMILY_NAMES)]
 Source = Annotated[str, _one_of("data source", SOURCE_NAMES)]
+Columns = Annotated[Mapping[str, str], PlainValidator(_columns)]
+Ratio = Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")]
 Optimizer = Literal["adamw", "muon"]
 
 
@@ -150,12 +203,35 @@ class BucketParams(Section):
     num_test: PositiveCount
 
 
+class InputParams(Section):
+    """What a table, an image folder or a ``datasets`` data set holds, and what is made of it."""
+
+    path: Annotated[str, Field(min_length=1)]  # or the name of a data set
+    config: str | None  # of a data set
+    revision: str | None  # of a data set that is known by name
+    subset: str | None  # split of a data set to read; null: train
+    columns: Columns  # a preset, or what each column holds
+    tasks: Mapping[str, tuple[str, ...]]  # by bucket, phrases that a task holds as whole words
+    min_score: float | None  # rows with a lower score are left out
+    fit: Literal["crop", "pad"]
+    aspect_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)]  # width:height
+    size_multiple: PositiveCount  # of the sides of images that are not square
+    min_side: PositiveCount  # pixels; images with a smaller side are bad
+    paper: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]  # behind transparent pixels and pads
+    max_bad: Fraction  # share of the rows; more stop the stage
+    num_shards: PositiveCount  # processes, each with its part of the rows
+
+
 class DataParams(Section):
-    """Where samples come from and how they are split."""
+    """Where samples come from and how they are split.
+
+    The sizes of the buckets are exact for scenes, and what is taken at most of other sources.
+    """
 
     source: Source
     seed: Count
     image_size: PositiveCount
+    input: InputParams | None  # of every source but scenes
     buckets: Annotated[Mapping[Key, BucketParams], AfterValidator(_not_empty)]
 
 
@@ -237,6 +313,29 @@ class DistillParams(Section):
     grid_every: PositiveCount
 
 
+class WeightsParams(Section):
+    """Networks on this machine that further metrics need; null leaves the metric out."""
+
+    clip: str | None  # folder of a transformers CLIP model and its processor
+    lpips: str | None  # AlexNet's state dict, as torchvision names its layers
+    inception: str | None  # TorchScript file: uint8 images to features
+
+
+class JudgeParams(Section):
+    """A vision model that scores pictures, behind an OpenAI-compatible endpoint."""
+
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")]  # up to and with /v1
+    model: Annotated[str, Field(min_length=1)]
+    key_variable: str | None  # environment variable that holds the endpoint's key
+    offline: bool  # only export pictures and questions, and use answers that are there
+    is_score: bool  # whether retention and gate go by its scores
+    num_samples: PositiveCount  # standard rows per category that are judged
+    num_retries: Count
+    timeout_s: Positive
+    price_in: NonNegative  # per million tokens
+    price_out: NonNegative
+
+
 class EvaluateParams(Section):
     """How every field is scored; all fields see the same prompts and the same noise."""
 
@@ -245,6 +344,8 @@ class EvaluateParams(Section):
     batch_size: PositiveCount
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     num_bootstrap: PositiveCount
+    weights: WeightsParams
+    judge: JudgeParams | None
 
 
 class GateParams(Section):

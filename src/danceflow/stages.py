@@ -92,7 +92,7 @@ _TABLE = (
         name="prepare",
         function="danceflow.data.prepare:run",
         params=("data",),
-        deps=_code("data", "fields", "scenes", "ops/files.py"),
+        deps=("data/raw", *_code("data", "fields", "scenes", "ops/files.py")),
         outs=(Out("data/buckets"), Out("reports/data.json", cached=False)),
     ),
     Stage(
@@ -101,7 +101,7 @@ _TABLE = (
         params=("run", "family", "data", "capabilities", "teachers", "evaluate"),
         deps=(
             "data/buckets",
-            *_code("data", "evaluate", "fields", "models", "ops", "scenes", "train"),
+            *_code("data", "digits", "evaluate", "fields", "models", "ops", "scenes", "train"),
         ),
         outs=(
             Out("models/teachers", cached=False),
@@ -134,6 +134,7 @@ _TABLE = (
             *_code(
                 "capability.py",
                 "data",
+                "digits",
                 "evaluate",
                 "fields",
                 "method.py",
@@ -165,6 +166,7 @@ _TABLE = (
             *_code(
                 "capability.py",
                 "data",
+                "digits",
                 "evaluate",
                 "fields",
                 "method.py",

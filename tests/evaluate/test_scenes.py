@@ -6,8 +6,9 @@ import pytest
 
 from danceflow.evaluate.evaluate import judge
 from danceflow.evaluate.evaluator import Task
+from danceflow.evaluate.main_score import main_evaluator
 from danceflow.evaluate.quick import QuickBatch
-from danceflow.evaluate.scenes import main_evaluator, shading
+from danceflow.evaluate.scenes import shading
 from danceflow.scenes.render import render
 
 

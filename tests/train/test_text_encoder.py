@@ -9,7 +9,13 @@ import torch
 from danceflow.models.text import small_clip, word_tokenizer
 from danceflow.scenes.prompts import CATEGORIES, Request, draw_sample, vocabulary
 from danceflow.train import text_encoder as module
-from danceflow.train.text_encoder import _LABELS, pretrain_text_encoder, request_labels
+from danceflow.train.text_encoder import (
+    _LABELS,
+    pretrain_on_prompts,
+    pretrain_text_encoder,
+    request_labels,
+    words_in,
+)
 
 ALL_CATEGORIES = [name for group in CATEGORIES.values() for name in group]
 
@@ -90,3 +96,20 @@ def test_it_learns_to_read(tokenizer, encoder, monkeypatch) -> None:
         tokenizer, encoder, num_updates=80, batch_size=32, learning_rate=1e-2, num_samples=300
     )
     assert trained > 0.8 > untrained
+
+
+def test_it_learns_to_read_the_words_of_any_prompts() -> None:
+    prompts = ["a three", "a seven", "The digit three", "rotate the image", "turn the digit"]
+    words = words_in(prompts)
+    assert words == ("a", "digit", "image", "rotate", "seven", "the", "three", "turn")
+    tokenizer = word_tokenizer(words, 6)
+    read = []
+    for num_updates in (1, 150):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            encoder = small_clip(len(tokenizer), width=16, num_layers=1, num_heads=2, max_length=6)
+        options = {"num_updates": num_updates, "batch_size": 8, "learning_rate": 0.01, "seed": 0}
+        read.append(pretrain_on_prompts(tokenizer, encoder, prompts, **options))
+        assert not any(param.requires_grad for param in encoder.parameters())
+    assert read[0] < 1
+    assert read[1] == 1

@@ -1,9 +1,10 @@
 """Buckets on disk: one ``datasets`` folder per bucket and split, always with the same columns."""
 
+import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from danceflow.scenes.prompts import Request, Sample
 from danceflow.scenes.world import Scene
 
 COLUMNS = ("uid", "category", "variant", "prompt", "source", "target", "spec")
+_DATA_FILE = "data-00000-of-00001.arrow"
+_ROWS_IN_MEMORY = 64
 _EMPTY = "this bucket is empty; its capability has nothing to learn from"
 
 
@@ -42,6 +45,57 @@ def write_bucket(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
         for name in COLUMNS:
             table[name].append(row[name])
     Dataset.from_dict(table, features=features()).save_to_disk(str(folder))
+
+
+class BucketWriter:
+    """Writes a split row by row in ``datasets``' own format, a few pictures at a time in memory.
+
+    To be used in a ``with`` block; the split can be read when the block was left.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Takes the folder to write, which may not be there yet."""
+        self.folder = folder
+        self.digest = hashlib.blake2b(digest_size=8)
+
+    def __enter__(self) -> "BucketWriter":
+        """Opens the file of the rows."""
+        from datasets.arrow_writer import ArrowWriter
+
+        self.folder.mkdir(parents=True)
+        path = self.folder / _DATA_FILE
+        self.writer = ArrowWriter(
+            features=features(), path=str(path), writer_batch_size=_ROWS_IN_MEMORY
+        )
+        return self
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds a row of ``COLUMNS``; pictures are PNG cells or ``None``."""
+        for name in COLUMNS:
+            cell = row[name]
+            data = cell["bytes"] if isinstance(cell, dict) else (cell or "").encode()
+            self.digest.update(len(data).to_bytes(8, "big") + data)
+        self.writer.write({name: row[name] for name in COLUMNS})
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the file and describes it, unless the block was left by an error."""
+        from datasets import DatasetInfo
+
+        if error[0] is not None:
+            self.writer.close()
+            return
+        self.writer.finalize()
+        DatasetInfo(features=features()).write_to_directory(str(self.folder))
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": _DATA_FILE}],
+            "_fingerprint": self.digest.hexdigest(),
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        (self.folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
 
 
 def read_bucket(folder: Path, split: str) -> Any:
@@ -83,7 +137,15 @@ def images_of(dataset: Any, rows: Sequence[int], column: str) -> Tensor:
     """
     part = dataset.select(list(rows))
     cells = zip(rows, part["uid"], part[column], strict=True)
-    return torch.stack([_decode(cell, f"row {row} ({uid}), {column}") for row, uid, cell in cells])
+    images = [_decode(cell, f"row {row} ({uid}), {column}") for row, uid, cell in cells]
+    sizes = {image.shape for image in images}
+    if len(sizes) > 1:
+        shown = " and ".join(f"{width} x {height}" for _, height, width in sorted(sizes)[:2])
+        raise DataError(
+            f"{column}: images of {shown} pixels cannot be computed together; give "
+            "data.input.aspect_ratios a single one"
+        )
+    return torch.stack(images)
 
 
 def _decode(cell: dict[str, Any] | None, place: str) -> Tensor:
@@ -103,6 +165,35 @@ def encode_png(image_3HW: Tensor) -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}
+
+
+@dataclass(frozen=True)
+class PlainSample:
+    """A row of what a user brought: no exact scene, perhaps some facts about the answer.
+
+    Attributes:
+        category: what kind of task it is.
+        variant: ``standard`` unless its source says otherwise.
+        prompt: what is asked.
+        is_edit: whether it has a picture to edit.
+        facts: what its ``spec`` column says.
+    """
+
+    category: str
+    variant: str
+    prompt: str
+    is_edit: bool
+    facts: Mapping[str, Any]
+
+
+def read_sample(row: dict[str, Any]) -> Sample | PlainSample:
+    """Returns what a row asks for: an exact scene where it has one."""
+    facts = json.loads(row["spec"]) if row["spec"] else {}
+    if "request" in facts:
+        return row_sample(row)
+    return PlainSample(
+        row["category"], row["variant"], row["prompt"], row["source"] is not None, facts
+    )
 
 
 def sample_spec(sample: Sample) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from danceflow.data import prepare_rows
 from danceflow.data.buckets import encode_png, sample_spec, write_bucket
 from danceflow.errors import DataError
 from danceflow.fields import seed_for
@@ -31,9 +32,13 @@ def run(params: "Params", paths: "Paths") -> None:
     """Writes ``data/buckets`` and ``reports/data.json``.
 
     Raises:
-        DataError: if a bucket is unknown, or a scene stands in two splits.
+        DataError: if a bucket is unknown, a scene stands in two splits, or what a user brought
+            cannot be used.
     """
     data = params.data
+    if data.source != "scenes":
+        prepare_rows.run(params, paths)
+        return
     report: dict[str, Any] = {"source": data.source, "seed": data.seed, "buckets": {}}
     scenes: dict[Split, set[tuple[int, ...]]] = {split: set() for split in SPLITS}
     with atomic_directory(paths.buckets) as folder:

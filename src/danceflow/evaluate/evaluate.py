@@ -1,8 +1,9 @@
 """Stage ``evaluate``: student, start student and every teacher on one capability's test rows."""
 
 import logging
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +12,20 @@ from tqdm import tqdm
 
 from danceflow.data.buckets import images_of, read_bucket
 from danceflow.errors import DataError, WeightsError
-from danceflow.evaluate.evaluator import Task, build_task, category_means, mean_of_categories
+from danceflow.evaluate.endpoint import Endpoint
+from danceflow.evaluate.evaluator import (
+    SCORE,
+    Evaluator,
+    Task,
+    build_task,
+    category_means,
+    mean_of_categories,
+)
 from danceflow.evaluate.field_gap import field_gap
 from danceflow.evaluate.gallery import Answers, draw_gallery
 from danceflow.evaluate.images import EXTRACTOR, distribution, preservation
+from danceflow.evaluate.judge import JUDGE, Judge, Judged
+from danceflow.evaluate.main_score import main_evaluator
 from danceflow.evaluate.records import (
     HELD_OUT_VARIANTS,
     STANDARD,
@@ -27,7 +38,8 @@ from danceflow.evaluate.records import (
     FieldResult,
     write_evaluation,
 )
-from danceflow.evaluate.scenes import SCORE, main_evaluator, shading
+from danceflow.evaluate.scenes import shading
+from danceflow.evaluate.weighted import open_metrics
 from danceflow.fields import VelocityField
 from danceflow.method import METHODS
 from danceflow.models.memory import memory_of
@@ -50,9 +62,12 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     Raises:
         WeightsError: the student or a teacher is missing, damaged or of another shape.
         DataError: the bucket is damaged or has too few rows.
+        JudgeError: a judge cannot be asked, or has not answered what the score goes by.
     """
     started = time.monotonic()
     config, own = params.evaluate, TEACHER + params.capabilities[capability].teacher
+    metrics, notes = open_metrics(config.weights)
+    model = _judge_model(params, paths, capability)
     dataset = read_bucket(paths.bucket(params.capabilities[capability].bucket), _SPLIT)
     student = load_package(paths.student, params.run.device)
     teachers = Teachers(
@@ -93,7 +108,14 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         for name, field in fields.items():
             part = task.select(places[name])
             images = _finite_images(part, field, config, name, bar.update)
-            results[name] = judge(part, images)
+            judged = {}
+            if model is not None and (model.config.is_score or name in (STUDENT, START, own)):
+                judged = model.score(name, part, images)
+                model.require_all()
+            results[name] = judge(part, images, metrics, judged if _scores(model) else None)
+            if judged and not _scores(model):
+                further = {**results[name].metrics, **_judged_means(part, judged)}
+                results[name] = results[name].model_copy(update={"metrics": further})
             scores = [row.score for row in results[name].rows]
             answers[name] = Answers(places[name], images, scores)
     gap_task = task.select(task.first_of_each(STANDARD, _GAP_ROWS))
@@ -109,21 +131,33 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         num_steps=config.num_steps,
         extractor=EXTRACTOR,
         seconds=round(time.monotonic() - started, 1),
+        notes=(*notes, *([] if model is None else [model.note()])),
         fields=results,
     )
     write_evaluation(paths.evaluation(capability), evaluation)
     _LOG.info("%s: %s", capability, _line(results))
 
 
-def judge(task: Task, images_B3HW: Tensor) -> FieldResult:
+def judge(
+    task: Task,
+    images_B3HW: Tensor,
+    further: Sequence[Evaluator] = (),
+    judged: Mapping[int, Judged] | None = None,
+) -> FieldResult:
     """Returns the scores of a field's images; the field gap is left empty.
 
     Args:
         task: what the field was asked.
         images_B3HW: its answers, finite, in [0, 1].
+        further: evaluators of the standard rows beside the usual ones.
+        judged: a judge's marks of every row, in place of the scores that the data gives.
     """
     evaluator, _ = main_evaluator(task)
-    parts = {item.name: item.rows for item in evaluator(task, images_B3HW) if item.rows is not None}
+    if judged is None:
+        found = evaluator(task, images_B3HW)
+        parts = {item.name: item.rows for item in found if item.rows is not None}
+    else:
+        parts = _judged_rows(task, judged)
     rows = tuple(
         Answer(
             uid=row.uid,
@@ -145,19 +179,60 @@ def judge(task: Task, images_B3HW: Tensor) -> FieldResult:
         score=variants[STANDARD],
         categories=category_means(scores[place] for place in standard),
         variants=variants,
-        metrics=_metrics(task.select(standard), images_B3HW[torch.tensor(standard)]),
+        metrics=_metrics(task.select(standard), images_B3HW[torch.tensor(standard)], further),
         field_gap={},
         rows=rows,
     )
 
 
-def _metrics(task: Task, images: Tensor) -> dict[str, float]:
+def _metrics(task: Task, images: Tensor, further: Sequence[Evaluator]) -> dict[str, float]:
     """Returns the further metrics of the standard rows."""
-    further = [shading] if task.source is None else [preservation]
+    evaluators = [shading if task.source is None else preservation, distribution]
     return {
         item.name: round(item.value, 5)
-        for evaluator in (*further, distribution)
+        for evaluator in (*evaluators, *further)
         for item in evaluator(task, images)
+    }
+
+
+def _scores(model: Judge | None) -> bool:
+    """Returns whether the score goes by a judge."""
+    return model is not None and model.config.is_score
+
+
+def _judge_model(params: "Params", paths: "Paths", capability: str) -> Judge | None:
+    """Returns the judge that the parameters name; questions of an earlier run are removed."""
+    config = params.evaluate.judge
+    if config is None:
+        return None
+    export = paths.judge_questions(capability)
+    shutil.rmtree(export, ignore_errors=True)
+    return Judge(config, Endpoint(config, paths.judge_answers), export)
+
+
+def _judged_rows(task: Task, judged: Mapping[int, Judged]) -> dict[str, tuple[float, ...]]:
+    """Returns a judge's scores as an evaluator would give them."""
+    places = range(task.num_rows)
+    rows = {SCORE: tuple(judged[place].score for place in places)}
+    if task.source is not None:
+        for kind in ("sc", "pq"):
+            rows[kind] = tuple(judged[place].marks[kind] for place in places)
+    return rows
+
+
+def _judged_means(task: Task, judged: Mapping[int, Judged]) -> dict[str, float]:
+    """Returns the means over categories of a judge's marks, as further metrics."""
+    names = {mark for item in judged.values() for mark in item.marks} - {"right"}
+    values = {SCORE: {place: item.score for place, item in judged.items()}}
+    values |= {
+        name: {place: item.marks[name] for place, item in judged.items()} for name in sorted(names)
+    }
+    return {
+        JUDGE + name: round(
+            mean_of_categories((task.rows[place].category, value) for place, value in rows.items()),
+            5,
+        )
+        for name, rows in values.items()
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from danceflow.data.buckets import images_of, row_sample, rows_of
+from danceflow.data.buckets import PlainSample, images_of, read_sample, rows_of
 from danceflow.evaluate.records import HELD_OUT_PAIR, STANDARD, UNKNOWN_WORDS
 from danceflow.fields import Condition, VelocityField, normal, sample, seed_for
 from danceflow.models.family import ModelFamily
@@ -20,6 +20,9 @@ from danceflow.scenes.prompts import Sample
 from danceflow.scenes.world import HELD_OUT_PAIRS
 
 _LOG = logging.getLogger(__name__)
+
+SCORE = "score"
+"""The measurement that retention is about."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Task:
         capability: its name.
         family: decodes latents and gives the sigma grid.
         rows: B questions.
-        samples: [B] the exact requests and scenes.
+        samples: [B] the exact requests and scenes, or what is known about a user's rows.
         condition: B rows.
         noise: [B, C, H, W] initial states.
         source: [B, 3, H, W] images in [0, 1], or ``None`` for text-to-image.
@@ -60,11 +63,33 @@ class Task:
     capability: str
     family: ModelFamily
     rows: tuple[Row, ...]
-    samples: tuple[Sample, ...]
+    samples: tuple[Sample | PlainSample, ...]
     condition: Condition
     noise: Tensor
     source: Tensor | None
     target: Tensor
+
+    @property
+    def scenes(self) -> tuple[Sample, ...]:
+        """The exact requests and scenes.
+
+        Raises:
+            ValueError: the rows are no scenes.
+        """
+        found = tuple(item for item in self.samples if isinstance(item, Sample))
+        if len(found) != len(self.samples):
+            raise ValueError(f"{self.capability}: its rows have no exact scenes")
+        return found
+
+    @property
+    def plain(self) -> tuple[PlainSample, ...]:
+        """What is known about a user's rows; empty where the rows are scenes."""
+        return tuple(item for item in self.samples if isinstance(item, PlainSample))
+
+    @property
+    def are_scenes(self) -> bool:
+        """Whether every row has its exact scenes."""
+        return all(isinstance(item, Sample) for item in self.samples)
 
     @property
     def num_rows(self) -> int:
@@ -204,7 +229,7 @@ def build_task(
         device: where to compute.
 
     Raises:
-        DataError: there are fewer rows, or a row has no exact scenes or a corrupt image.
+        DataError: there are fewer rows, or a row has a corrupt image.
     """
     held = {STANDARD, *dataset["variant"]}
     places = [
@@ -212,15 +237,16 @@ def build_task(
         for variant, count in num_per_category.items()
         if variant in held
         for place in rows_of(dataset, count, (variant,))
-        if variant != HELD_OUT_PAIR or asks_for_held_out_pair(row_sample(dataset[place]))
+        if variant != HELD_OUT_PAIR or asks_for_held_out_pair(read_sample(dataset[place]))
     ]
     target = images_of(dataset, places, "target")
     family = family.sized(*target.shape[-2:])
-    samples = [row_sample(row) for row in dataset.select(places)]
+    samples = [read_sample(row) for row in dataset.select(places)]
     uids = dataset.select(places)["uid"]
     unknown = [family.unknown_words(item.prompt) for item in samples]
     _warn(capability, unknown)
-    source = images_of(dataset, places, "source") if samples[0].source is not None else None
+    has_source = dataset[places[0]]["source"] is not None
+    source = images_of(dataset, places, "source") if has_source else None
     pixels = None if source is None else source.to(device)
     latents = None if pixels is None else family.encode(pixels)
     condition = family.condition([item.prompt for item in samples], latents, pixels).to(device)
@@ -249,8 +275,13 @@ def build_task(
     )
 
 
-def asks_for_held_out_pair(item: Sample) -> bool:
-    """Returns whether prompt or source hold a colour and shape pair that training never shows."""
+def asks_for_held_out_pair(item: Sample | PlainSample) -> bool:
+    """Returns whether prompt or source hold a colour and shape pair that training never shows.
+
+    What a user marks as held out is taken as it is.
+    """
+    if isinstance(item, PlainSample):
+        return True
     asked = {item.request.first, item.request.second}
     if item.request.operation == "recolor":  # the result's colour goes with the subject's shape
         asked.add((item.request.second[0], item.request.first[1]))

@@ -23,21 +23,22 @@ MAX_PSNR = 60.0
 
 _EXTRACTOR_SEED = 20260627
 _SSIM_WINDOW = 11
+_CHANGE = 1 / 16
+_MIN_KEPT = 0.05
+"""Share of a picture below which an edit counts as one of the whole picture."""
 
 
 def preservation(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     """Yields ``psnr`` (dB, at most 60) and ``ssim`` over the pixels that an edit must preserve.
 
-    Those are all cells but the edited one for local edits, the objects for a new background and,
-    against the exact target, the whole image for a new style.
+    Of scenes those are all cells but the edited one for local edits, the objects for a new
+    background and, against the exact target, the whole image for a new style. Of other rows they
+    are where source and target agree.
     """
-    from torchmetrics.functional.image import (
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
+    from torchmetrics.functional.image import peak_signal_noise_ratio
 
     size = images_B3HW.shape[-1]
-    kept = torch.stack([preserved_pixels(item, size) for item in task.samples])
+    kept = _preserved(task, size)
     psnr = [
         float(peak_signal_noise_ratio(image[:, mask], target[:, mask], data_range=1.0))
         for image, target, mask in zip(images_B3HW, task.target, kept, strict=True)
@@ -45,15 +46,46 @@ def preservation(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     yield by_rows(task, "psnr", [min(value, MAX_PSNR) for value in psnr])
     if size < _SSIM_WINDOW:
         return
-    # Outside the mask the target stands in, so that a window at its border sees no edit; in
-    # float32 the variance of plain areas would drown in rounding.
-    target = task.target.double()
-    composed = torch.where(kept[:, None], images_B3HW.double(), target)
-    _, similarity = structural_similarity_index_measure(
-        composed, target, data_range=1.0, return_full_image=True
-    )
-    rows = [float(part[:, mask].mean()) for part, mask in zip(similarity, kept, strict=True)]
+    # Outside the mask the target stands in, so that a window at its border sees no edit.
+    composed = torch.where(kept[:, None], images_B3HW, task.target)
+    maps = similarity_maps(composed, task.target)
+    rows = [float(part[mask].mean()) for part, mask in zip(maps, kept, strict=True)]
     yield by_rows(task, "ssim", rows)
+
+
+def similarity_maps(images_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
+    """Returns the structural similarity around every pixel, mean over colours, [B, H, W] float64.
+
+    In float32 the variance of plain areas would drown in rounding.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _, similarity = structural_similarity_index_measure(
+        images_B3HW.double(), target_B3HW.double(), data_range=1.0, return_full_image=True
+    )
+    maps: Tensor = similarity.mean(1)
+    return maps
+
+
+def _preserved(task: Task, image_size: int) -> Tensor:
+    """Returns which pixels the edits of a task must preserve, [B, H, W] bool."""
+    if task.are_scenes:
+        return torch.stack([preserved_pixels(item, image_size) for item in task.scenes])
+    if task.source is None:
+        raise ValueError(f"{task.capability}: its rows are no edits")
+    pairs = zip(task.source, task.target, strict=True)
+    return torch.stack([kept_pixels(source, target) for source, target in pairs])
+
+
+def changed_pixels(source_3HW: Tensor, target_3HW: Tensor) -> Tensor:
+    """Returns where an edit changes the picture by more than noise, [H, W] bool."""
+    return (source_3HW - target_3HW).abs().amax(0) > _CHANGE
+
+
+def kept_pixels(source_3HW: Tensor, target_3HW: Tensor) -> Tensor:
+    """Returns where source and target agree, [H, W] bool; all pixels if that is hardly anywhere."""
+    kept = ~changed_pixels(source_3HW, target_3HW)
+    return kept if float(kept.float().mean()) >= _MIN_KEPT else torch.ones_like(kept)
 
 
 def preserved_pixels(sample: Sample, image_size: int) -> Tensor:

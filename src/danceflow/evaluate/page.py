@@ -25,6 +25,13 @@ _NAMES = {
     "ssim": "SSIM of what must not change",
     "fid_conv64": "FID, own extractor conv64",
     "kid_conv64": "KID, own extractor conv64",
+    "clip_score": "CLIPScore",
+    "lpips": "LPIPS to the target",
+    "fid_inception": "FID, Inception",
+    "kid_inception": "KID, Inception",
+    "judge_score": "Judge: score",
+    "judge_sc": "Judge: SC",
+    "judge_pq": "Judge: PQ",
     "field_gap": "Field gap to the own teacher",
 }
 _KINDS = {

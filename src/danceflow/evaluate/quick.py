@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from danceflow.evaluate.evaluator import Task, build_task, category_means
+from danceflow.evaluate.evaluator import SCORE, Task, build_task, category_means
+from danceflow.evaluate.main_score import main_evaluator
 from danceflow.evaluate.records import STANDARD
-from danceflow.evaluate.scenes import SCORE, main_evaluator, shading
+from danceflow.evaluate.scenes import shading
 from danceflow.fields import VelocityField
 from danceflow.models.family import ModelFamily
 

@@ -68,6 +68,7 @@ class Evaluation(Record):
         num_steps: Euler steps of every sample.
         extractor: the feature extractor behind FID and KID.
         seconds: how long the evaluation took.
+        notes: what was not measured and why, and what measuring cost.
         fields: by name: ``student``, ``start`` and ``teacher:<name>``.
     """
 
@@ -77,6 +78,7 @@ class Evaluation(Record):
     num_steps: int
     extractor: str
     seconds: float
+    notes: tuple[str, ...] = ()
     fields: Mapping[str, FieldResult]
 
 

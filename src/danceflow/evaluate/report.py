@@ -43,6 +43,7 @@ def run(params: "Params", paths: "Paths") -> None:
     summary["curve"] = {
         name: [list(point) for point in line] for name, line in curves.scores.items()
     }
+    summary["notes"] = _notes(evaluations)
     summary["stages"] = stage_seconds(timings.read(paths.scratch), evaluations, curves)
     answer = verdict(summary, None, params.gate)
     making = Making(
@@ -84,6 +85,18 @@ def stage_seconds(
     return {
         name: known[name] for stage in _ORDER for name in known if name.partition("@")[0] == stage
     }
+
+
+def _notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Returns every note once; one that not all capabilities share names those it is about."""
+    about: dict[str, list[str]] = {}
+    for name, evaluation in evaluations.items():
+        for note in evaluation.notes:
+            about.setdefault(note, []).append(name)
+    return [
+        note if len(names) == len(evaluations) else f"{', '.join(names)}: {note}"
+        for note, names in about.items()
+    ]
 
 
 def _source(tags: Mapping[str, str]) -> dict[str, str]:

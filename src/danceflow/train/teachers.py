@@ -1,4 +1,4 @@
-"""Stage ``teachers`` (frozen): trains the embedded default's teachers and scores them.
+"""Stage ``teachers`` (frozen): trains the teachers on the prepared data and scores them.
 
 The text encoder learns to read first, then every teacher is trained on its bucket, from scratch or
 from another teacher, as a whole or as a LoRA adapter. An interrupted stage goes on at its last
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danceflow.data import prepare
+from danceflow.data.bucket_stream import BucketStream
 from danceflow.data.buckets import read_bucket
 from danceflow.data.scene_stream import SceneStream
 from danceflow.errors import ConfigError, WeightsError
@@ -26,11 +27,11 @@ from danceflow.models.package import FROZEN_FOLDER, Teachers, read_manifest, wri
 from danceflow.ops.files import atomic_directory, fingerprint, write_json
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import vocabulary
-from danceflow.train.finetune import finetune
-from danceflow.train.text_encoder import pretrain_text_encoder
+from danceflow.train.finetune import Batches, finetune
+from danceflow.train.text_encoder import pretrain_on_prompts, pretrain_text_encoder, words_in
 
 if TYPE_CHECKING:
-    from danceflow.schema import Params
+    from danceflow.schema import Params, TeacherParams
 
 _LOG = logging.getLogger(__name__)
 _GUIDANCE = (1.0, 1.5, 2.0, 3.0)
@@ -121,25 +122,62 @@ def _write(params: "Params", paths: Paths, frozen: Path, trained: Mapping[str, P
 def _text_encoder(params: "Params", paths: Paths) -> Path:
     """Returns the folder of the frozen parts; trains the text encoder if it is not there."""
     config = params.family.model_dump(mode="json")
-    key = fingerprint({"family": config, "seed": params.run.seed})
+    prompts = _prompts(params, paths)
+    key = fingerprint(
+        {"family": config, "seed": params.run.seed, **({"prompts": prompts} if prompts else {})}
+    )
     folder = paths.work(f"text-encoder-{key[:16]}")
     if folder.exists():
         return folder
-    family = family_class(params.family.name).new(config, vocabulary(), params.run.seed)
+    words = words_in(prompts) if prompts else vocabulary()
+    family = family_class(params.family.name).new(config, words, params.run.seed)
     tokenizer, encoder = family.prompts.clips[0]
     text = params.family.text_encoder
-    accuracy = pretrain_text_encoder(
-        tokenizer,
-        encoder,
-        num_updates=text.num_updates,
-        batch_size=text.batch_size,
-        learning_rate=text.learning_rate,
-        seed=params.run.seed,
-    )
-    _LOG.info("text encoder: %.4f of validation prompts read whole", accuracy)
+    training: dict[str, Any] = {
+        "num_updates": text.num_updates,
+        "batch_size": text.batch_size,
+        "learning_rate": text.learning_rate,
+        "seed": params.run.seed,
+    }
+    if prompts:
+        accuracy = pretrain_on_prompts(tokenizer, encoder, prompts, **training)
+    else:
+        accuracy = pretrain_text_encoder(tokenizer, encoder, **training)
+    _LOG.info("text encoder: %.4f of prompts read whole", accuracy)
     with atomic_directory(folder) as place:
         family.save_frozen(place)
     return folder
+
+
+def _prompts(params: "Params", paths: "Paths") -> list[str]:
+    """Returns the distinct training prompts of all buckets; none for scenes, which draw more."""
+    if params.data.source == "scenes":
+        return []
+    buckets = [read_bucket(paths.bucket(name), "train") for name in params.data.buckets]
+    return sorted({prompt for dataset in buckets for prompt in dataset["prompt"]})
+
+
+def _data_key(params: "Params", paths: "Paths", bucket: str) -> dict[str, str]:
+    """Returns what identifies a teacher's data beside its parameters, which decide the scenes."""
+    if params.data.source == "scenes":
+        return {}
+    return {"data": read_bucket(paths.bucket(bucket), "train")._fingerprint}
+
+
+def _batches(
+    params: "Params", paths: "Paths", family: ModelFamily, config: "TeacherParams"
+) -> Batches:
+    if params.data.source == "scenes":
+        return SceneStream(
+            family, config.bucket, config.num_samples, params.run.seed, config.category_weights
+        )
+    if config.category_weights:
+        raise ConfigError(
+            f"teachers: category_weights {dict(config.category_weights)} are for scenes; rows of "
+            f"data.source {params.data.source!r} come as often as they are there"
+        )
+    dataset = read_bucket(paths.bucket(config.bucket), "train")
+    return BucketStream(family, dataset, config.num_samples, params.run.seed)
 
 
 def _train(
@@ -152,11 +190,13 @@ def _train(
             f"teachers.{name}.init: {config.init!r} is neither 'scratch' nor a teacher above it"
         )
     before = {"init": str(trained[config.init].name)} if config.init != "scratch" else {}
+    data = _data_key(params, paths, config.bucket)
     key = fingerprint(
         {
             "teacher": config.model_dump(mode="json", exclude_none=True),
             "seed": params.run.seed,
             **before,
+            **data,
         }
         | {"family": params.family.model_dump(mode="json")}
     )
@@ -171,14 +211,11 @@ def _train(
     if config.adapter_rank is not None:
         rank = config.adapter_rank
         add_student_adapter(family, backbone, rank=rank, alpha=rank, seed=params.run.seed)
-    stream = SceneStream(
-        family, config.bucket, config.num_samples, params.run.seed, config.category_weights
-    )
     _LOG.info("training teacher %s", name)
     finetune(
         family,
         backbone,
-        stream,
+        _batches(params, paths, family, config),
         config,
         seed=params.run.seed,
         work=work,

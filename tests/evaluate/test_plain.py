@@ -1,0 +1,112 @@
+"""Rows of a user: edits against their one target, digits read back, exact at both ends."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from danceflow.data.buckets import PlainSample
+from danceflow.digits.score import digit_images
+from danceflow.digits.world import load_digits, questions
+from danceflow.evaluate.evaluator import Row, Task
+from danceflow.evaluate.images import kept_pixels, preservation
+from danceflow.evaluate.main_score import main_evaluator
+from danceflow.fields import Condition, normal
+
+
+def plain_task(items, *, edits: bool) -> Task:
+    digits = [item.digit for item in items]
+    target = torch.stack([torch.from_numpy(i.target.copy()).float() / 255 for i in items])
+    facts = [{"kind": "digit", "digit": item.digit.label} for item in items]
+    return Task(
+        capability="x",
+        family=None,
+        rows=tuple(Row(str(n), i.category, i.variant, i.prompt, 0) for n, i in enumerate(items)),
+        samples=tuple(
+            PlainSample(i.category, i.variant, i.prompt, edits, {} if edits else fact)
+            for i, fact in zip(items, facts, strict=True)
+        ),
+        condition=Condition({"x": torch.zeros(len(items), 1)}),
+        noise=torch.zeros(len(items), 1),
+        source=digit_images(digits) if edits else None,
+        target=target[:, None].expand(-1, 3, -1, -1).contiguous(),
+    )
+
+
+@pytest.fixture(scope="module")
+def asked():
+    digits = [digit for digit in load_digits() if digit.split == "test"][:20]
+    return [item for item in questions(tuple(digits)) if item.variant == "standard"]
+
+
+@pytest.fixture(scope="module", params=["local edit", "global edit"])
+def edits(request, asked) -> Task:
+    return plain_task([item for item in asked if item.task == request.param], edits=True)
+
+
+def scored(task: Task, images: torch.Tensor) -> dict[str, float]:
+    evaluator, _ = main_evaluator(task)
+    return {item.name: item.value for item in evaluator(task, images)}
+
+
+def test_the_target_is_perfect_and_the_source_is_nothing(edits: Task) -> None:
+    assert main_evaluator(edits)[1] == 10
+    exact = scored(edits, edits.target)
+    assert exact == pytest.approx({"score": 10, "sc": 10, "pq": 10}, abs=1e-4)
+    nothing = scored(edits, edits.source)
+    assert nothing["sc"] == pytest.approx(0, abs=1e-4)
+    assert nothing["score"] == pytest.approx(0, abs=1e-2)
+
+
+def test_half_the_way_is_worth_more_than_nothing(edits: Task) -> None:
+    half = scored(edits, (edits.source + edits.target) / 2)
+    assert half["sc"] == pytest.approx(7.5, abs=0.01)  # a quarter of the squared error is left
+
+
+def test_damage_to_what_should_stay_costs(edits: Task) -> None:
+    scores = []
+    for level in (0.0, 0.05, 0.2, 0.6):
+        noise = level * normal(edits.target.shape[1:], range(edits.num_rows))
+        scores.append(scored(edits, (edits.target + noise).clamp(0, 1)))
+    for name in ("score", "pq", "sc"):
+        values = [score[name] for score in scores]
+        assert values == sorted(values, reverse=True)
+        assert values[-1] < values[0] - 1
+
+
+def test_what_an_edit_may_change_is_not_preserved(asked) -> None:
+    task = plain_task([item for item in asked if item.category == "erase"], edits=True)
+    images = task.target.clone()
+    for image, source, target in zip(images, task.source, task.target, strict=True):
+        image[:, ~kept_pixels(source, target)] = 0.5
+    found = {item.name: item.value for item in preservation(task, images)}
+    exact = {item.name: item.value for item in preservation(task, task.target)}
+    assert found == exact
+    assert exact["psnr"] == 60
+    whole = plain_task([item for item in asked if item.category == "invert"], edits=True)
+    for source, target in zip(whole.source, whole.target, strict=True):
+        assert bool(kept_pixels(source, target).all())
+
+
+def test_digits_are_right_when_they_can_be_read(asked) -> None:
+    task = plain_task([item for item in asked if item.category == "digit"], edits=False)
+    assert main_evaluator(task)[1] == 1
+    assert scored(task, task.target)["score"] > 0.85
+    assert scored(task, task.target.roll(1, 0))["score"] < 0.3
+    assert scored(task, torch.rand(task.target.shape))["score"] == 0
+
+
+def test_other_pictures_are_compared_with_their_target(asked) -> None:
+    task = plain_task([item for item in asked if item.category == "digit"], edits=False)
+    samples = tuple(replace(item, facts={}) for item in task.samples)
+    task = replace(task, samples=samples)
+    assert scored(task, task.target)["score"] == pytest.approx(1)
+    worse = scored(task, (task.target + 0.3).clamp(0, 1))["score"]
+    assert 0 <= scored(task, 1 - task.target)["score"] < worse < 1
+
+
+def test_scenes_and_rows_are_told_apart(tasks, edits: Task) -> None:
+    with pytest.raises(ValueError, match="its rows have no exact scenes"):
+        _ = edits.scenes
+    assert tasks["t2i"].plain == ()
+    assert len(tasks["t2i"].scenes) == tasks["t2i"].num_rows
