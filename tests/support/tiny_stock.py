@@ -43,10 +43,9 @@ def built(make: Callable[[], Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = make()
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.eval()
-            _wake(part)
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                _wake(part.eval())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

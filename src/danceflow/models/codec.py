@@ -10,7 +10,7 @@ from danceflow.models.weights import load_pretrained
 
 
 class Codec(Protocol):
-    """Maps images [B, 3, H, W] in [0, 1] to latents and back."""
+    """Maps images [B, 3, H, W] in [0, 1] to latents and back, where its own weights are."""
 
     factor: int
     """Image pixels per latent pixel, along each side."""
@@ -66,13 +66,15 @@ class VaeCodec:
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Returns the normalised latent mean."""
-        latents: Tensor = self.vae.encode(images_B3HW * 2 - 1).latent_dist.mean
+        pixels = images_B3HW.to(self.vae.device) * 2 - 1
+        latents: Tensor = self.vae.encode(pixels).latent_dist.mean
         return (latents - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Returns the decoded images."""
-        images: Tensor = self.vae.decode(latents_BCHW / self.scale + self.shift).sample
+        latents = latents_BCHW.to(self.vae.device) / self.scale + self.shift
+        images: Tensor = self.vae.decode(latents).sample
         return (images / 2 + 0.5).clamp(0, 1)
 
     def to(self, device: torch.device | str) -> "VaeCodec":

@@ -41,17 +41,17 @@ class Flux2Codec:
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Returns the normalised patches of the latent mode."""
-        latents = nn.functional.pixel_unshuffle(
-            self.vae.encode(images_B3HW * 2 - 1).latent_dist.mode(), 2
-        )
+        pixels = images_B3HW.to(self.vae.device) * 2 - 1
+        latents = nn.functional.pixel_unshuffle(self.vae.encode(pixels).latent_dist.mode(), 2)
         mean, deviation = self._statistics(latents)
         return (latents - mean) / deviation
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Returns the decoded images."""
-        mean, deviation = self._statistics(latents_BCHW)
-        latents = nn.functional.pixel_shuffle(latents_BCHW * deviation + mean, 2)
+        latents = latents_BCHW.to(self.vae.device)
+        mean, deviation = self._statistics(latents)
+        latents = nn.functional.pixel_shuffle(latents * deviation + mean, 2)
         images: Tensor = self.vae.decode(latents).sample
         return (images / 2 + 0.5).clamp(0, 1)
 

@@ -55,7 +55,8 @@ class QwenCodec:
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Returns the normalised latent mode."""
-        latents = self.vae.encode((images_B3HW * 2 - 1).unsqueeze(2)).latent_dist.mode()
+        pixels = images_B3HW.to(self.vae.device) * 2 - 1
+        latents = self.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
         mean, deviation = self._statistics(latents)
         normalised: Tensor = ((latents - mean) / deviation).squeeze(2)
         return normalised
@@ -63,7 +64,7 @@ class QwenCodec:
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Returns the decoded images."""
-        latents = latents_BCHW.unsqueeze(2)
+        latents = latents_BCHW.to(self.vae.device).unsqueeze(2)
         mean, deviation = self._statistics(latents)
         images: Tensor = self.vae.decode(latents * deviation + mean).sample[:, :, 0]
         return (images / 2 + 0.5).clamp(0, 1)
