@@ -170,12 +170,27 @@ def _share_work(main: Paths, inside: Paths) -> None:
 
 
 def _share_raw(main: Path, inside: Path) -> None:
-    """Let the worktree read the raw data that git does not know."""
+    """Let the worktree read the raw data that git does not know.
+
+    The files are hard links where the disk allows it: DVC follows no symbolic link, and a stage's
+    key would miss them.
+    """
     for item in sorted(main.glob("*")):
         place = inside / item.name
-        if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(item.resolve(), target_is_directory=item.is_dir())
+        if place.exists():
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if item.is_dir():
+            shutil.copytree(item, place, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(str(item), str(place))
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _remove(root: Path, folder: Path) -> None:

@@ -128,11 +128,12 @@ def test_the_commands_are_frozen() -> None:
     }
     student = ["--device", "--from", "--guidance", "--num-steps", "--out", "--seed"]
     assert found == {
-        "run": ["--name", "--parallel", "--recipe", "--set", "-S"],
+        "run": ["--name", "--parallel", "--recipe", "--set", "--with-teachers", "-S"],
         "stage": ["--capability", "name"],
         "check": [],
         "teachers": ["--recipe"],
         "bring-teachers": ["--edits", "--family", "--teacher", "pipeline"],
+        "digits": [],
         "generate": [*student, "prompts"],
         "edit": [*student, "image", "instructions"],
         "promote": ["version"],
@@ -148,15 +149,17 @@ def test_run_hands_recipe_and_values_to_the_flow(
     recipe = str(ROOT / "recipes" / "smoke.yaml")
     assert danceflow("run")[0] == 0
     values = ("-S", "run.seed=3", "--set", "cache.num_steps=2")
-    more = ("--name", "trial", "--parallel", "2")
+    more = ("--name", "trial", "--parallel", "2", "--with-teachers")
     assert danceflow("run", "--recipe", recipe, *values, *more)[:2] == (0, "a table\n")
     plain = {"root": checkout, "recipe": None, "overrides": {}, "name": None, "max_parallel": 1}
+    plain["with_teachers"] = False
     changed = {
         **plain,
         "recipe": Path(recipe),
         "overrides": {"run.seed": 3, "cache.num_steps": 2},
         "name": "trial",
         "max_parallel": 2,
+        "with_teachers": True,
     }
     assert calls == [("run_pipeline", (), plain), ("run_pipeline", (), changed)]
 

@@ -141,6 +141,20 @@ def test_changes_go_along_and_new_files_are_named(checkout, caplog):
     assert git(checkout, "status", "--porcelain") == status
 
 
+def test_raw_data_goes_along_as_files_that_dvc_can_hash(checkout):
+    raw = Paths(checkout).raw
+    (raw / "pets" / "images").mkdir(parents=True)
+    (raw / "pets" / "images" / "1.png").write_text("a picture")
+    (raw / "table.csv").write_text("rows")
+    (checkout / ".git" / "info" / "exclude").write_text("/data/raw/*\n")
+    with experiment(checkout, any_plan()) as place:
+        inside = Paths(place.root).raw
+        assert files(inside) == files(raw)
+        assert not any(path.is_symlink() for path in inside.rglob("*"))
+        assert (inside / "table.csv").samefile(raw / "table.csv")
+    assert (raw / "pets" / "images" / "1.png").read_text() == "a picture"
+
+
 def test_a_failure_removes_the_worktree(checkout):
     with pytest.raises(RuntimeError), experiment(checkout, any_plan()) as place:
         raise RuntimeError

@@ -291,6 +291,22 @@ def test_the_teachers_are_trained_again_only_by_their_own_flow(untracked):
     assert untracked.began() == ["cache@t2i", "cache@local_edit"]
 
 
+def test_a_run_trains_its_own_teachers_where_it_is_told_to(untracked):
+    """A recipe with other data cannot use the committed teachers."""
+    from flows.pipeline import run_pipeline
+
+    run_pipeline(root=untracked.root)
+    graph = (untracked.root / "dvc.yaml").read_bytes()
+    untracked.began()
+    values = {"data.seed": 5}
+    stages = run_pipeline(root=untracked.root, overrides=values, with_teachers=True).stages
+    assert untracked.began()[:2] == ["prepare", "teachers"]
+    assert {result.name: result.outcome for result in stages}["teachers"] is Outcome.RAN
+    assert (untracked.root / "dvc.yaml").read_bytes() == graph
+    weights = untracked.root / "models" / "teachers" / "weights.txt"
+    assert weights.read_text() == "trained once"
+
+
 def test_the_deployments_can_be_made(project):
     """``prefect deploy --all`` accepts prefect.yaml, and a deployment calls the flow."""
     from prefect.client.orchestration import get_client

@@ -200,7 +200,7 @@ class TableSource:
 
     def _rows(self) -> Iterator[Record]:
         number = 0
-        for batch in self._parquet().iter_batches(batch_size=_BLOCK):
+        for batch in self._parquet().iter_batches(batch_size=_BLOCK, use_threads=False):
             for cells in batch.to_pylist():
                 yield Record(self._place(number), number, cells)
                 number += 1
