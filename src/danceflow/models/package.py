@@ -117,7 +117,7 @@ class Teachers:
             backbone = self.family.load_backbone(folder / name)
             self.backbones[name] = backbone.to(device).eval().requires_grad_(False)
 
-    def field(self, name: str, guidance: float) -> VelocityField:
+    def field(self, name: str, guidance: float) -> GuidedField:
         """Returns the teacher's field with classifier-free guidance of scale ``guidance``."""
         field = self.family.field(self.backbones[name])
         return GuidedField(field, self.family.null, guidance)

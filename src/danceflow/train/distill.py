@@ -27,6 +27,7 @@ from danceflow.models.adapters import add_student_adapter, merge_adapter, save_a
 from danceflow.models.package import Teachers, save_package
 from danceflow.ops.files import atomic_directory, fingerprint, sha256
 from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
+from danceflow.train.budget import FORWARD_AND_BACKWARD, Ledger
 from danceflow.train.guards import (
     require_different,
     require_finite,
@@ -36,7 +37,7 @@ from danceflow.train.guards import (
 from danceflow.train.log import Meter, MetricsFile, log_losses, write_curves
 from danceflow.train.observe import Observer
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
-from danceflow.train.start import MERGE, start_backbone
+from danceflow.train.start import MERGE, start_backbone, trained_teachers
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def run(params: "Params", paths: "Paths") -> None:
         "image_size": observer.image_size,
         "num_steps": params.distill.evaluate_steps,
         "method": method.name,
-        "num_updates": params.distill.num_updates,
+        "num_updates": trainer.step,
+        "field_evaluations": trainer.ledger.spent,
         "key": key,
     }
     with atomic_directory(paths.student) as folder:
@@ -138,7 +140,7 @@ def training_key(params: "Params", paths: "Paths") -> str:
 
 
 def capabilities_of(params: "Params") -> list[Capability]:
-    """Returns the configured capabilities in their order."""
+    """Returns the capabilities that are trained, in their order; those of weight 0 are not."""
     return [
         Capability(
             name,
@@ -148,6 +150,7 @@ def capabilities_of(params: "Params") -> list[Capability]:
             config.needs_source,
         )
         for name, config in params.capabilities.items()
+        if config.weight > 0
     ]
 
 
@@ -170,18 +173,22 @@ class Trainer:
         self.tracker, self.observer, self.work = tracker, observer, work
         self.device = torch.device(params.run.device)
         capabilities = capabilities_of(params)
-        self.router = Router(capabilities, params.run.seed, self.config.capabilities_per_update)
+        self.router = Router(capabilities, self.config.seed, self.config.capabilities_per_update)
         require_frozen(teachers.backbones.values())
-        self.teachers = {
-            c.name: teachers.field(c.teacher.base, c.teacher.guidance_scale) for c in capabilities
-        }
+        self.ledger = Ledger(self.config.max_field_evaluations)
+        self.teachers: dict[str, VelocityField] = {}
+        for c in capabilities:
+            teacher = teachers.field(c.teacher.base, c.teacher.guidance_scale)
+            self.teachers[c.name] = self.ledger.count("teachers", teacher, teacher.cost)
         start = method.init or self.config.init
-        self.backbone = start_backbone(self.config, teachers, method.init)
+        self.backbone = start_backbone(self.config, teachers, method.init, trained_teachers(params))
         # A student that starts as one of several teachers agrees with that one at first.
         others = {c.name for c in capabilities if c.teacher.base != start}
         self.must_differ = others or {c.name for c in capabilities}
         self.trainable = self._make_trainable()
         self.student = self.family.field(self.backbone)
+        self.rollout_field = self.ledger.count("rollout", self.student)
+        self.trained_field = self.ledger.count("training", self.student, FORWARD_AND_BACKWARD)
         self.grid = self.family.grid(self.config.num_steps).to(self.device)
         self.optimizer = make_optimizer(
             self.config.optimizer,
@@ -197,6 +204,7 @@ class Trainer:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.ema.load_state_dict(saved["ema"])
             self.meter.load_state_dict(saved["meter"])
+            self.ledger.load_state_dict(saved["ledger"])
             self.step, self.seconds, size = saved["step"], saved["seconds"], saved["metrics_size"]
             _LOG.info("resuming at update %d", self.step)
         self.metrics = MetricsFile(work / "metrics.jsonl", size)
@@ -205,29 +213,31 @@ class Trainer:
         if self.config.student == "lora":
             rank = self.config.lora_rank
             return add_student_adapter(
-                self.family, self.backbone, rank=rank, alpha=rank, seed=self.params.run.seed
+                self.family, self.backbone, rank=rank, alpha=rank, seed=self.config.seed
             )
         self.backbone.requires_grad_(True)
         return list(self.backbone.parameters())
 
     def _ema_field(self) -> VelocityField:
         self.ema_backbone = copy.deepcopy(self.backbone).eval().requires_grad_(False)
-        return self.family.field(self.ema_backbone)
+        return self.ledger.count("average", self.family.field(self.ema_backbone))
 
     def train(self) -> None:
         """Runs the updates that are left; a method that does not train has none."""
-        num_updates = self.config.num_updates if self.method.trains else 0
+        num_updates = self.config.num_updates
         began, done_before = time.monotonic(), self.step
         bar = tqdm(total=num_updates, initial=self.step, desc="distill", unit="update")
         if self.step == 0:
             self._observe(force=True)
-        while self.step < num_updates:
-            factor = schedule(self.step, num_updates, self.config.warmup)
+        while not self._is_finished():
+            position = self._position()
+            factor = schedule(position, num_updates, self.config.warmup)
             set_learning_rate(self.optimizer, factor)
-            norm = self._update(self.step / num_updates)
+            norm = self._update(position / num_updates)
+            self.ledger.close_update()
             self.step += 1
-            last = self.step == num_updates
-            bar.update()
+            last = self._is_finished()
+            bar.update(int(self._position()) - bar.n)
             if self.step % self.config.log_every == 0 or last:
                 elapsed = time.monotonic() - began
                 speed = (self.step - done_before) * self.config.batch_size / elapsed
@@ -235,6 +245,7 @@ class Trainer:
                     "grad_norm": norm,
                     "learning_rate": self.config.learning_rate * factor,
                     "images_per_second": speed,
+                    "field_evaluations": self.ledger.total,
                     "seconds": self.seconds + elapsed,
                 }
                 loss = log_losses(self.meter, self.metrics, self.tracker, self.step, common)
@@ -246,6 +257,22 @@ class Trainer:
         bar.close()
         self.ema.copy_to(self.backbone)
 
+    def _is_finished(self) -> bool:
+        """Returns whether all updates are made, or the budget allows no further one."""
+        if not self.method.trains or self.step >= self.config.num_updates:
+            return True
+        return self.ledger.exhausted
+
+    def _position(self) -> float:
+        """Returns how far the training is on a scale of ``num_updates``.
+
+        With a budget of field evaluations the share that is spent counts where it is larger than
+        the share of updates made: schedule and curriculum end where the training ends, without
+        a forecast of what an update costs.
+        """
+        spent = min(1.0, self.ledger.share) * self.config.num_updates
+        return max(self.step, spent)
+
     def _update(self, progress: float) -> float:
         """Makes one update and returns the gradient norm before clipping."""
         route = self.router.route(self.step)
@@ -254,7 +281,7 @@ class Trainer:
             self._draw(capability, size) for (capability, _), size in zip(route, sizes, strict=True)
         ]
         seeds = [
-            seed_for(self.params.run.seed, f"sample/{capability.name}", self.step, index)
+            seed_for(self.config.seed, f"sample/{capability.name}", self.step, index)
             for (capability, _), size in zip(route, sizes, strict=True)
             for index in range(size)
         ]
@@ -264,7 +291,7 @@ class Trainer:
         ]
         queries = self.method.collect(
             Request(
-                student=self.student,
+                student=self.rollout_field,
                 condition=Condition.cat(conditions).to(self.device),
                 grid=self.grid,
                 shape=self.family.latent_shape,
@@ -285,7 +312,7 @@ class Trainer:
         for (capability, share), part in zip(route, parts, strict=True):
             for chunk, piece in part.split(_MAX_ROWS):
                 target = self.method.target_velocity(chunk, self.teachers, capability.name)
-                velocity = self.student(chunk.z, chunk.sigma, chunk.condition)
+                velocity = self.trained_field(chunk.z, chunk.sigma, chunk.condition)
                 if self.step == 0 and capability.name in self.must_differ:
                     require_different(velocity, target, capability.name)
                 loss, rows = self.method.objective(velocity, target, chunk, self.ema_field)
@@ -311,7 +338,7 @@ class Trainer:
         kind = source.clean if isinstance(source, ForwardNoised) else None
         group = self.method.group_size
         seeds = [
-            seed_for(self.params.run.seed, f"row/{capability.name}", self.step, index // group)
+            seed_for(self.config.seed, f"row/{capability.name}", self.step, index // group)
             for index in range(size)
         ]
         return (uniform(seeds) * cache.num_rows(kind)).long()
@@ -346,6 +373,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema.state_dict(),
                 "meter": self.meter.state_dict(),
+                "ledger": self.ledger.state_dict(),
             },
         )
 
