@@ -4,7 +4,6 @@ They lie in the work folder, named by everything that decides them, code include
 reused is what would be computed. A sweep evaluates its teachers once, not once per student.
 """
 
-import fcntl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 import danceflow
 from danceflow.errors import DataError
 from danceflow.evaluate.records import FieldResult
-from danceflow.ops.files import atomic_directory, fingerprint, sha256
+from danceflow.ops.files import atomic_directory, exclusive, fingerprint, sha256
 
 _IMAGES = "images.safetensors"
 _RESULT = "result.json"
@@ -48,9 +47,7 @@ def reused(
     """
     from safetensors.torch import save_file
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(folder):
         if folder.is_dir():
             return _read(folder)
         result, images = answer()

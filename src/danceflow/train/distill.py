@@ -25,7 +25,7 @@ from danceflow.fields.source import ForwardNoised
 from danceflow.method import Method, resolve_method
 from danceflow.models.adapters import add_student_adapter, merge_adapter, save_adapter
 from danceflow.models.package import Teachers, save_package
-from danceflow.ops.files import atomic_directory, fingerprint, sha256
+from danceflow.ops.files import atomic_directory, exclusive, fingerprint, sha256
 from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
 from danceflow.train.budget import FORWARD_AND_BACKWARD, Ledger
 from danceflow.train.guards import (
@@ -64,13 +64,18 @@ def run(params: "Params", paths: "Paths") -> None:
     key = training_key(params, paths)
     work = paths.work(f"distill-{key[:16]}")
     settings = TrackingSettings.of(paths.root, params.tracking)
-    with start_run(
-        settings,
-        work / "run.json",
-        name=f"{method.name}-{key[:8]}",
-        key=key,
-        params=params.model_dump(mode="json"),
-    ) as tracker:
+    # Experiments that differ in later stages only train the same: the second one waits, and goes
+    # on at the first one's end.
+    with (
+        exclusive(work),
+        start_run(
+            settings,
+            work / "run.json",
+            name=f"{method.name}-{key[:8]}",
+            key=key,
+            params=params.model_dump(mode="json"),
+        ) as tracker,
+    ):
         observer = Observer(params, paths, teachers, work, tracker)
         trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
         trainer.train()
@@ -84,7 +89,7 @@ def run(params: "Params", paths: "Paths") -> None:
     }
     with atomic_directory(paths.student) as folder:
         trainer.package(folder, meta)
-    with atomic_directory(paths.distill_report) as folder:
+    with exclusive(work), atomic_directory(paths.distill_report) as folder:
         for name in ("metrics.jsonl", "run.json"):
             shutil.copy2(work / name, folder / name)
         if (work / "grids").is_dir():
