@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from danceflow.config import dump_yaml
+from danceflow.config import dump_yaml, override, parse_params, read_yaml
 from danceflow.errors import ConfigError
 from danceflow.sweeps import Cell, SweepParams, cells_of, read_sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 
 
 def sweep(**content) -> SweepParams:
@@ -95,3 +98,22 @@ def test_every_problem_of_a_file_is_told_with_the_nearest_name(tmp_path: Path) -
     file.write_text("- 1\n")
     with pytest.raises(ConfigError, match="should hold entries, found a list"):
         read_sweep(file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_sweeps_that_come_along_can_be_run(file: Path) -> None:
+    from danceflow.train.distill import method_of
+
+    found = read_sweep(file)
+    assert found.name == file.stem
+    text = file.read_text()
+    assert f"danceflow sweep sweeps/{file.name}" in text
+    assert "# Expected: about" in text
+    base = read_yaml(ROOT / "params.yaml" if found.recipe is None else ROOT / found.recipe)
+    cells = cells_of(found, file.name)
+    assert {cell.seed for cell in cells} == {0, 1, 2}
+    for cell in cells:
+        params = parse_params(override(base, cell.overrides), f"{file.name}: {cell.variant}")
+        method_of(params.distill)
+        assert params.distill.seed == cell.seed
+        assert set(params.capabilities) == {"t2i", "local_edit", "global_edit"}
