@@ -64,18 +64,22 @@ def plan_cells(root: Path, file: Path) -> tuple[SweepParams, tuple[PlannedCell, 
     """
     sweep = read_sweep(file)
     recipe = None if sweep.recipe is None else root / sweep.recipe
-    found, problems = [], []
+    if recipe is not None:
+        load_params(recipe)
+    found: list[PlannedCell] = []
+    wrong: dict[str, list[str]] = {}
     for cell in cells_of(sweep, str(file)):
         try:
             checked = plan(root, recipe, cell.overrides, f"{sweep.name}-{cell.slug}")
             _check_method(checked.params)
         except ConfigError as error:
-            problems.append(f"{cell.variant}, seed {cell.seed}: {error}")
+            wrong.setdefault(str(error), []).append(f"{cell.variant}, seed {cell.seed}")
             continue
         name = f"{checked.name}-{fingerprint(checked.params.model_dump(mode='json'))[:8]}"
         found.append(
             PlannedCell(cell, Plan(name, checked.recipe, checked.overrides, checked.params))
         )
+    problems = [f"{_some(names)}: {text}" for text, names in wrong.items()]
     problems += _target_problems(root, sweep)
     if problems:
         lines = "\n  ".join(problems)
@@ -107,7 +111,8 @@ def kept_cells(root: Path, sweep: str) -> dict[str, CellRecord]:
         text = kept_file(root, kept, CELL_FILE)
         if text is None:
             continue
-        record = read_cell(text, f"experiment {kept.name}: {CELL_FILE}")
+        advice = f"(`dvc exp remove {kept.name}` forgets it)"
+        record = read_cell(text, f"experiment {kept.name} {advice}: {CELL_FILE}")
         if record.sweep == sweep:
             _keep_later(found, record)
     return found
@@ -192,6 +197,10 @@ def _keep_later(found: dict[str, CellRecord], record: CellRecord) -> None:
     known = found.get(record.cell)
     if known is None or known.finished < record.finished:
         found[record.cell] = record
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _check_method(params: Params) -> None:

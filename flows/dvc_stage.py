@@ -83,7 +83,11 @@ class StageResult:
 
 
 def save_experiment(
-    root: Path, name: str, environment: Mapping[str, str], untracked: Sequence[Path] = ()
+    root: Path,
+    name: str,
+    environment: Mapping[str, str],
+    stages: Sequence[str] = (),
+    untracked: Sequence[Path] = (),
 ) -> None:
     """Keep the state of the worktree at ``root`` as a DVC experiment.
 
@@ -91,13 +95,15 @@ def save_experiment(
         root: the root of the worktree.
         name: the experiment's name; one of the same name on the same commit is replaced.
         environment: the process environment (it carries a git identity where the clone has none).
+        stages: those whose outputs are there, where not all of them ran; none: all.
         untracked: files that git does not know yet and that belong to it.
 
     Raises:
         DvcError: DVC could not save it.
     """
     included = [word for path in untracked for word in ("--include-untracked", str(path))]
-    _dvc(root, "exp", "save", "--name", name, "--force", *included, environment=environment)
+    words = ("exp", "save", "--name", name, "--force", *included, *stages)
+    _dvc(root, *words, environment=environment)
 
 
 @contextlib.contextmanager

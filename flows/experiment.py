@@ -68,17 +68,18 @@ class Experiment:
     root: Path
     environment: Mapping[str, str]
 
-    def save(self, untracked: Sequence[Path] = ()) -> None:
+    def save(self, stages: Sequence[str] = (), untracked: Sequence[Path] = ()) -> None:
         """Keep the worktree's present state as a DVC experiment.
 
         Args:
+            stages: those whose outputs are there, where not all of them ran; none: all.
             untracked: files that git does not know yet and that belong to it.
 
         Raises:
             DvcError: DVC could not.
         """
         names = [path.relative_to(self.root) for path in untracked]
-        dvc_stage.save_experiment(self.root, self.name, self.environment, names)
+        dvc_stage.save_experiment(self.root, self.name, self.environment, stages, names)
 
 
 @dataclass(frozen=True)

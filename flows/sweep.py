@@ -254,7 +254,7 @@ def _work(planned: PlannedCell, sweep: _Sweep) -> tuple[StageResult, ...]:
         write_cell(file, record)
         evaluations = [Paths(place.root).evaluation(name) for name in params.capabilities]
         with sweep.git:
-            place.save([file, *evaluations])
+            place.save([stage.name for stage in stages], [file, *evaluations])
     record_cell(sweep.root, params, record)
     return stages
 

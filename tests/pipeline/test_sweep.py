@@ -60,6 +60,10 @@ stages:
     outs:
       - reports/evaluate/${item.capability}.json:
           cache: false
+  report:  # beyond what the sweep asks for
+    cmd: python stage.py report
+    deps: [stage.py, reports/evaluate]
+    outs: [reports/report.html]
 """
 
 # A training of six updates with a checkpoint after each; trouble is made by files beside the calls.
@@ -240,7 +244,8 @@ def check_the_stores(project, settings, file: Path) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_killed_sweep_goes_on_where_it_was(ready) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_that_was_ended_goes_on_where_it_was(ready, number) -> None:
     from prefect.settings import PREFECT_API_URL
 
     from flows.sweep import DONE, KEPT, run_sweep
@@ -264,11 +269,17 @@ def test_a_killed_sweep_goes_on_where_it_was(ready) -> None:
         assert flow.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    flow.kill()  # no chance to tidy up
-    flow.wait(60)
-    os.killpg(int(sleeping.read_text()), signal.SIGKILL)
+    flow.send_signal(number)
+    assert flow.wait(120) != 0
+    stage = int(sleeping.read_text())
+    if number == signal.SIGKILL:  # it had no chance to tidy up
+        assert ready.run("git", "worktree", "list").count("\n") == 2
+        os.killpg(stage, signal.SIGKILL)
+    else:
+        assert clean(ready)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(stage, 0)
     nap.unlink()
-    assert ready.run("git", "worktree", "list").count("\n") == 2
     before = ready.calls()
     assert before[-1] == "distill danceopd-1 from 0"
     assert len(kept_cells(ready.root, "trial")) == 1
@@ -288,17 +299,23 @@ def test_bad_cells_are_all_told_before_anything_runs(ready) -> None:
             "good": {"distill.method": "danceopd"},
             "unfit": {"distill.method": "danceopd", "distill.query": "logit_normal"},
         },
-        seeds=[0],
+        seeds=[0, 1, 2],
         targets=["evaluat"],
     )
     with pytest.raises(ConfigError) as caught:
         plan_cells(ready.root, file)
     text = str(caught.value)
     assert "nothing was started, for 3 problems" in text
-    assert "typo, seed 0: distill.metod: unknown parameter 'metod'" in text
-    assert "unfit, seed 0: distill: method 'danceopd': query 'logit_normal' leaves the grid" in text
+    assert "typo, seed 0 and 2 more: distill.metod: unknown parameter 'metod'" in text
+    assert (
+        "unfit, seed 0 and 2 more: distill: method 'danceopd': query 'logit_normal' leaves the grid"
+        in text
+    )
     assert "targets: unknown stage 'evaluat': did you mean 'evaluate'" in text
     file = write_sweep(ready, targets=["distill"])
     with pytest.raises(ConfigError, match="none of them needs evaluate"):
+        plan_cells(ready.root, file)
+    file = write_sweep(ready, recipe="recipes/lost.yaml")
+    with pytest.raises(ConfigError, match=r"recipes/lost\.yaml: no such file"):
         plan_cells(ready.root, file)
     assert ready.calls() == []
