@@ -73,6 +73,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
         "flows.pipeline": ("run_pipeline", "run_teachers", "serve"),
         "flows.promote": ("promote", "rollback"),
         "flows.pages": ("serve_pages",),
+        "flows.sweep": ("run_sweep", "cells_table"),
     }.items():
         fake = ModuleType(module)
         for name in names:
@@ -129,6 +130,8 @@ def test_the_commands_are_frozen() -> None:
     student = ["--device", "--from", "--guidance", "--num-steps", "--out", "--seed"]
     assert found == {
         "run": ["--name", "--parallel", "--recipe", "--set", "--with-teachers", "-S"],
+        "sweep": ["--parallel", "file"],
+        "table": ["--from", "--out", "sweep"],
         "stage": ["--capability", "name"],
         "check": [],
         "teachers": ["--recipe"],
@@ -240,6 +243,51 @@ def test_the_other_flows_get_the_checkout(
     assert [args[1:] for _, args, _ in calls[:5]] == [(), ("0 2 * * *",), (3,), (None,), ()]
     assert calls[5][1][1].experiment == "danceflow"
     assert calls[5][1][2:] == (5001, 4200)
+
+
+def test_sweep_checks_the_file_and_calls_the_flow(
+    checkout: Path, danceflow: Danceflow, calls: list[Any]
+) -> None:
+    file = checkout / "s.yaml"
+    file.write_text("name: s\nseeds: [0]\nparalel: 2\n")
+    code, _, err = danceflow("sweep", "s.yaml")
+    assert code == 2
+    assert "s.yaml: paralel: unknown parameter 'paralel': did you mean 'parallel'?" in err
+    file.write_text("name: s\nseeds: [0]\nset: {distill.seed: 1}\n")
+    assert danceflow("sweep", "s.yaml")[0] == 2
+    assert calls == []
+    file.write_text("name: s\nseeds: [0]\n")
+    code, out, _ = danceflow("sweep", "s.yaml", "--parallel", "3")
+    assert (code, out) == (0, "cells_table done\n")
+    assert calls[0] == ("run_sweep", (), {"file": file, "root": checkout, "parallel": 3})
+
+
+def test_table_prints_and_writes(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from danceflow.evaluate.cells import CellRecord
+    from danceflow.evaluate.table import make_table
+
+    scores = {"scale/t2i": 1.0, "trained/t2i": 1.0, "student/t2i/overall/overall": 0.25}
+    record = CellRecord(
+        sweep="s", cell="c", variant="v", seed=0, targets="", code="", finished=1.0, scores=scores
+    )
+    asked: list[tuple[Any, ...]] = []
+
+    def sweep_table(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return make_table("s", [record]), ("lost",)
+
+    fake = ModuleType("flows.cells")
+    fake.sweep_table = sweep_table  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flows.cells", fake)
+    code, out, _ = danceflow("table", "s", "--from", "mlflow", "--out", "results")
+    assert code == 0
+    assert asked == [(checkout, "s", "mlflow")]
+    assert "| v | 1 | 0.250 |" in out
+    assert "Not finished: lost." in out
+    assert {path.name for path in (checkout / "results").iterdir()} == {"s.md", "s.csv", "s.png"}
+    assert danceflow("table", "s", "--from", "csv")[0] == 2
 
 
 def test_stage_runs_the_stage(

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,15 @@ Source = Annotated[
         help="A folder, champion, challenger, runs:/<run id> or models:/<name>@<alias>.",
     ),
 ]
+
+
+class Origin(StrEnum):
+    """Where results are read from."""
+
+    DVC = "dvc"
+    MLFLOW = "mlflow"
+
+
 Device = Annotated[str, typer.Option(help="Where to compute, such as cuda.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 NumSteps = Annotated[
@@ -92,6 +102,52 @@ def run(
         with_teachers=with_teachers,
     )
     typer.echo(result_table(result.summary, result.stages, result.standing))
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep file, such as those in sweeps/.")],
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Cells at once; default: what the file says.")
+    ] = None,
+) -> None:
+    """Run a grid of variants and seeds; what is finished already is kept.
+
+    Each cell runs in a worktree of its own and becomes a DVC experiment and a run in MLflow.
+    """
+    root = _checkout()
+    from danceflow.sweeps import cells_of, read_sweep
+
+    cells_of(read_sweep(file), str(file))
+    from flows.sweep import cells_table, run_sweep
+
+    typer.echo(cells_table(run_sweep(file=file.resolve(), root=root, parallel=parallel)))
+
+
+@app.command()
+def table(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's file, or its name.")],
+    source: Annotated[
+        Origin, typer.Option("--from", help="Where results are read: dvc or mlflow.")
+    ] = Origin.DVC,
+    out: Annotated[Path, typer.Option(help="Folder for <sweep>.md, .csv and .png.")] = Path(
+        "reports/tables"
+    ),
+) -> None:
+    """Compare the variants of a sweep: mean and 95 % interval over seeds.
+
+    With the file exactly its cells are shown and missing ones are named; with the name what was run
+    last for each variant and seed.
+    """
+    root = _checkout()
+    from danceflow.evaluate.table import write_table
+    from flows.cells import sweep_table
+
+    found, missing = sweep_table(root, sweep, source.value)
+    paths = write_table(out, found, missing)
+    typer.echo(paths[0].read_text(encoding="utf-8"))
+    for path in paths:
+        typer.echo(str(path))
 
 
 @app.command()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -39,6 +39,7 @@ from danceflow.schema import (
     JudgeParams,
     Params,
     RunParams,
+    Section,
     TeacherParams,
     TextEncoderParams,
     TrackingParams,
@@ -78,9 +79,13 @@ __all__ = [
     "load_params",
     "override",
     "parse_params",
+    "parse_section",
     "read_assignments",
     "read_yaml",
 ]
+
+
+_Section = TypeVar("_Section", bound=Section)
 
 
 class Problem(NamedTuple):
@@ -134,6 +139,29 @@ def parse_params(data: Any, source: str) -> Params:
     if problems:
         raise ConfigError(_message(source, problems))
     return Params.model_validate(sections)
+
+
+def parse_section(data: Any, kind: type[_Section], source: str) -> _Section:
+    """Return plain data as a section of its own, such as a file that is no params file.
+
+    Args:
+        data: What ``read_yaml`` returns.
+        kind: What it should be.
+        source: Name of the file, for messages.
+
+    Raises:
+        ConfigError: Some entries are wrong; the message lists all of them.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: should hold entries, found {_kind(data)}")
+    try:
+        return kind.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        problems = [
+            Problem(problem.path.removeprefix("."), problem.text)
+            for problem in _explain("", kind, error.errors())
+        ]
+        raise ConfigError(_message(source, problems)) from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -220,6 +248,12 @@ def _rule_capabilities(sections: Mapping[str, Any]) -> Iterator[Problem]:
         if "data" in sections and capability.bucket not in sections["data"].buckets:
             text = unknown_name("bucket", capability.bucket, sections["data"].buckets)
             yield Problem(f"{path}.bucket", text)
+
+
+def _rule_weights(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    capabilities = sections.get("capabilities", {})
+    if capabilities and not any(capability.weight > 0 for capability in capabilities.values()):
+        yield Problem("capabilities", "at least one needs a weight above 0")
 
 
 def _rule_teachers(sections: Mapping[str, Any]) -> Iterator[Problem]:
@@ -340,6 +374,7 @@ def _rule_judge(sections: Mapping[str, Any]) -> Iterator[Problem]:
 
 _RULES = (
     _rule_capabilities,
+    _rule_weights,
     _rule_teachers,
     _rule_adapters,
     _rule_distill,

@@ -241,7 +241,7 @@ class CapabilityParams(Section):
     bucket: str
     teacher: str
     guidance: NonNegative
-    weight: Positive
+    weight: NonNegative  # share of the training; 0: scored, never trained
     needs_source: bool
 
 
@@ -277,6 +277,7 @@ class CacheParams(Section):
 class DistillParams(Section):
     """The training of the student; null means "as the method says"."""
 
+    seed: Count  # of routes, rows, noise and queries; caches and validation have run.seed
     method: Method
     query: Query | None
     objective: Objective | None
@@ -297,7 +298,8 @@ class DistillParams(Section):
     init: str  # "base", "merge" or a teacher
     merge_weights: Mapping[str, NonNegative] | None
     capabilities_per_update: Literal["one", "balanced", "all"]
-    num_updates: PositiveCount
+    num_updates: PositiveCount  # at most
+    max_field_evaluations: PositiveCount | None  # ends the training earlier
     batch_size: PositiveCount
     optimizer: Optimizer
     learning_rate: Positive
@@ -341,6 +343,7 @@ class EvaluateParams(Section):
 
     num_samples: PositiveCount  # per category
     num_steps: PositiveCount
+    guidance: NonNegative  # of the student, on top of what its teachers had; 1: a single pass
     batch_size: PositiveCount
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     num_bootstrap: PositiveCount

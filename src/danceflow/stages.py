@@ -113,7 +113,15 @@ _TABLE = (
     Stage(
         name="cache",
         function="danceflow.data.cache:run",
-        params=("run", "family", "capabilities.{item}", "cache"),
+        params=(
+            "run",
+            "family",
+            "capabilities.{item}.bucket",  # not its weight, which is a matter of the training
+            "capabilities.{item}.guidance",
+            "capabilities.{item}.needs_source",
+            "capabilities.{item}.teacher",
+            "cache",
+        ),
         deps=(
             "data/buckets",
             "models/teachers",

@@ -53,7 +53,8 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         )
     key = fingerprint(
         {
-            "params": params.select(("run", "family", f"capabilities.{capability}", "cache")),
+            "params": params.select(("run", "family", "cache")),
+            "capability": config.model_dump(mode="json", exclude={"weight"}),
             "data": dataset._fingerprint,
             "teachers": sha256(paths.teachers / "manifest.json"),
         }

@@ -127,6 +127,11 @@ class GuidedField:
     scale: float
     rescale: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    @property
+    def cost(self) -> int:
+        """Evaluations of the inner field per state."""
+        return 1 if self.scale == 1.0 else 2
+
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
         """Return the guided velocity, from one batched call of 2B samples."""
         if self.scale == 1.0:

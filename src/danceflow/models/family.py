@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError, unknown_name
-from danceflow.fields import Condition, VelocityField
+from danceflow.fields import Condition, GuidedField, VelocityField
 
 
 class ModelFamily(Protocol):
@@ -81,7 +81,7 @@ class ModelFamily(Protocol):
         """Returns the velocity field of ``backbone``; fp32 in and out."""
         ...
 
-    def guided(self, field: VelocityField, scale: float) -> VelocityField:
+    def guided(self, field: VelocityField, scale: float) -> GuidedField:
         """Returns ``field`` with the family's own classifier-free guidance; 1 is none."""
         ...
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
-from danceflow.fields import VelocityField
+from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.adapter_files import AdapterFile, merged_pairs
 from danceflow.models.adapters import (
     AdapterField,
@@ -171,7 +171,7 @@ class Teachers:
             _LOG.info("%s", self.reports[name])
         return self.shared
 
-    def field(self, name: str, guidance: float) -> VelocityField:
+    def field(self, name: str, guidance: float) -> GuidedField:
         """Returns the teacher's field with classifier-free guidance of scale ``guidance``."""
         backbone = self.backbones[name]
         if backbone is self.shared:

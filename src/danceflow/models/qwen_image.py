@@ -218,7 +218,7 @@ class QwenImageFamily(StockFamily):
         """Returns the shift that grows with the number of tokens."""
         return interpolated_mu(self.settings.scheduler, num_tokens)
 
-    def guided(self, field: VelocityField, scale: float) -> VelocityField:
+    def guided(self, field: VelocityField, scale: float) -> GuidedField:
         """Returns ``field`` with classifier-free guidance that keeps every token's length."""
         return GuidedField(field, self.null, scale, keep_length)
 

@@ -311,7 +311,7 @@ class Sd3Family:
         """Returns the velocity field of ``backbone``."""
         return Sd3Field(backbone, self.prediction, self.sigma_min)
 
-    def guided(self, field: VelocityField, scale: float) -> VelocityField:
+    def guided(self, field: VelocityField, scale: float) -> GuidedField:
         """Returns ``field`` with classifier-free guidance."""
         return GuidedField(field, self.null, scale)
 

@@ -241,7 +241,7 @@ class StockFamily(ABC):
         """Returns no word: the tokenizer knows every byte."""
         return []
 
-    def guided(self, field: VelocityField, scale: float) -> VelocityField:
+    def guided(self, field: VelocityField, scale: float) -> GuidedField:
         """Returns ``field`` with classifier-free guidance."""
         return GuidedField(field, self.null, scale)
 

@@ -7,8 +7,10 @@ What a killed process left behind is removed by the next write to the same name.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.errors import DanceflowError, DiskSpaceError
+
+_LOG = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -75,6 +79,23 @@ def atomic_directory(path: Path, *, flush: bool = True) -> Iterator[Path]:
         partial.replace(path)
         _sync_folder(path.parent)
         _remove(former)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder within the block; who comes second waits.
+
+    Args:
+        folder: It need not exist; the lock is a file beside it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _LOG.info("%s: another process works on the same; waiting for it", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_bytes(path: Path, data: bytes) -> None:

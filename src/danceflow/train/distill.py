@@ -25,9 +25,10 @@ from danceflow.method import Method, resolve_method
 from danceflow.models.adapters import merge_adapter
 from danceflow.models.memory import memory_of, recompute_activations
 from danceflow.models.package import Teachers, save_package
-from danceflow.ops.files import atomic_directory, fingerprint, sha256
+from danceflow.ops.files import atomic_directory, exclusive, fingerprint, sha256
 from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
 from danceflow.train.balance import LossBalance
+from danceflow.train.budget import FORWARD_AND_BACKWARD, Ledger
 from danceflow.train.guards import (
     require_different,
     require_finite,
@@ -38,7 +39,7 @@ from danceflow.train.log import Meter, MetricsFile, log_losses, write_curves
 from danceflow.train.observe import Observer
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
 from danceflow.train.replay import Part, Replay
-from danceflow.train.start import MERGE, start_student
+from danceflow.train.start import MERGE, start_student, trained_teachers
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -65,13 +66,18 @@ def run(params: "Params", paths: "Paths") -> None:
     key = training_key(params, paths)
     work = paths.work(f"distill-{key[:16]}")
     settings = TrackingSettings.of(paths.root, params.tracking)
-    with start_run(
-        settings,
-        work / "run.json",
-        name=f"{method.name}-{key[:8]}",
-        key=key,
-        params=params.model_dump(mode="json"),
-    ) as tracker:
+    # Experiments that differ in later stages only train the same: the second one waits, and goes
+    # on at the first one's end.
+    with (
+        exclusive(work),
+        start_run(
+            settings,
+            work / "run.json",
+            name=f"{method.name}-{key[:8]}",
+            key=key,
+            params=params.model_dump(mode="json"),
+        ) as tracker,
+    ):
         observer = Observer(params, paths, teachers, work, tracker)
         trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
         trainer.train()
@@ -79,12 +85,13 @@ def run(params: "Params", paths: "Paths") -> None:
         "image_size": observer.image_size,
         "num_steps": params.distill.evaluate_steps,
         "method": method.name,
-        "num_updates": params.distill.num_updates,
+        "num_updates": trainer.step,
+        "field_evaluations": trainer.ledger.spent,
         "key": key,
     }
     with atomic_directory(paths.student) as folder:
         trainer.package(folder, meta)
-    with atomic_directory(paths.distill_report) as folder:
+    with exclusive(work), atomic_directory(paths.distill_report) as folder:
         for name in ("metrics.jsonl", "run.json"):
             shutil.copy2(work / name, folder / name)
         if (work / "grids").is_dir():
@@ -148,7 +155,7 @@ def training_key(params: "Params", paths: "Paths") -> str:
 
 
 def capabilities_of(params: "Params") -> list[Capability]:
-    """Returns the configured capabilities in their order."""
+    """Returns the capabilities that are trained, in their order; those of weight 0 are not."""
     return [
         Capability(
             name,
@@ -158,6 +165,7 @@ def capabilities_of(params: "Params") -> list[Capability]:
             config.needs_source,
         )
         for name, config in params.capabilities.items()
+        if config.weight > 0
     ]
 
 
@@ -189,14 +197,16 @@ class Trainer:
         self.tracker, self.observer, self.work = tracker, observer, work
         self.device = torch.device(params.run.device)
         capabilities = capabilities_of(params)
-        self.router = Router(capabilities, params.run.seed, self.config.capabilities_per_update)
+        self.router = Router(capabilities, self.config.seed, self.config.capabilities_per_update)
         require_frozen(teachers.backbones.values())
-        self.teachers = {
-            c.name: teachers.field(c.teacher.base, c.teacher.guidance_scale) for c in capabilities
-        }
+        self.ledger = Ledger(self.config.max_field_evaluations)
+        self.teachers: dict[str, VelocityField] = {}
+        for c in capabilities:
+            teacher = teachers.field(c.teacher.base, c.teacher.guidance_scale)
+            self.teachers[c.name] = self.ledger.count("teachers", teacher, teacher.cost)
         start = method.init or self.config.init
         self.backbone, self.trainable = start_student(
-            self.config, teachers, params.run.seed, method.init
+            self.config, teachers, self.config.seed, method.init, trained_teachers(params)
         )
         if self.config.activation_checkpointing:
             recompute_activations(self.backbone)
@@ -204,6 +214,8 @@ class Trainer:
         others = {c.name for c in capabilities if c.teacher.base != start}
         self.must_differ = others or {c.name for c in capabilities}
         self.student = self.family.field(self.backbone)
+        self.rollout_field = self.ledger.count("rollout", self.student)
+        self.trained_field = self.ledger.count("training", self.student, FORWARD_AND_BACKWARD)
         self.grid = self.family.grid(self.config.num_steps).to(self.device)
         self.optimizer = make_optimizer(
             self.config.optimizer,
@@ -223,28 +235,31 @@ class Trainer:
             self.meter.load_state_dict(saved["meter"])
             self.replay.load_state_dict(saved["replay"])
             self.balance.load_state_dict(saved["balance"])
+            self.ledger.load_state_dict(saved["ledger"])
             self.step, self.seconds, size = saved["step"], saved["seconds"], saved["metrics_size"]
             _LOG.info("resuming at update %d", self.step)
         self.metrics = MetricsFile(work / "metrics.jsonl", size)
 
     def _ema_field(self) -> VelocityField:
         self.ema_backbone = copy.deepcopy(self.backbone).eval().requires_grad_(False)
-        return self.family.field(self.ema_backbone)
+        return self.ledger.count("average", self.family.field(self.ema_backbone))
 
     def train(self) -> None:
         """Runs the updates that are left; a method that does not train has none."""
-        num_updates = self.config.num_updates if self.method.trains else 0
+        num_updates = self.config.num_updates
         began, done_before = time.monotonic(), self.step
         bar = tqdm(total=num_updates, initial=self.step, desc="distill", unit="update")
         if self.step == 0:
             self._observe(force=True)
-        while self.step < num_updates:
-            factor = schedule(self.step, num_updates, self.config.warmup)
+        while not self._is_finished():
+            position = self._position()
+            factor = schedule(position, num_updates, self.config.warmup)
             set_learning_rate(self.optimizer, factor)
-            norm = self._update(self.step / num_updates)
+            norm = self._update(position / num_updates)
+            self.ledger.close_update()
             self.step += 1
-            last = self.step == num_updates
-            bar.update()
+            last = self._is_finished()
+            bar.update(int(self._position()) - bar.n)
             if self.step % self.config.log_every == 0 or last:
                 elapsed = time.monotonic() - began
                 speed = (self.step - done_before) * self.config.batch_size / elapsed
@@ -252,6 +267,7 @@ class Trainer:
                     "grad_norm": norm,
                     "learning_rate": self.config.learning_rate * factor,
                     "images_per_second": speed,
+                    "field_evaluations": self.ledger.total,
                     "seconds": self.seconds + elapsed,
                 }
                 loss = log_losses(self.meter, self.metrics, self.tracker, self.step, common)
@@ -263,6 +279,22 @@ class Trainer:
         bar.close()
         self.ema.copy_to(self.backbone)
 
+    def _is_finished(self) -> bool:
+        """Returns whether all updates are made, or the budget allows no further one."""
+        if not self.method.trains or self.step >= self.config.num_updates:
+            return True
+        return self.ledger.exhausted
+
+    def _position(self) -> float:
+        """Returns how far the training is on a scale of ``num_updates``.
+
+        With a budget of field evaluations the share that is spent counts where it is larger than
+        the share of updates made: schedule and curriculum end where the training ends, without
+        a forecast of what an update costs.
+        """
+        spent = min(1.0, self.ledger.share) * self.config.num_updates
+        return max(self.step, spent)
+
     def _update(self, progress: float) -> float:
         """Makes one update and returns the gradient norm before clipping."""
         route = self.router.route(self.step)
@@ -271,7 +303,7 @@ class Trainer:
             self._draw(capability, size) for (capability, _), size in zip(route, sizes, strict=True)
         ]
         seeds = [
-            seed_for(self.params.run.seed, f"sample/{capability.name}", self.step, index)
+            seed_for(self.config.seed, f"sample/{capability.name}", self.step, index)
             for (capability, _), size in zip(route, sizes, strict=True)
             for index in range(size)
         ]
@@ -281,7 +313,7 @@ class Trainer:
         ]
         queries = self.method.collect(
             Request(
-                student=self.student,
+                student=self.rollout_field,
                 condition=Condition.cat(conditions).to(self.device),
                 grid=self.grid,
                 shape=self.family.latent_shape,
@@ -309,7 +341,7 @@ class Trainer:
             name, weight = part.capability, part.share * self.balance.weight(part.capability)
             for chunk, piece in part.queries.split(_MAX_ROWS):
                 target = self.method.target_velocity(chunk, self.teachers, name)
-                velocity = self.student(chunk.z, chunk.sigma, chunk.condition)
+                velocity = self.trained_field(chunk.z, chunk.sigma, chunk.condition)
                 if self.step == 0 and name in self.must_differ:
                     require_different(velocity, target, name)
                 loss, rows = self.method.objective(velocity, target, chunk, self.ema_field)
@@ -336,7 +368,7 @@ class Trainer:
         cache = self.caches[capability.name]
         kind, group = self.method.states.clean_kind, self.method.group_size
         seeds = [
-            seed_for(self.params.run.seed, f"row/{capability.name}", self.step, index // group)
+            seed_for(self.config.seed, f"row/{capability.name}", self.step, index // group)
             for index in range(size)
         ]
         return (uniform(seeds) * cache.num_rows(kind)).long()
@@ -378,6 +410,7 @@ class Trainer:
                 "meter": self.meter.state_dict(),
                 "replay": self.replay.state_dict(),
                 "balance": self.balance.state_dict(),
+                "ledger": self.ledger.state_dict(),
             },
         )
 
