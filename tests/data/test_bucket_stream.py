@@ -9,7 +9,7 @@ from user_rows import encoded, picture
 
 from danceflow.data.bucket_stream import BucketStream
 from danceflow.data.buckets import BucketWriter, images_of, read_bucket
-from danceflow.errors import WeightsError
+from danceflow.errors import ConfigError, WeightsError
 
 COUNT = 12
 PROMPTS = ("a red circle", "add the square", "remove the blue square")
@@ -25,7 +25,7 @@ def bucket(folder: Path, *, edits: bool):
             writer.add(
                 {
                     "uid": str(number),
-                    "category": "x",
+                    "category": "rare" if number == 0 else "usual",
                     "variant": "standard",
                     "prompt": PROMPTS[number % 3],
                     "source": cells[0] if edits else None,
@@ -78,3 +78,16 @@ def test_a_model_without_source_channels_cannot_learn_edits(tmp_path: Path) -> N
         BucketStream(family, bucket(tmp_path / "edits", edits=True), 8, 0)
     _, condition = BucketStream(family, bucket(tmp_path / "t2i", edits=False), 8, 0).batch(0, 2)
     assert "source" not in condition.tensors
+
+
+def test_rows_of_a_category_are_drawn_more_often(tmp_path: Path) -> None:
+    family, dataset = small_sd3(), bucket(tmp_path, edits=False)
+    rare = family.encode(images_of(dataset, [0], "target"))[0]
+    shares = []
+    for weights in ({}, {"rare": 11}):
+        clean, _ = BucketStream(family, dataset, COUNT, 0, weights).batch(0, 400)
+        shares.append(float((clean == rare).all((1, 2, 3)).float().mean()))
+    assert shares[0] == pytest.approx(1 / 12, abs=0.05)
+    assert shares[1] == pytest.approx(11 / 22, abs=0.08)
+    with pytest.raises(ConfigError, match="did you mean 'rare'"):
+        BucketStream(family, dataset, COUNT, 0, {"rarer": 2})

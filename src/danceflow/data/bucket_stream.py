@@ -1,13 +1,14 @@
 """An endless, counter-based stream of training batches from a bucket on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from danceflow.data.buckets import images_of
-from danceflow.errors import WeightsError
+from danceflow.errors import ConfigError, WeightsError, unknown_name
 from danceflow.fields import Condition, seed_for, uniform
 from danceflow.models.family import ModelFamily
 
@@ -17,7 +18,14 @@ _PROMPTS_AT_ONCE = 512
 class BucketStream:
     """Batches of (clean latents, condition) of a bucket's rows; pictures stay on disk."""
 
-    def __init__(self, family: ModelFamily, dataset: Any, num_samples: int, seed: int) -> None:
+    def __init__(
+        self,
+        family: ModelFamily,
+        dataset: Any,
+        num_samples: int,
+        seed: int,
+        category_weights: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         """Encodes the distinct prompts once.
 
         Args:
@@ -25,12 +33,20 @@ class BucketStream:
             dataset: what ``read_bucket`` gives.
             num_samples: rows to draw from, the first ones; all if there are fewer.
             seed: decides which rows a batch has.
+            category_weights: how often rows of a category are drawn, 1 where it is not named.
 
         Raises:
+            ConfigError: if a weight is for a category that the bucket does not have.
             WeightsError: if the bucket holds edits and the family takes no source image.
         """
         self.family, self.seed = family, seed
         self.dataset = dataset.select(range(min(num_samples, len(dataset))))
+        categories = self.dataset["category"]
+        for name in category_weights:
+            if name not in categories:
+                raise ConfigError(unknown_name("category of the bucket", name, set(categories)))
+        counts = torch.tensor([category_weights.get(name, 1) for name in categories])
+        self.rows = torch.arange(len(categories)).repeat_interleave(counts)
         self.has_source = self.dataset[0]["source"] is not None
         texts: Sequence[str] = self.dataset["prompt"]
         prompts = sorted(set(texts))
@@ -53,7 +69,7 @@ class BucketStream:
             DataError: naming the row whose image is missing or corrupt.
         """
         seeds = [seed_for(self.seed, "batch", step, index) for index in range(batch_size)]
-        index = (uniform(seeds) * len(self.dataset)).long()
+        index = self.rows[(uniform(seeds) * len(self.rows)).long()]
         rows = index.tolist()
         tensors = {name: table[self.prompt_rows[index]] for name, table in self.texts.items()}
         clean = self.family.encode(images_of(self.dataset, rows, "target"))

@@ -171,13 +171,10 @@ def _batches(
         return SceneStream(
             family, config.bucket, config.num_samples, params.run.seed, config.category_weights
         )
-    if config.category_weights:
-        raise ConfigError(
-            f"teachers: category_weights {dict(config.category_weights)} are for scenes; rows of "
-            f"data.source {params.data.source!r} come as often as they are there"
-        )
     dataset = read_bucket(paths.bucket(config.bucket), "train")
-    return BucketStream(family, dataset, config.num_samples, params.run.seed)
+    return BucketStream(
+        family, dataset, config.num_samples, params.run.seed, config.category_weights
+    )
 
 
 def _train(
