@@ -309,6 +309,24 @@ def test_a_failure_is_one_line_and_exit_code_1(
     assert danceflow("stage", "report") == (1, "", "error: the store is away\n")
 
 
+def test_an_error_does_not_share_the_line_of_a_progress_bar(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tqdm import tqdm
+
+    bars = []
+
+    def fail(*_: object) -> None:
+        bars.append(tqdm(total=3, desc="distill"))
+        raise TrackingError("the store is away")
+
+    monkeypatch.setattr(stages, "run_stage", fail)
+    code, _, err = danceflow("stage", "report")
+    assert code == 1
+    assert "distill:   0%" in err
+    assert err.endswith("\nerror: the store is away\n")
+
+
 def test_bad_input_is_one_line_and_exit_code_2(checkout: Path, danceflow: Danceflow) -> None:
     code, out, err = danceflow("stage", "destill")
     assert (code, out) == (2, "")

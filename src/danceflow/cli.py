@@ -329,6 +329,7 @@ def main() -> None:
         app()
     except DanceflowError as error:
         _log.debug("raised here", exc_info=True)
+        runtime.end_progress_bars()
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 

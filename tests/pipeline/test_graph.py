@@ -129,6 +129,21 @@ def test_a_changed_parameter_runs_what_depends_on_it(checkout: Checkout) -> None
     ]
 
 
+def test_what_ran_once_is_restored_and_not_executed_again(checkout: Checkout) -> None:
+    checkout.repro()
+    outs = {path: path.read_text() for path in (checkout.root / "reports").rglob("*.json")}
+    params = checkout.root / "params.yaml"
+    text = params.read_text()
+    params.write_text(
+        text.replace("data:\n  source: scenes\n  seed: 0", "data:\n  source: scenes\n  seed: 1")
+    )
+    assert "prepare" in checkout.repro()
+    assert any(path.read_text() != content for path, content in outs.items())
+    params.write_text(text)
+    assert checkout.repro() == []
+    assert {path: path.read_text() for path in outs} == outs
+
+
 def test_a_compiled_file_changes_nothing_and_a_source_file_does(checkout: Checkout) -> None:
     checkout.repro()
     compiled = checkout.root / "src/danceflow/evaluate/__pycache__/module.pyc"
