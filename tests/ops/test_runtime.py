@@ -13,7 +13,7 @@ from danceflow.errors import DiskSpaceError, UsageError
 from danceflow.ops import runtime
 from danceflow.schema import RunParams
 
-RUN = RunParams(seed=3, device="cpu", dtype="float32", num_threads=2)
+RUN = RunParams(seed=3, device="cpu", dtype="float32", num_threads=2, offload="none", compile=False)
 SOURCE = Path(runtime.__file__).parents[1]
 
 

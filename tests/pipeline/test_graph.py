@@ -70,10 +70,10 @@ class Checkout:
 def checkout(tmp_path: Path) -> Checkout:
     made = Checkout(tmp_path)
     made.root.mkdir()
-    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml"):
-        (made.root / name).parent.mkdir(exist_ok=True)
+    plain = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml")
+    for name in (*plain, "params.yaml", "data/raw/README.md"):
+        (made.root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, made.root / name)
-    shutil.copy(ROOT / "params.yaml", made.root)
     for path in {dep for stage in STAGES.values() for dep in stage.deps if dep.startswith("src/")}:
         place = made.root / path
         file = place if place.suffix else place / "module.py"
