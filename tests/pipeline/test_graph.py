@@ -134,9 +134,7 @@ def test_what_ran_once_is_restored_and_not_executed_again(checkout: Checkout) ->
     outs = {path: path.read_text() for path in (checkout.root / "reports").rglob("*.json")}
     params = checkout.root / "params.yaml"
     text = params.read_text()
-    params.write_text(
-        text.replace("data:\n  source: scenes\n  seed: 0", "data:\n  source: scenes\n  seed: 1")
-    )
+    params.write_text(text.replace("  seed: 0\n  image_size", "  seed: 1\n  image_size"))
     assert "prepare" in checkout.repro()
     assert any(path.read_text() != content for path, content in outs.items())
     params.write_text(text)
