@@ -65,6 +65,14 @@ class Outcome(StrEnum):
     FROZEN = "frozen"
 
 
+_OUTCOMES = {
+    re.compile(r"Running stage '([^']+)'"): Outcome.RAN,
+    re.compile(r"Stage '([^']+)' is cached"): Outcome.RESTORED,
+    re.compile(r"Verifying outputs in frozen stage: '([^']+)'"): Outcome.FROZEN,
+    re.compile(r"Stage '([^']+)' didn't change"): Outcome.UNCHANGED,
+}
+
+
 @dataclass(frozen=True)
 class StageResult:
     """What happened to one stage; seconds of wall time."""
@@ -74,18 +82,28 @@ class StageResult:
     seconds: float
 
 
-def save_experiment(root: Path, name: str, environment: Mapping[str, str]) -> None:
+def save_experiment(
+    root: Path,
+    name: str,
+    environment: Mapping[str, str],
+    stages: Sequence[str] = (),
+    untracked: Sequence[Path] = (),
+) -> None:
     """Keep the state of the worktree at ``root`` as a DVC experiment.
 
     Args:
         root: the root of the worktree.
         name: the experiment's name; one of the same name on the same commit is replaced.
         environment: the process environment (it carries a git identity where the clone has none).
+        stages: those whose outputs are there, where not all of them ran; none: all.
+        untracked: files that git does not know yet and that belong to it.
 
     Raises:
         DvcError: DVC could not save it.
     """
-    _dvc(root, "exp", "save", "--name", name, "--force", environment=environment)
+    included = [word for path in untracked for word in ("--include-untracked", str(path))]
+    words = ("exp", "save", "--name", name, "--force", *included, *stages)
+    _dvc(root, *words, environment=environment)
 
 
 @contextlib.contextmanager
@@ -136,23 +154,68 @@ def reproduce(
         StageFailedError: the stage or DVC failed; ``command_exit_code`` says how.
         StageStoppedError: it was ended from outside.
     """
+    start = time.monotonic()
+    options = ["--single-item", *(["--force"] * force)]
+    found = _repro(root, [*options, stage], stage, processes, report, environment, timeout_s)
+    outcome = found[-1].outcome if found else Outcome.UNCHANGED
+    return StageResult(stage, outcome, time.monotonic() - start)
+
+
+def reproduce_all(
+    root: Path,
+    targets: Sequence[str],
+    *,
+    processes: ProcessGroups,
+    report: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> tuple[StageResult, ...]:
+    """Bring stages and all that they need up to date, and return what happened to each.
+
+    One ``dvc repro`` does it all: where many short runs follow each other, starting DVC once per
+    stage would take longer than some of the stages.
+
+    Args:
+        root: the root of the DVC repository.
+        targets: names of stages; ``cache`` stands for every ``cache@...``. None: all stages.
+        processes: where the running group is kept.
+        report: called with every line of the stages' output as it comes.
+        environment: the process environment to start from; None: this process's.
+
+    Raises:
+        StageFailedError: a stage or DVC failed; it names the stage.
+        StageStoppedError: it was ended from outside.
+    """
+    name = " ".join(targets) or "all stages"
+    return _repro(root, list(targets), name, processes, report, environment, None)
+
+
+def _repro(
+    root: Path,
+    arguments: Sequence[str],
+    name: str,
+    processes: ProcessGroups,
+    report: Callable[[str], None],
+    environment: Mapping[str, str] | None,
+    timeout_s: float | None,
+) -> tuple[StageResult, ...]:
+    """Run ``dvc repro`` to its end and return what it says about the stages it came by."""
     if processes.stopped:
-        raise StageStoppedError(f"stage {stage!r} was not started: the flow ends", stage, None)
+        raise StageStoppedError(f"stage {name!r} was not started: the flow ends", name, None)
     tail: deque[str] = deque(maxlen=40)
-    outcomes: list[Outcome] = []
+    seen: list[tuple[str, Outcome, float]] = []
     timed_out = threading.Event()
 
     def line(text: str) -> None:
         if _HINT.fullmatch(text):
             return
         tail.append(text)
-        outcomes.extend(_outcome(text, stage))
+        told = _outcome(text)
+        if told is not None:
+            seen.append((*told, time.monotonic()))
         report(text)
 
-    start = time.monotonic()
-    options = ["--single-item", *(["--force"] * force)]
     process = subprocess.Popen(
-        [*_dvc_command(), "--wait-for-lock", "repro", *options, stage],
+        [*_dvc_command(), "--wait-for-lock", "repro", *arguments],
         cwd=root,
         env=stage_environment(os.environ if environment is None else environment),
         stdin=subprocess.DEVNULL,
@@ -178,14 +241,18 @@ def reproduce(
         if process.poll() is None:
             end_group(process, grace_s=5.0)
             process.wait()
-    seconds = time.monotonic() - start
+    end = time.monotonic()
     if timed_out.is_set():
-        raise StageStoppedError(f"stage {stage!r} was ended after {timeout_s:g} s", stage, None)
+        raise StageStoppedError(f"stage {name!r} was ended after {timeout_s:g} s", name, None)
     if processes.stopped and exit_code != 0:
-        raise StageStoppedError(f"stage {stage!r} was ended: the flow was cancelled", stage, None)
+        raise StageStoppedError(f"stage {name!r} was ended: the flow was cancelled", name, None)
     if exit_code != 0:
-        raise _failure(stage, exit_code, list(tail))
-    return StageResult(stage, outcomes[-1] if outcomes else Outcome.UNCHANGED, seconds)
+        raise _failure(seen[-1][0] if seen else name, exit_code, list(tail))
+    ends = [began for _, _, began in seen[1:]] + [end]
+    return tuple(
+        StageResult(stage, outcome, until - began)
+        for (stage, outcome, began), until in zip(seen, ends, strict=True)
+    )
 
 
 def stage_environment(base: Mapping[str, str]) -> dict[str, str]:
@@ -222,17 +289,12 @@ def _dvc_command() -> Sequence[str]:
     return (sys.executable, "-m", "dvc")
 
 
-def _outcome(line: str, stage: str) -> list[Outcome]:
-    """Return what one line of DVC's output says about the stage, as a list of none or one."""
-    if line.startswith(f"Running stage '{stage}'"):
-        return [Outcome.RAN]
-    if line.startswith(f"Stage '{stage}' is cached"):
-        return [Outcome.RESTORED]
-    if line.startswith(f"Verifying outputs in frozen stage: '{stage}'"):
-        return [Outcome.FROZEN]
-    if line.startswith(f"Stage '{stage}' didn't change"):
-        return [Outcome.UNCHANGED]
-    return []
+def _outcome(line: str) -> tuple[str, Outcome] | None:
+    """Return the stage that one line of DVC's output is about and what happens to it, if any."""
+    for pattern, outcome in _OUTCOMES.items():
+        if found := pattern.match(line):
+            return found[1], outcome
+    return None
 
 
 def _read(process: subprocess.Popen[bytes], reader: LineReader) -> None:

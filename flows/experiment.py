@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from flows import dvc_graph, dvc_stage
 
 logger = logging.getLogger(__name__)
 
+# refs/exps/<the baseline's commit, in two parts>/<name>; refs/exps/exec/ is DVC's own.
+_REF = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,})/([^/]+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -66,13 +68,27 @@ class Experiment:
     root: Path
     environment: Mapping[str, str]
 
-    def save(self) -> None:
+    def save(self, stages: Sequence[str] = (), untracked: Sequence[Path] = ()) -> None:
         """Keep the worktree's present state as a DVC experiment.
+
+        Args:
+            stages: those whose outputs are there, where not all of them ran; none: all.
+            untracked: files that git does not know yet and that belong to it.
 
         Raises:
             DvcError: DVC could not.
         """
-        dvc_stage.save_experiment(self.root, self.name, self.environment)
+        names = [path.relative_to(self.root) for path in untracked]
+        dvc_stage.save_experiment(self.root, self.name, self.environment, stages, names)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An experiment that was saved: its commit, and the commit it started from."""
+
+    name: str
+    commit: str
+    baseline: str
 
 
 def plan(
@@ -105,13 +121,60 @@ def plan(
     return Plan(name, None if recipe is None else source, values, params)
 
 
+def kept_experiments(root: Path) -> tuple[Kept, ...]:
+    """Return the experiments that were saved in a repository, the latest first.
+
+    Args:
+        root: the checkout.
+    """
+    shown = "--format=%(objectname) %(refname)"
+    listed = _git(root, "for-each-ref", "--sort=-creatordate", shown, "refs/exps")
+    found = []
+    for line in listed.splitlines():
+        commit, _, ref = line.partition(" ")
+        if place := _REF.fullmatch(ref):
+            found.append(Kept(place[3], commit, place[1] + place[2]))
+    return tuple(found)
+
+
+def kept_file(root: Path, kept: Kept, path: str) -> str | None:
+    """Return the text of a file of a saved experiment, None where it has none.
+
+    Args:
+        root: the checkout.
+        kept: the experiment.
+        path: relative to the checkout.
+    """
+    if _git(root, "ls-tree", "--name-only", kept.commit, path) == "":
+        return None
+    return _git(root, "show", f"{kept.commit}:./{path}")
+
+
+def entries(root: Path, tree: str) -> dict[str, str]:
+    """Return the git object of every file and folder at the checkout's top, by name.
+
+    Args:
+        root: the checkout.
+        tree: a snapshot, or a commit.
+    """
+    lines = _git(root, "ls-tree", tree).splitlines()
+    return {line.partition("\t")[2]: line.partition("\t")[0] for line in lines}
+
+
 @contextlib.contextmanager
-def experiment(root: Path, plan: Plan) -> Iterator[Experiment]:
+def experiment(
+    root: Path,
+    plan: Plan,
+    tree: str | None = None,
+    lock: contextlib.AbstractContextManager[object] | None = None,
+) -> Iterator[Experiment]:
     """Give a worktree with the experiment's parameters; it is removed when the block is left.
 
     Args:
         root: the user's checkout.
         plan: what ``plan`` returned.
+        tree: what ``snapshot`` returned, where several experiments start from one; None: now.
+        lock: held while the worktree is made and removed, where others are made beside it.
 
     Raises:
         StageError: git or DVC could not set the worktree up.
@@ -122,27 +185,34 @@ def experiment(root: Path, plan: Plan) -> Iterator[Experiment]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "DVC_EXP_NAME": plan.name}
     environment.update(git_identity(environment, root))
-    tree = _snapshot(root)
+    tree = snapshot(root) if tree is None else tree
+    lock = contextlib.nullcontext() if lock is None else lock
+    add = ("worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), "HEAD")
     try:
-        _git(root, "worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), "HEAD")
-        _git(folder, "read-tree", "-u", "--reset", tree)
-        inside = folder / _git(root, "rev-parse", "--show-prefix")
-        dvc_graph.share_cache(root, inside)
-        _share_work(paths, Paths(inside))
-        if plan.recipe is not None:
-            shutil.copyfile(plan.recipe, Paths(inside).params)
-        dvc_graph.write_parameters(Paths(inside).params, plan.overrides)
-        dvc_graph.checkout_sources(inside)
-        _share_raw(paths.raw, Paths(inside).raw)
+        with lock:
+            _git(root, *add)
+            _git(folder, "read-tree", "-u", "--reset", tree)
+            inside = folder / _git(root, "rev-parse", "--show-prefix")
+            dvc_graph.share_cache(root, inside)
+            _share_work(paths, Paths(inside))
+            if plan.recipe is not None:
+                shutil.copyfile(plan.recipe, Paths(inside).params)
+            dvc_graph.write_parameters(Paths(inside).params, plan.overrides)
+            dvc_graph.checkout_sources(inside)
+            _share_raw(paths.raw, Paths(inside).raw)
         yield Experiment(plan.name, inside, environment)
     finally:
-        _remove(root, folder)
+        with lock:
+            _remove(root, folder)
 
 
-def _snapshot(root: Path) -> str:
+def snapshot(root: Path) -> str:
     """Return a git tree with the checkout's present content of every file that git knows.
 
     It is made in an index of its own: neither the user's index nor any file changes.
+
+    Args:
+        root: the user's checkout.
     """
     untracked = _git(root, "ls-files", "--others", "--exclude-standard")
     if untracked:

@@ -89,7 +89,7 @@ class _OneLine(logging.Filter):
 
 _ONE_LINE = _OneLine()
 
-_STEADY: dict[str, Any] = {
+STEADY: dict[str, Any] = {
     "retries": NUM_RETRIES,
     "retry_delay_seconds": exponential_backoff(backoff_factor=RETRY_BACKOFF_S),
     "retry_condition_fn": worth_repeating,
@@ -98,7 +98,7 @@ _STEADY: dict[str, Any] = {
 }
 
 
-@task(name="stage", task_run_name="{stage}", **_STEADY)
+@task(name="stage", task_run_name="{stage}", **STEADY)
 def run_stage(
     root: Path,
     stage: str,
@@ -135,7 +135,7 @@ def run_stage(
     )
 
 
-@task(name="register", task_run_name="register", **_STEADY)
+@task(name="register", task_run_name="register", **STEADY)
 def register_student(root: Path, params: Params) -> int:
     """Register the student and return its version."""
     number = promote.register(root, params)
@@ -143,7 +143,7 @@ def register_student(root: Path, params: Params) -> int:
     return number
 
 
-@task(name="gate", task_run_name="gate", **_STEADY)
+@task(name="gate", task_run_name="gate", **STEADY)
 def pass_gate(root: Path, params: Params, number: int) -> Standing:
     """Judge a version against the champion and set the aliases."""
     standing = promote.consider(root, params, number)
@@ -180,7 +180,7 @@ def run_pipeline(
         stage_timeout_s: seconds that one stage may take; None: as long as it needs.
         with_teachers: let the frozen stage of the teachers run, too, where it is stale.
     """
-    root = _begin(root)
+    root = begin(root)
     settings = _Settings(max_parallel, enter_registry, stage_timeout_s, with_teachers=with_teachers)
     if recipe is None and not overrides and name is None:
         return _run(root, load_params(Paths(root).params), None, settings)
@@ -197,7 +197,7 @@ def run_teachers(root: Path | None = None) -> tuple[StageResult, ...]:
     Args:
         root: the checkout; None: the one that the working folder lies in.
     """
-    root = _begin(root)
+    root = begin(root)
     load_params(Paths(root).params)
     with dvc_stage.unfrozen(root, "teachers"), ProcessGroups() as processes:
         nodes = dvc_graph.ancestry(dvc_graph.stage_graph(root), "teachers")
@@ -219,7 +219,7 @@ def serve(root: Path, cron: str) -> None:
     serve_flow(run_pipeline, root, cron)
 
 
-def _begin(root: Path | None) -> Path:
+def begin(root: Path | None) -> Path:
     """Return the checkout to work on, once Prefect's log is set up for this flow."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_ONE_LINE)

@@ -9,6 +9,14 @@ from danceflow.ops.runtime import TELEMETRY_OFF
 from danceflow.ops.tracking import TrackingSettings
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-golden",
+        action="store_true",
+        help="write tests/golden/loss_traces.json from this run instead of comparing with it",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings() -> Iterator[None]:
     """Telemetry off, no store and no identity from outside."""

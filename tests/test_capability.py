@@ -67,6 +67,29 @@ def test_all_per_update_gives_every_capability_its_share():
     assert [share for _, share in route] == pytest.approx([0.5, 0.3, 0.2])
 
 
+@pytest.mark.parametrize("weights", [(1, 1, 1), (3, 1, 1.5), (0.1, 0.1, 9.8)])
+def test_balanced_routes_keep_every_share_over_every_stretch(weights):
+    """A count is within 3 of its share over every stretch; independent draws stray by sqrt(n)."""
+    router = Router(capabilities(*weights), seed=5, per_update="balanced")
+    route = names(router, range(3000))
+    assert names(router, range(1000, 1100)) == route[1000:1100]
+    drawn = names(Router(capabilities(*weights), seed=5), range(3000))
+    strays = {"balanced": 0.0, "one": 0.0}
+    for name, weight in zip(("t2i", "local", "global"), weights, strict=True):
+        share = weight / sum(weights)
+        for kind, found in (("balanced", route), ("one", drawn)):
+            for first in range(0, 2000, 97):
+                for length in (10, 100, 999):
+                    count = found[first : first + length].count(name)
+                    strays[kind] = max(strays[kind], abs(count - length * share))
+    assert strays["balanced"] < 3.0
+    assert strays["one"] > 3.0
+    assert (
+        names(Router(capabilities(*weights), seed=6, per_update="balanced"), range(50))
+        != (route[:50])
+    )
+
+
 def test_one_capability_is_always_chosen_with_the_whole_loss():
     only = Capability("t2i", "t2i", TEACHER)
     assert Router([only], seed=0).route(5) == ((only, 1.0),)

@@ -108,12 +108,12 @@ def test_a_checkout_that_agrees_has_no_problem(checkout: Path) -> None:
         (
             "reports/summary.json:\n          cache: false",
             "reports/summary.json",
-            "outs: reports/summary.json (cache: false) of danceflow.stages is missing",
+            "metrics: reports/summary.json (cache: false) of danceflow.stages is missing",
         ),
         (
             "reports/summary.json:\n          cache: false",
             "reports/summary.json:\n          cache: false\n          persist: true",
-            "outs: reports/summary.json (cache: false) (persist: true) is not in danceflow.stages",
+            "metrics: reports/summary.json (cache: false) (persist: true) is not in danceflow.st",
         ),
         (
             "    cmd: danceflow stage report",
@@ -121,9 +121,9 @@ def test_a_checkout_that_agrees_has_no_problem(checkout: Path) -> None:
             "dvc.yaml: stage 'report': 'always_changed' is not known to danceflow.stages",
         ),
         (
-            "metrics:\n  - reports/summary.json",
-            "metrics:\n  - reports/sum.json",
-            "dvc.yaml: metrics: no stage writes reports/sum.json",
+            "    metrics:\n      - reports/data.json",
+            "      - reports/data.json",
+            "dvc.yaml: stage 'prepare': outs: reports/data.json (cache: false) is not in",
         ),
         (
             "path: models/student",
@@ -280,6 +280,8 @@ def test_a_parameter_that_is_in_no_file_is_told(
     _replace(checkout / "dvc.yaml", "      - data\n", "      - data.sead\n")
     assert find_problems(checkout, changed) == [
         "danceflow.stages: stage 'prepare': params.yaml has no 'data.sead'",
-        "danceflow.stages: stage 'prepare': digits.yaml has no 'data.sead'",
-        "danceflow.stages: stage 'prepare': smoke.yaml has no 'data.sead'",
+        *(
+            f"danceflow.stages: stage 'prepare': {recipe.name} has no 'data.sead'"
+            for recipe in sorted((checkout / "recipes").glob("*.yaml"))
+        ),
     ]

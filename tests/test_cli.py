@@ -73,6 +73,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
         "flows.pipeline": ("run_pipeline", "run_teachers", "serve"),
         "flows.promote": ("promote", "rollback"),
         "flows.pages": ("serve_pages",),
+        "flows.sweep": ("run_sweep", "cells_table"),
     }.items():
         fake = ModuleType(module)
         for name in names:
@@ -129,9 +130,12 @@ def test_the_commands_are_frozen() -> None:
     student = ["--device", "--from", "--guidance", "--num-steps", "--out", "--seed"]
     assert found == {
         "run": ["--name", "--parallel", "--recipe", "--set", "--with-teachers", "-S"],
+        "sweep": ["--parallel", "file"],
+        "table": ["--from", "--out", "sweep"],
         "stage": ["--capability", "name"],
         "check": [],
-        "teachers": [],
+        "teachers": ["--recipe"],
+        "bring-teachers": ["--edits", "--family", "--teacher", "pipeline"],
         "digits": [],
         "generate": [*student, "prompts"],
         "edit": [*student, "image", "instructions"],
@@ -182,6 +186,46 @@ def test_run_tells_bad_input_before_anything_starts(
     assert calls == []
 
 
+def test_teachers_of_a_recipe_are_added_to_those_that_are_there(
+    checkout: Path, danceflow: Danceflow, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], Path]] = []
+    added = ["realism"]
+    fake = ModuleType("danceflow.train.teachers")
+    fake.add = lambda params, paths: asked.append(([*params.teachers], paths.root)) or added  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "danceflow.train.teachers", fake)
+    recipe = str(ROOT / "recipes" / "realism.yaml")
+    assert danceflow("teachers", "--recipe", recipe)[:2] == (
+        0,
+        "added to models/teachers: realism\n",
+    )
+    added.clear()
+    assert "nothing, all are there" in danceflow("teachers", "--recipe", recipe)[1]
+    assert asked == [(["base", "local", "global", "realism"], checkout)] * 2
+    assert calls == []
+
+
+def test_teachers_are_brought_into_the_checkout(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from danceflow.models import bring
+
+    noted: list[Any] = []
+    monkeypatch.setattr(bring, "bring_teachers", lambda *a, **k: noted.append((a, k)))
+    given = ["bring-teachers", "stock", "--family", "zimage", "--edits"]
+    code, out, _ = danceflow(*given, "--teacher", "local=a.safetensors", "--teacher", "far=b=c")
+    assert code == 0
+    place = checkout / "models" / "teachers"
+    assert out.strip() == str(place)
+    named = {"local": Path("a.safetensors"), "far": Path("b=c")}
+    assert noted == [(("zimage", Path("stock"), named, place), {"edits": True})]
+    assert json.loads((checkout / "reports" / "teachers.json").read_text()) == {"teachers": {}}
+    code, _, err = danceflow(*given, "--teacher", "local")
+    assert code == 2
+    assert "'local': write it as NAME=PATH" in err
+    assert len(noted) == 1
+
+
 def test_the_other_flows_get_the_checkout(
     checkout: Path, danceflow: Danceflow, calls: list[Any]
 ) -> None:
@@ -201,6 +245,51 @@ def test_the_other_flows_get_the_checkout(
     assert calls[5][1][2:] == (5001, 4200)
 
 
+def test_sweep_checks_the_file_and_calls_the_flow(
+    checkout: Path, danceflow: Danceflow, calls: list[Any]
+) -> None:
+    file = checkout / "s.yaml"
+    file.write_text("name: s\nseeds: [0]\nparalel: 2\n")
+    code, _, err = danceflow("sweep", "s.yaml")
+    assert code == 2
+    assert "s.yaml: paralel: unknown parameter 'paralel': did you mean 'parallel'?" in err
+    file.write_text("name: s\nseeds: [0]\nset: {distill.seed: 1}\n")
+    assert danceflow("sweep", "s.yaml")[0] == 2
+    assert calls == []
+    file.write_text("name: s\nseeds: [0]\n")
+    code, out, _ = danceflow("sweep", "s.yaml", "--parallel", "3")
+    assert (code, out) == (0, "cells_table done\n")
+    assert calls[0] == ("run_sweep", (), {"file": file, "root": checkout, "parallel": 3})
+
+
+def test_table_prints_and_writes(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from danceflow.evaluate.cells import CellRecord
+    from danceflow.evaluate.table import make_table
+
+    scores = {"scale/t2i": 1.0, "trained/t2i": 1.0, "student/t2i/overall/overall": 0.25}
+    record = CellRecord(
+        sweep="s", cell="c", variant="v", seed=0, targets="", code="", finished=1.0, scores=scores
+    )
+    asked: list[tuple[Any, ...]] = []
+
+    def sweep_table(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return make_table("s", [record]), ("lost",)
+
+    fake = ModuleType("flows.cells")
+    fake.sweep_table = sweep_table  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flows.cells", fake)
+    code, out, _ = danceflow("table", "s", "--from", "mlflow", "--out", "results")
+    assert code == 0
+    assert asked == [(checkout, "s", "mlflow")]
+    assert "| v | 1 | 0.250 |" in out
+    assert "Not finished: lost." in out
+    assert {path.name for path in (checkout / "results").iterdir()} == {"s.md", "s.csv", "s.png"}
+    assert danceflow("table", "s", "--from", "csv")[0] == 2
+
+
 def test_stage_runs_the_stage(
     checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +307,24 @@ def test_a_failure_is_one_line_and_exit_code_1(
 
     monkeypatch.setattr(stages, "run_stage", fail)
     assert danceflow("stage", "report") == (1, "", "error: the store is away\n")
+
+
+def test_an_error_does_not_share_the_line_of_a_progress_bar(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tqdm import tqdm
+
+    bars = []
+
+    def fail(*_: object) -> None:
+        bars.append(tqdm(total=3, desc="distill"))
+        raise TrackingError("the store is away")
+
+    monkeypatch.setattr(stages, "run_stage", fail)
+    code, _, err = danceflow("stage", "report")
+    assert code == 1
+    assert "distill:   0%" in err
+    assert err.endswith("\nerror: the store is away\n")
 
 
 def test_bad_input_is_one_line_and_exit_code_2(checkout: Path, danceflow: Danceflow) -> None:

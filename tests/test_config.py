@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from danceflow import config
 from danceflow.capability import PER_UPDATE
 from danceflow.errors import ConfigError
-from danceflow.fields import LOGIT_NORMAL, OBJECTIVES, QUERIES
+from danceflow.fields import COUPLINGS, LOGIT_NORMAL, OBJECTIVES, QUERIES
 from danceflow.fields.objective import REDUCTIONS
 from danceflow.method import DYNAMICS, METHODS, ROUTINGS
 from danceflow.schema import DistillParams
@@ -50,6 +50,7 @@ def test_names_are_those_of_the_tables_they_repeat() -> None:
     assert set(config.REDUCTION_NAMES) == set(REDUCTIONS)
     assert set(config.DYNAMICS_NAMES) == set(DYNAMICS)
     assert set(config.ROUTING_NAMES) == set(ROUTINGS)
+    assert set(config.COUPLING_NAMES) == set(COUPLINGS)
     per_update = DistillParams.model_fields["capabilities_per_update"].annotation
     assert set(per_update.__args__) == set(PER_UPDATE)
 
@@ -73,6 +74,12 @@ def test_names_are_those_of_the_tables_they_repeat() -> None:
         ("teachers.local.bucket=nowhere", "teachers.local.bucket: unknown bucket 'nowhere'"),
         ("teachers.local.init=bas", "teachers.local.init: unknown teacher 'bas': did you mean"),
         ("teachers.base.init=base", "teachers.base.init: starts from itself: base < base"),
+        ("teachers.base.adapter_rank=4", "teachers.base.init: an adapter stands on a teacher with"),
+        ("teachers.local.adapter_rank=0", "teachers.local.adapter_rank: should be greater"),
+        ("distill.coupling=antithetik", "distill.coupling: unknown coupling 'antithetik': did you"),
+        ("distill.warm_start=-1", "distill.warm_start: should be greater than or equal to 0"),
+        ("distill.updates_per_rollout=0", "distill.updates_per_rollout: should be greater"),
+        ("distill.loss_normalisation=1.0", "distill.loss_normalisation: should be less than 1"),
         ("distill.init=merg", "distill.init: unknown start 'merg': did you mean 'merge'?"),
         (
             "distill.merge_weights={bass: 1}",
@@ -166,6 +173,16 @@ def test_all_problems_are_told_together(data: dict[str, Any]) -> None:
 def test_teachers_that_start_from_each_other_are_refused(data: dict[str, Any]) -> None:
     text = _error(_changed(data, "teachers.local.init=global", "teachers.global.init=local"))
     assert "teachers.local.init: starts from itself: local < global < local" in text
+
+
+def test_adapters_stand_on_one_teacher_of_its_own_weights(data: dict[str, Any]) -> None:
+    one = _changed(data, "teachers.local.adapter_rank=4", "teachers.global.adapter_rank=4")
+    assert config.parse_params(one, "params.yaml").teachers["local"].adapter_rank == 4
+    stacked = _error(_changed(one, "teachers.global.init=local"))
+    assert "teachers.global.init: an adapter stands on a teacher with weights of its own" in stacked
+    one["teachers"]["other"] = one["teachers"]["base"]
+    text = _error(_changed(one, "teachers.global.init=other"))
+    assert "teachers.global.init: all adapters stand on one teacher, here 'other'" in text
 
 
 def test_scenes_know_their_buckets(data: dict[str, Any]) -> None:

@@ -174,8 +174,11 @@ def test_resolve_replaces_what_is_given_and_nothing_else():
         eta=0.3,
         routing="soft",
         group_size=4,
+        warm_start=2,
+        updates_per_rollout=2,
     )
-    assert method.states == OnPolicy(Sde(0.3))
+    assert method.states == OnPolicy(Sde(0.3), warm_start=2)
+    assert method.updates_per_rollout == 2
     assert (method.query, method.num_queries, method.routing) == ("high", 3, "soft")
     assert method.objective.row_loss == OBJECTIVES["snr"].row_loss
     assert method.objective.reduction == "weighted"
@@ -219,6 +222,16 @@ def test_dynamics_and_eta_can_be_replaced(name, overrides, dynamics):
         ("offpolicy", {"objective": "flowopd"}, "dynamics 'sde'"),
         ("offpolicy", {"dynamics": "sde"}, "apply only to rollouts"),
         ("danceopd", {"group_size": 0}, "group_size"),
+        ("danceopd", {"coupling": "antithetik"}, "unknown coupling 'antithetik': did you mean"),
+        ("danceopd", {"coupling": "antithetic", "num_queries": 2}, "num_queries is 2"),
+        ("diffusionopd", {"coupling": "stratified"}, "num_queries is all"),
+        ("joint", {"coupling": "stratified"}, "cannot be coupled"),
+        ("danceopd", {"warm_start": -1}, "warm_start is -1"),
+        ("joint", {"warm_start": 1}, "warm_start applies only to rollouts"),
+        ("flowopd", {"warm_start": 1}, "which a warm start skips"),
+        ("danceopd", {"updates_per_rollout": 0}, "updates_per_rollout 0 is below 1"),
+        ("joint", {"updates_per_rollout": 2}, "it rolls nothing out"),
+        ("flowopd", {"updates_per_rollout": 2}, "needs fresh transitions"),
     ],
 )
 def test_unknown_and_unfitting_parts_are_refused(name, overrides, message):
@@ -232,6 +245,21 @@ def test_more_queries_than_steps_is_refused_by_name():
         method.collect(request())
     assert method.queries_per_sample(5) == 5
     assert METHODS["diffusionopd"].queries_per_sample(28) == 28
+
+
+def test_a_warm_start_behind_the_last_state_is_refused_by_name():
+    method = resolve_method("danceopd", warm_start=4)
+    with pytest.raises(ValueError, match="warm_start is 4, but a rollout of num_steps 4"):
+        method.collect(request())
+    assert method.queries_per_sample(5) == 1
+
+
+def test_a_method_collects_in_its_own_coupling_and_rounds():
+    method = resolve_method("danceopd", coupling="antithetic", query="uniform")
+    index = method.collect(request()).index
+    assert (index[::2] + index[1::2] == 3).all()
+    rounds = resolve_method("danceopd", updates_per_rollout=3).collect(request())
+    assert (rounds.num_queries, rounds.num_samples) == (3, 6)
 
 
 def test_a_data_target_needs_noised_states():

@@ -1,5 +1,6 @@
 """A capability binds data, teacher and evaluators; the router says which one a step trains."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from typing import Literal, get_args
 
 from danceflow.fields import lookup, seed_for, uniform
 
-PerUpdate = Literal["one", "all"]
+PerUpdate = Literal["one", "balanced", "all"]
 PER_UPDATE: Mapping[str, PerUpdate] = {name: name for name in get_args(PerUpdate)}
+GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,11 @@ class Router:
         Args:
             capabilities: what there is to choose from.
             seed: the run's seed.
-            per_update: "one" draws a capability by weight for every update; "all" trains every
-                capability in every update, each with its `share` of the loss.
+            per_update: "one" draws a capability by weight for every update; "balanced" does so
+                too, but evenly: the points of successive updates are a golden ratio apart instead
+                of independent, so that every stretch of n updates holds each capability n * share
+                times, give or take a few and not sqrt(n); "all" trains every capability in every
+                update, each with its `share` of the loss.
 
         Raises:
             ValueError: no capabilities, a name that occurs twice, or an unknown per_update.
@@ -104,7 +109,11 @@ class Router:
         """
         if self.per_update == "all":
             return tuple(zip(self.capabilities, self._shares, strict=True))
-        point = uniform([seed_for(self.seed, "route", step, index)]).item()
+        if self.per_update == "balanced":
+            first = uniform([seed_for(self.seed, "route", 0, index)]).item()
+            point = (first + step * GOLDEN_RATIO) % 1.0
+        else:
+            point = uniform([seed_for(self.seed, "route", step, index)]).item()
         # Without the last bound, which may round to below 1: no point may fall past it.
         chosen = sum(point >= bound for bound in accumulate(self._shares[:-1]))
         return ((self.capabilities[chosen], 1.0),)

@@ -23,7 +23,9 @@ _OUTSIDE_KEYS = frozenset(
 )
 # Sections that decide where something is recorded, never what.
 _OUTSIDE_PARAMS = frozenset({"tracking"})
-_STAGE_KEYS = frozenset({"cmd", "deps", "desc", "frozen", "matrix", "meta", "outs", "params"})
+_STAGE_KEYS = frozenset(
+    {"cmd", "deps", "desc", "frozen", "matrix", "meta", "metrics", "outs", "params"}
+)
 _MODULE_NAME = re.compile(r"(danceflow(?:\.\w+)+)(?::\w+)?")
 
 
@@ -93,18 +95,17 @@ def _graph_problems(found: Mapping[str, Any], stages: Mapping[str, Stage]) -> It
                 yield f"{place}: {key} is {entry.get(key)!r}, danceflow.stages says {wanted!r}"
         yield from _differences(place, "deps", entry.get("deps", ()), stage.deps)
         yield from _differences(place, "params", entry.get("params", ()), stage.params)
-        outs = [_out_text(out) for out in entry.get("outs", ())]
-        yield from _differences(place, "outs", outs, [_out_text(out) for out in stage.outs])
+        for key, is_metric in (("outs", False), ("metrics", True)):
+            outs = [_out_text(out) for out in entry.get(key, ())]
+            wanted_outs = [_out_text(out) for out in stage.outs if out.is_metric == is_metric]
+            yield from _differences(place, key, outs, wanted_outs)
 
 
 def _declaration_problems(graph: Mapping[str, Any], stages: Mapping[str, Stage]) -> Iterator[str]:
     known = {out.path for stage in stages.values() for out in stage.outs}
-    declared = [("metrics", path) for path in graph.get("metrics", ())]
-    artifacts = graph.get("artifacts", {})
-    declared += [("artifacts", artifact["path"]) for artifact in artifacts.values()]
-    for key, path in declared:
-        if path not in known:
-            yield f"dvc.yaml: {key}: no stage writes {path}"
+    for artifact in graph.get("artifacts", {}).values():
+        if artifact["path"] not in known:
+            yield f"dvc.yaml: artifacts: no stage writes {artifact['path']}"
 
 
 def _command_problems(found: Mapping[str, Any]) -> Iterator[str]:

@@ -2,12 +2,13 @@
 
 import logging
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from danceflow.errors import DanceflowError, DataError
+from danceflow.errors import DanceflowError, DataError, UsageError
 from danceflow.ops import runtime
 
 if TYPE_CHECKING:
@@ -35,6 +36,15 @@ Source = Annotated[
         help="A folder, champion, challenger, runs:/<run id> or models:/<name>@<alias>.",
     ),
 ]
+
+
+class Origin(StrEnum):
+    """Where results are read from."""
+
+    DVC = "dvc"
+    MLFLOW = "mlflow"
+
+
 Device = Annotated[str, typer.Option(help="Where to compute, such as cuda.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 NumSteps = Annotated[
@@ -95,6 +105,52 @@ def run(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep file, such as those in sweeps/.")],
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Cells at once; default: what the file says.")
+    ] = None,
+) -> None:
+    """Run a grid of variants and seeds; what is finished already is kept.
+
+    Each cell runs in a worktree of its own and becomes a DVC experiment and a run in MLflow.
+    """
+    root = _checkout()
+    from danceflow.sweeps import cells_of, read_sweep
+
+    cells_of(read_sweep(file), str(file))
+    from flows.sweep import cells_table, run_sweep
+
+    typer.echo(cells_table(run_sweep(file=file.resolve(), root=root, parallel=parallel)))
+
+
+@app.command()
+def table(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's file, or its name.")],
+    source: Annotated[
+        Origin, typer.Option("--from", help="Where results are read: dvc or mlflow.")
+    ] = Origin.DVC,
+    out: Annotated[Path, typer.Option(help="Folder for <sweep>.md, .csv and .png.")] = Path(
+        "reports/tables"
+    ),
+) -> None:
+    """Compare the variants of a sweep: mean and 95 % interval over seeds.
+
+    With the file exactly its cells are shown and missing ones are named; with the name what was run
+    last for each variant and seed.
+    """
+    root = _checkout()
+    from danceflow.evaluate.table import write_table
+    from flows.cells import sweep_table
+
+    found, missing = sweep_table(root, sweep, source.value)
+    paths = write_table(out, found, missing)
+    typer.echo(paths[0].read_text(encoding="utf-8"))
+    for path in paths:
+        typer.echo(str(path))
+
+
+@app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="A stage of dvc.yaml.")],
     capability: Annotated[
@@ -123,12 +179,58 @@ def check() -> None:
 
 
 @app.command()
-def teachers() -> None:
-    """Train the teachers again; their stage is frozen and runs for nothing else."""
-    root = _checkout()
-    from flows.pipeline import run_teachers
+def teachers(
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Train only the teachers of this params file that are not there yet."),
+    ] = None,
+) -> None:
+    """Train the teachers again; their stage is frozen and runs for nothing else.
 
-    run_teachers(root)
+    With a recipe the teachers that models/teachers holds stay, and those it lacks are added.
+    """
+    root = _checkout()
+    if recipe is None:
+        from flows.pipeline import run_teachers
+
+        run_teachers(root)
+        return
+    from danceflow.config import load_params
+    from danceflow.paths import Paths
+    from danceflow.train.teachers import add
+
+    params = load_params(recipe)
+    runtime.prepare(params.run)
+    added = add(params, Paths(root))
+    typer.echo(f"added to models/teachers: {', '.join(added) or 'nothing, all are there'}")
+
+
+@app.command(name="bring-teachers")
+def bring_teachers(
+    pipeline: Annotated[Path, typer.Argument(help="Folder of a stock diffusers pipeline.")],
+    family: Annotated[str, typer.Option(help="Its family, such as zimage.")],
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="A LoRA file, or a transformer's folder."),
+    ] = None,
+    edits: Annotated[bool, typer.Option(help="Whether some of them edit.")] = False,
+) -> None:
+    """Put teachers that were trained elsewhere where the stages look for them."""
+    root = _checkout()
+    from danceflow.models.bring import bring_teachers as bring
+    from danceflow.ops.files import write_json
+    from danceflow.paths import Paths
+
+    given = [item.partition("=") for item in teacher or []]
+    for name, equals, path in given:
+        if not (name and equals and path):
+            raise UsageError(f"{name + equals + path!r}: write it as NAME=PATH")
+    paths = Paths(root)
+    named = {name: Path(path) for name, _, path in given}
+    bring(family, pipeline, named, paths.teachers, edits=edits)
+    paths.teachers_images.mkdir(parents=True, exist_ok=True)
+    write_json(paths.teachers_report, {"teachers": {}})
+    typer.echo(str(paths.teachers))
 
 
 @app.command()
@@ -227,6 +329,7 @@ def main() -> None:
         app()
     except DanceflowError as error:
         _log.debug("raised here", exc_info=True)
+        runtime.end_progress_bars()
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 

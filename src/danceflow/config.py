@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.schema import (
+    COUPLING_NAMES,
     DYNAMICS_NAMES,
     FAMILY_NAMES,
     METHOD_NAMES,
@@ -38,6 +39,7 @@ from danceflow.schema import (
     JudgeParams,
     Params,
     RunParams,
+    Section,
     TeacherParams,
     TextEncoderParams,
     TrackingParams,
@@ -46,6 +48,7 @@ from danceflow.schema import (
 )
 
 __all__ = [
+    "COUPLING_NAMES",
     "DYNAMICS_NAMES",
     "FAMILY_NAMES",
     "METHOD_NAMES",
@@ -76,9 +79,13 @@ __all__ = [
     "load_params",
     "override",
     "parse_params",
+    "parse_section",
     "read_assignments",
     "read_yaml",
 ]
+
+
+_Section = TypeVar("_Section", bound=Section)
 
 
 class Problem(NamedTuple):
@@ -132,6 +139,29 @@ def parse_params(data: Any, source: str) -> Params:
     if problems:
         raise ConfigError(_message(source, problems))
     return Params.model_validate(sections)
+
+
+def parse_section(data: Any, kind: type[_Section], source: str) -> _Section:
+    """Return plain data as a section of its own, such as a file that is no params file.
+
+    Args:
+        data: What ``read_yaml`` returns.
+        kind: What it should be.
+        source: Name of the file, for messages.
+
+    Raises:
+        ConfigError: Some entries are wrong; the message lists all of them.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: should hold entries, found {_kind(data)}")
+    try:
+        return kind.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        problems = [
+            Problem(problem.path.removeprefix("."), problem.text)
+            for problem in _explain("", kind, error.errors())
+        ]
+        raise ConfigError(_message(source, problems)) from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -220,6 +250,12 @@ def _rule_capabilities(sections: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"{path}.bucket", text)
 
 
+def _rule_weights(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    capabilities = sections.get("capabilities", {})
+    if capabilities and not any(capability.weight > 0 for capability in capabilities.values()):
+        yield Problem("capabilities", "at least one needs a weight above 0")
+
+
 def _rule_teachers(sections: Mapping[str, Any]) -> Iterator[Problem]:
     teachers: Mapping[str, TeacherParams] = sections.get("teachers", {})
     for name, teacher in teachers.items():
@@ -237,6 +273,19 @@ def _rule_teachers(sections: Mapping[str, Any]) -> Iterator[Problem]:
         if teacher.init not in {"scratch", *teachers}:
             text = unknown_name("teacher", teacher.init, {"scratch", *teachers})
             yield Problem(f"{path}.init", text)
+
+
+def _rule_adapters(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """All adapters stand on one network, which is in memory once."""
+    teachers: Mapping[str, TeacherParams] = sections.get("teachers", {})
+    bases = {name: t.init for name, t in teachers.items() if t.adapter_rank is not None}
+    for name, base in bases.items():
+        if base == "scratch" or base in bases:
+            text = f"an adapter stands on a teacher with weights of its own, not on {base!r}"
+            yield Problem(f"teachers.{name}.init", text)
+        elif base != next(iter(bases.values())):
+            text = f"all adapters stand on one teacher, here {base!r} and others"
+            yield Problem(f"teachers.{name}.init", text)
 
 
 def _rule_distill(sections: Mapping[str, Any]) -> Iterator[Problem]:
@@ -325,7 +374,9 @@ def _rule_judge(sections: Mapping[str, Any]) -> Iterator[Problem]:
 
 _RULES = (
     _rule_capabilities,
+    _rule_weights,
     _rule_teachers,
+    _rule_adapters,
     _rule_distill,
     _rule_gate,
     _rule_sizes,

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from danceflow.errors import unknown_name
 from danceflow.fields import (
+    COUPLINGS,
+    INDEPENDENT,
     LOGIT_NORMAL,
     OBJECTIVES,
     QUERIES,
@@ -34,6 +36,7 @@ from danceflow.fields import (
     StateSource,
     VelocityField,
     lookup,
+    require_single,
     resolve_objective,
     with_reduction,
 )
@@ -58,7 +61,12 @@ class Method:
         objective: what is minimised.
         routing: "hard" asks the capability's own teacher, "soft" the mean of all teachers.
         target: regress to the "teacher" velocity, or to the "data" velocity eps - x.
-        group_size: consecutive samples of a batch that share their condition (not their noise).
+        group_size: consecutive samples of a batch that share their condition (not their noise):
+            several noise draws per prompt.
+        coupling: how the batch's queries are coupled, a name of fields.COUPLINGS.
+        updates_per_rollout: R, the updates among which the states of a rollout are shared out: a
+            rollout gives R times K states per sample, K for this update and K for each of R - 1
+            later ones. Every update trains on as many states, from the R latest rollouts.
         trains: False for a method that is only its initialisation.
         init: the student's initial weights, when the method fixes them ("merge").
     """
@@ -71,6 +79,8 @@ class Method:
     routing: Routing = "hard"
     target: Target = "teacher"
     group_size: int = 1
+    coupling: str = INDEPENDENT
+    updates_per_rollout: int = 1
     trains: bool = True
     init: str | None = None
 
@@ -92,6 +102,25 @@ class Method:
             )
         if self.group_size < 1:
             raise ValueError(f"method {self.name!r}: group_size {self.group_size} is below 1")
+        if self.updates_per_rollout < 1:
+            raise ValueError(
+                f"method {self.name!r}: updates_per_rollout {self.updates_per_rollout} is below 1"
+            )
+        if self.updates_per_rollout > 1 and (noised or self.objective.needs_successors):
+            reason = "it rolls nothing out" if noised else "its objective needs fresh transitions"
+            raise ValueError(
+                f"method {self.name!r}: updates_per_rollout is {self.updates_per_rollout}, but "
+                f"{reason}"
+            )
+        lookup(COUPLINGS, self.coupling, "coupling")
+        if self.query == LOGIT_NORMAL and self.coupling != INDEPENDENT:
+            raise ValueError(f"method {self.name!r}: a query {LOGIT_NORMAL!r} cannot be coupled")
+        require_single(self.coupling, self.num_queries)
+        if self.objective.needs_successors and self._warm_start:
+            raise ValueError(
+                f"method {self.name!r}: its objective scores the rollout's own transitions, which "
+                "a warm start skips"
+            )
         if self.objective.needs_successors and not isinstance(self.states.dynamics, Sde):
             raise ValueError(
                 f"method {self.name!r}: its objective scores SDE transitions, so its states must "
@@ -102,12 +131,22 @@ class Method:
                 f"method {self.name!r}: a data target needs forward-noised states, not a rollout"
             )
 
+    @property
+    def _warm_start(self) -> int:
+        """The rollout index where the student takes over; 0: from the noise on."""
+        return self.states.warm_start if isinstance(self.states, OnPolicy) else 0
+
     def queries_per_sample(self, num_steps: int) -> int:
         """Return K for a rollout of num_steps steps.
 
         Raises:
-            ValueError: K is above the number of steps.
+            ValueError: K is above the number of steps, or the warm start is behind the last state.
         """
+        if self._warm_start >= num_steps:
+            raise ValueError(
+                f"warm_start is {self._warm_start}, but a rollout of num_steps {num_steps} has its "
+                f"last state at {num_steps - 1}"
+            )
         if self.num_queries == "all":
             return num_steps
         if self.num_queries > num_steps:
@@ -120,13 +159,15 @@ class Method:
     def collect(self, request: Request) -> Queries:
         """Return the states of one batch to train on, without gradient.
 
+        There are `updates_per_rollout` rounds of K per sample.
+
         Raises:
             ValueError: the method does not train, or K is above the number of steps.
         """
         if not self.trains:
             raise ValueError(f"method {self.name!r} does not train")
         return self.states.collect(
-            request,
+            replace(request, coupling=self.coupling, num_rounds=self.updates_per_rollout),
             self.query,
             self.queries_per_sample(len(request.grid) - 1),
             successors=self.objective.needs_successors,
@@ -202,6 +243,9 @@ def resolve_method(
     eta: float | None = None,
     routing: str | None = None,
     group_size: int | None = None,
+    coupling: str | None = None,
+    warm_start: int | None = None,
+    updates_per_rollout: int | None = None,
 ) -> Method:
     """Return the named method, with the parts that are given (not None) replaced.
 
@@ -215,6 +259,9 @@ def resolve_method(
         eta: noise level of the SDE.
         routing: "hard" or "soft".
         group_size: samples that share a condition.
+        coupling: a name of fields.COUPLINGS.
+        warm_start: the rollout index where the student takes over from a noised teacher sample.
+        updates_per_rollout: updates among which a rollout's states are shared out.
 
     Raises:
         ValueError: an unknown name (the message names the nearest), or parts that do not fit.
@@ -223,13 +270,28 @@ def resolve_method(
     parts = method.objective if objective is None else resolve_objective(objective)
     return replace(
         method,
-        states=_with_dynamics(method, dynamics, eta),
+        states=_with_start(method, _with_dynamics(method, dynamics, eta), warm_start),
         query=method.query if query is None else query,
         num_queries=method.num_queries if num_queries is None else num_queries,
         objective=parts if reduction is None else with_reduction(parts, reduction),
         routing=method.routing if routing is None else lookup(ROUTINGS, routing, "routing"),
         group_size=method.group_size if group_size is None else group_size,
+        coupling=method.coupling if coupling is None else coupling,
+        updates_per_rollout=(
+            method.updates_per_rollout if updates_per_rollout is None else updates_per_rollout
+        ),
     )
+
+
+def _with_start(method: Method, states: StateSource, warm_start: int | None) -> StateSource:
+    """Return the state source with the given warm start."""
+    if warm_start is None:
+        return states
+    if not isinstance(states, OnPolicy):
+        raise ValueError(
+            f"method {method.name!r} noises clean states: warm_start applies only to rollouts"
+        )
+    return replace(states, warm_start=warm_start)
 
 
 def _with_dynamics(method: Method, name: str | None, eta: float | None) -> StateSource:
@@ -244,7 +306,7 @@ def _with_dynamics(method: Method, name: str | None, eta: float | None) -> State
     kind = type(states.dynamics) if name is None else lookup(DYNAMICS, name, "dynamics")
     if kind is Sde:
         given = states.dynamics if isinstance(states.dynamics, Sde) else Sde()
-        return OnPolicy(given if eta is None else Sde(eta))
+        return replace(states, dynamics=given if eta is None else Sde(eta))
     if eta is not None:
         raise ValueError(f"eta is {eta}, but dynamics 'ode' has no noise; use 'sde'")
-    return STUDENT_ODE
+    return replace(states, dynamics=Ode())

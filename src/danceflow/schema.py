@@ -33,6 +33,7 @@ OBJECTIVE_NAMES = (
     "kl",
     "dmd-ema",
     "consistency",
+    "mix",
     "diffusionopd",
     "diffusionopd_uniform",
     "flowopd",
@@ -41,9 +42,10 @@ OBJECTIVE_NAMES = (
 REDUCTION_NAMES = ("mean", "sum", "weighted")
 DYNAMICS_NAMES = ("ode", "sde")
 ROUTING_NAMES = ("hard", "soft")
-FAMILY_NAMES = ("sd3",)
+COUPLING_NAMES = ("independent", "antithetic", "stratified")
+FAMILY_NAMES = ("flux2", "qwen_image", "sd3", "zimage")
 SOURCE_NAMES = ("scenes", "table", "folder", "dataset")
-SCENE_BUCKETS = ("t2i", "local_edit", "global_edit")
+SCENE_BUCKETS = ("t2i", "local_edit", "global_edit", "realism")
 COLUMN_NAMES = (
     "uid",
     "task",
@@ -132,6 +134,7 @@ Objective = Annotated[str, _one_of("objective", OBJECTIVE_NAMES)]
 Reduction = Annotated[str, _one_of("reduction", REDUCTION_NAMES)]
 Dynamics = Annotated[str, _one_of("dynamics", DYNAMICS_NAMES)]
 Routing = Annotated[str, _one_of("routing", ROUTING_NAMES)]
+Coupling = Annotated[str, _one_of("coupling", COUPLING_NAMES)]
 NumQueries = Annotated[int | Literal["all"] | None, PlainValidator(_num_queries)]
 Family = Annotated[str, _one_of("family", FAMILY_NAMES)]
 Source = Annotated[str, _one_of("data source", SOURCE_NAMES)]
@@ -153,6 +156,8 @@ class RunParams(Section):
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")]
     dtype: Literal["float32", "bfloat16", "float16"]
     num_threads: PositiveCount
+    offload: Literal["none", "teachers", "blocks"]  # of teachers with weights of their own
+    compile: bool  # the repeated blocks of every network
 
 
 class TransformerParams(Section):
@@ -236,7 +241,7 @@ class CapabilityParams(Section):
     bucket: str
     teacher: str
     guidance: NonNegative
-    weight: Positive
+    weight: NonNegative  # share of the training; 0: scored, never trained
     needs_source: bool
 
 
@@ -244,6 +249,7 @@ class TeacherParams(Section):
     """How one teacher of the embedded default is trained."""
 
     init: str  # "scratch" or the teacher it starts from
+    adapter_rank: PositiveCount | None  # of a LoRA adapter on init; null: weights of its own
     bucket: str
     category_weights: Mapping[str, PositiveCount]  # share of a category; 1 where it is not named
     num_samples: PositiveCount
@@ -271,6 +277,7 @@ class CacheParams(Section):
 class DistillParams(Section):
     """The training of the student; null means "as the method says"."""
 
+    seed: Count  # of routes, rows, noise and queries; caches and validation have run.seed
     method: Method
     query: Query | None
     objective: Objective | None
@@ -280,13 +287,19 @@ class DistillParams(Section):
     eta: Positive | None
     routing: Routing | None
     group_size: PositiveCount | None
+    coupling: Coupling | None
+    warm_start: Count | None
+    updates_per_rollout: PositiveCount | None
+    loss_normalisation: Annotated[float, Field(ge=0, lt=1)] | None
     num_steps: PositiveCount
     student: Literal["full", "lora"]
     lora_rank: PositiveCount
+    activation_checkpointing: bool
     init: str  # "base", "merge" or a teacher
     merge_weights: Mapping[str, NonNegative] | None
-    capabilities_per_update: Literal["one", "all"]
-    num_updates: PositiveCount
+    capabilities_per_update: Literal["one", "balanced", "all"]
+    num_updates: PositiveCount  # at most
+    max_field_evaluations: PositiveCount | None  # ends the training earlier
     batch_size: PositiveCount
     optimizer: Optimizer
     learning_rate: Positive
@@ -330,6 +343,7 @@ class EvaluateParams(Section):
 
     num_samples: PositiveCount  # per category
     num_steps: PositiveCount
+    guidance: NonNegative  # of the student, on top of what its teachers had; 1: a single pass
     batch_size: PositiveCount
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     num_bootstrap: PositiveCount

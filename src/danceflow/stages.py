@@ -33,6 +33,15 @@ class Out:
     path: str
     cached: bool = True
 
+    @property
+    def is_metric(self) -> bool:
+        """Whether it is one of DVC's metrics, as every committed JSON file is.
+
+        DVC keeps a stage with other uncached outs out of its run-cache, so that it would be
+        executed again in every experiment.
+        """
+        return not self.cached and self.path.endswith(".json")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -113,7 +122,15 @@ _TABLE = (
     Stage(
         name="cache",
         function="danceflow.data.cache:run",
-        params=("run", "family", "capabilities.{item}", "cache"),
+        params=(
+            "run",
+            "family",
+            "capabilities.{item}.bucket",  # not its weight, which is a matter of the training
+            "capabilities.{item}.guidance",
+            "capabilities.{item}.needs_source",
+            "capabilities.{item}.teacher",
+            "cache",
+        ),
         deps=(
             "data/buckets",
             "models/teachers",

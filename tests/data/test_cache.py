@@ -193,3 +193,32 @@ def test_words_that_the_encoder_does_not_know_are_told(project, caplog) -> None:
     cache.run(params, paths, "t2i")
     assert "the text encoder does not know: chartreuse, zeppelin" in caplog.text
     assert len(ConditionCache(paths.cache("t2i"))) == len(rows)
+
+
+def spoilt(paths: Paths, bucket: str, rows: list[dict]) -> None:
+    shutil.rmtree(paths.bucket(bucket) / "train")
+    write_bucket(paths.bucket(bucket) / "train", rows)
+
+
+def test_a_corrupt_image_is_named_and_the_stage_works_when_it_is_mended(project) -> None:
+    params, paths = project
+    rows = [dict(row) for row in read_bucket(paths.bucket("local_edit"), "train")]
+    whole = rows[7]["source"]
+    rows[7] = {**rows[7], "source": {"bytes": whole["bytes"][:60], "path": None}}
+    spoilt(paths, "local_edit", rows)
+    with pytest.raises(DataError, match=r"row 7 \(local_edit-train-00007\), source: the image is"):
+        cache.run(params, paths, "local_edit")
+    assert not paths.cache("local_edit").exists()
+    assert list(paths.root.rglob("*.partial")) == []
+    rows[7]["source"] = whole
+    spoilt(paths, "local_edit", rows)
+    cache.run(params, paths, "local_edit")
+    assert len(ConditionCache(paths.cache("local_edit"))) == len(rows)
+
+
+def test_an_empty_bucket_is_named(project) -> None:
+    params, paths = project
+    spoilt(paths, "t2i", [])
+    with pytest.raises(DataError, match=f"{paths.bucket('t2i')}/train: this bucket is empty"):
+        cache.run(params, paths, "t2i")
+    assert not paths.cache("t2i").exists()

@@ -5,13 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_project import small_params
+from tiny_project import small_data, small_params
 
+from danceflow.config import parse_params
 from danceflow.data import prepare
-from danceflow.data.buckets import read_bucket, row_sample
+from danceflow.data.buckets import images_of, read_bucket, row_sample
 from danceflow.errors import DataError
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import CATEGORIES
+from danceflow.scenes.render import render
 from danceflow.scenes.world import SPLITS, split_of
 
 BUCKETS = ("t2i", "local_edit", "global_edit")
@@ -67,6 +69,24 @@ def test_no_scene_stands_in_two_splits(prepared: Paths) -> None:
     for first in SPLITS:
         for second in SPLITS:
             assert first == second or not scenes[first] & scenes[second]
+
+
+def test_realism_has_the_prompts_of_text_to_image_and_shaded_targets(tmp_path: Path) -> None:
+    data = small_data(("t2i",))
+    data["data"]["buckets"] = {"realism": SIZES}
+    data["teachers"]["base"]["bucket"] = "realism"
+    prepare.run(parse_params(data | {"capabilities": shaded(data)}, "test"), Paths(tmp_path))
+    dataset = read_bucket(Paths(tmp_path).bucket("realism"), "test")
+    assert set(dataset["category"]) == set(CATEGORIES["t2i"])
+    samples = [row_sample(row) for row in dataset]
+    assert {sample.rendering for sample in samples} == {"shaded"}
+    images = images_of(dataset, range(len(dataset)), "target")
+    expected = render([sample.target for sample in samples], 32, "shaded")
+    assert (images - expected).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def shaded(data: dict) -> dict:
+    return {"t2i": data["capabilities"]["t2i"] | {"bucket": "realism"}}
 
 
 def test_the_report_counts_what_was_written(prepared: Paths) -> None:

@@ -59,7 +59,8 @@ def test_batches_are_a_function_of_seed_and_step(family, bucket, stream) -> None
 def test_every_row_is_one_sample_of_the_pool(family, bucket, stream) -> None:
     samples = draw_pool(CATEGORIES[bucket], "train", POOL, 0)
     size = family.latent_shape[-1]
-    targets = family.encode(render([s.target for s in samples], size))
+    rendering = "shaded" if bucket == "realism" else "flat"
+    targets = family.encode(render([s.target for s in samples], size, rendering))
     embeds = family.condition([s.prompt for s in samples]).tensors["pooled"]
     has_source = samples[0].source is not None
     sources = (

@@ -28,7 +28,8 @@ def copy(prepared, tmp_path: Path):
     """A copy of the project that a test may damage; nothing is evaluated in it."""
     params, paths = prepared
     shutil.copytree(paths.root, tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy" / "reports" / "evaluate", ignore_errors=True)
+    for folder in ("reports/evaluate", ".danceflow"):
+        shutil.rmtree(tmp_path / "copy" / folder, ignore_errors=True)
     return params, Paths(tmp_path / "copy")
 
 
@@ -95,8 +96,62 @@ def test_the_same_files_come_out_again(reported, copy) -> None:
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
+def test_answers_without_the_student_are_given_once(copy, monkeypatch) -> None:
+    params, paths = copy
+    evaluate.run(params, paths, "t2i")
+    whole = paths.evaluation("t2i").read_text().splitlines()
+    asked: list[str] = []
+    images = evaluate._finite_images
+
+    def noted(task, field, config, name, on_batch):
+        asked.append(name)
+        return images(task, field, config, name, on_batch)
+
+    monkeypatch.setattr(evaluate, "_finite_images", noted)
+    evaluate.run(params, paths, "t2i")
+    assert asked == ["student"]
+    again = paths.evaluation("t2i").read_text().splitlines()
+    assert [x for x in again if "seconds" not in x] == [x for x in whole if "seconds" not in x]
+
+    def changed(**changes):
+        asked.clear()
+        evaluate.run(parse_params(small_data(CAPABILITIES, **changes), "test"), paths, "t2i")
+        return [name for name in asked if name != "student"]
+
+    assert changed(distill__learning_rate=0.5, distill__seed=3) == []
+    assert changed(distill__init="base") == ["start"]
+    assert changed(evaluate__guidance=2.0) == ["start"]
+    assert changed(capabilities__t2i__guidance=2.5) == ["start", *FIELDS[2:]]
+    assert changed(evaluate__num_steps=3) == ["start", *FIELDS[2:]]
+    monkeypatch.setattr(evaluate, "code_digest", lambda: "other code")
+    assert changed() == ["start", *FIELDS[2:]]
+    with (paths.bucket("t2i") / "test" / "note").open("w") as file:
+        file.write("the rows are others now")
+    assert changed() == ["start", *FIELDS[2:]]
+
+
+def test_damaged_answers_are_told(copy) -> None:
+    params, paths = copy
+    evaluate.run(params, paths, "t2i")
+    for file in paths.work("any").parent.glob("evaluation-*/images.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match="evaluation-.*is damaged .*; delete it to start over"):
+        evaluate.run(params, paths, "t2i")
+
+
+def test_the_student_is_scored_with_the_guidance_that_was_asked_for(reported, copy) -> None:
+    _, paths = copy
+    plain = read_evaluation(reported[1].evaluation("t2i"), "t2i")
+    guided = parse_params(small_data(CAPABILITIES, evaluate__guidance=3.0), "test")
+    evaluate.run(guided, paths, "t2i")
+    found = read_evaluation(paths.evaluation("t2i"), "t2i")
+    assert found.fields["student"].metrics != plain.fields["student"].metrics
+    assert found.fields["start"].metrics != plain.fields["start"].metrics
+    assert found.fields["teacher:base"] == plain.fields["teacher:base"]
+
+
 def test_the_start_is_what_the_training_began_with(reported) -> None:
-    teachers = Teachers(reported[1].teachers, "sd3", ["base", "local"], "cpu")
+    teachers = Teachers(reported[1].teachers, "sd3", ["base", "local", "global"], "cpu")
     z, sigma = torch.ones(1, 3, 32, 32), torch.ones(1)
     condition = teachers.family.condition(["a red circle"])
 
@@ -172,7 +227,7 @@ def test_a_student_of_another_size_is_told(copy) -> None:
     params, paths = copy
     settings = next(paths.student.rglob("danceflow_family.json"))
     content = json.loads(settings.read_text())
-    content["transformer"]["sample_size"] = 16
+    content["image_size"] = [16, 16]
     settings.write_text(json.dumps(content))
     manifest = paths.student / "manifest.json"
     meta = json.loads(manifest.read_text())

@@ -86,6 +86,7 @@ def test_the_summary_has_the_agreed_form(reported) -> None:
     }
     assert set(summary["stages"]) == {"distill", *(f"evaluate@{name}" for name in CAPABILITIES)}
     assert summary["curve"]["t2i"][0] == [0.0, 0.1]
+    assert summary["training"] == {"num_updates": 60, "field_evaluations": 580}
 
 
 def test_the_verdict_is_the_gates(reported) -> None:

@@ -1,9 +1,15 @@
 """Exact answers have full marks and unchanged sources none, through every evaluator."""
 
+from dataclasses import replace
+
 import pytest
 
+from danceflow.evaluate.evaluate import judge
 from danceflow.evaluate.evaluator import Task
 from danceflow.evaluate.main_score import main_evaluator
+from danceflow.evaluate.quick import QuickBatch
+from danceflow.evaluate.scenes import shading
+from danceflow.scenes.render import render
 
 
 def measured(task: Task, images):
@@ -32,3 +38,22 @@ def test_unchanged_sources_have_none(tasks, name: str) -> None:
 def test_another_prompts_answer_is_worse(tasks, name: str) -> None:
     found, scale = measured(tasks[name], tasks[name].target.roll(1, 0))
     assert found["score"].value < 0.5 * scale
+
+
+def test_shading_is_measured_where_it_is_asked_for(tasks) -> None:
+    flat = tasks["t2i"]
+    scenes = [item.target for item in flat.samples]
+    lit = render(scenes, rendering="shaded")
+    asked = replace(
+        flat, samples=tuple(replace(item, rendering="shaded") for item in flat.samples), target=lit
+    )
+    assert list(shading(flat, lit)) == []
+    (found,) = shading(asked, lit)
+    assert found.value == pytest.approx(1.0, abs=1e-3)
+    assert next(iter(shading(asked, render(scenes)))).value == 0.0
+    assert measured(asked, lit)[0]["score"].value == 1.0
+    assert measured(asked, render(scenes))[0]["score"].value == 1.0
+    assert judge(asked, lit).metrics["realism"] == pytest.approx(1.0, abs=1e-3)
+    assert "realism" not in judge(flat, lit).metrics
+    assert QuickBatch(asked).score(lit)["realism"] == pytest.approx(1.0, abs=1e-3)
+    assert "realism" not in QuickBatch(flat).score(render(scenes))

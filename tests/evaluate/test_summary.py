@@ -3,7 +3,7 @@
 import pytest
 
 from danceflow.evaluate.records import Answer, Evaluation, FieldResult
-from danceflow.evaluate.summary import conflict_matrix, summarise
+from danceflow.evaluate.summary import conflict_matrix, gap_closed, summarise
 
 
 def result(scores, variants=None, gap=None) -> FieldResult:
@@ -90,6 +90,20 @@ def test_gain_is_a_share_of_the_best_score(evaluations) -> None:
     assert gain["t2i"]["value"] == pytest.approx(0.36)
     assert gain["local_edit"]["value"] == pytest.approx(0.7)
     assert gain["local_edit"]["interval"] == pytest.approx([0.7, 0.7])
+
+
+def test_the_gap_closed_is_the_part_of_the_way_from_start_to_teacher(evaluations) -> None:
+    assert summarise(evaluations, 20)["gap_closed"] == {
+        "t2i": {"score": pytest.approx(0.9)},
+        "local_edit": {"score": pytest.approx(7 / 6, abs=1e-4)},
+    }
+    realism = {"student": 0.7, "start": 0.1, "teacher_base": 0.9}
+    fields = {
+        name: result(spread(0.5)).model_copy(update={"metrics": {"realism": value}})
+        for name, value in realism.items()
+    }
+    found = gap_closed(evaluation("realism", "teacher:base", **fields))
+    assert found == {"score": None, "realism": pytest.approx(0.75)}
 
 
 def test_the_conflict_matrix_shows_that_no_teacher_does_all(evaluations) -> None:

@@ -19,7 +19,7 @@ from danceflow.fields import (
 )
 from danceflow.fields.rollout import sde_transition
 
-WEIGHTED = ["mse", "snr", "kl", "consistency", "diffusionopd", "diffusionopd_uniform"]
+WEIGHTED = ["mse", "snr", "kl", "consistency", "mix", "diffusionopd", "diffusionopd_uniform"]
 
 
 def queries_at(index_BK, grid, **changes):
@@ -51,6 +51,15 @@ def unit_losses(name, queries):
 QUERIES = queries_at([[0, 5], [8, 15]], shifted_grid(16, 3.0))
 
 
+def test_the_mix_weighs_a_whole_rollout_as_plain_mse_does():
+    """Its two halves have the same mean over the N states, so neither drowns the other."""
+    every = queries_at([list(range(16))], shifted_grid(16, 3.0))
+    weights = unit_losses("mix", every)
+    assert abs(weights.mean() - 1.0) < 1e-5
+    assert (weights - 0.5).mean().item() == pytest.approx(0.5, abs=1e-5)
+    assert torch.allclose(unit_losses("mix", queries_at([[0, 7]], uniform_grid(8))), torch.ones(2))
+
+
 def test_velocity_mse_is_the_mean_over_the_state():
     student = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 4.0]]]])
     target = torch.tensor([[[[0.0, 0.0]]], [[[0.0, 0.0]]]])
@@ -77,6 +86,7 @@ def test_row_weights_by_hand():
         "snr": snr.clamp(max=5.0) * sigma**2,
         "kl": gain**2 / (2.0 * g**2 * step.abs()),
         "consistency": sigma**2,
+        "mix": 0.5 + 0.5 * step**2 / QUERIES.grid.diff().square().mean(),
         "diffusionopd": step**2 / 2.0,
         "diffusionopd_uniform": torch.full((4,), 1.0 / 512.0),
     }

@@ -95,6 +95,70 @@ def test_a_row_depends_on_its_own_seed_only():
     assert torch.equal(draw("low", 16, 3, seeds=SEEDS[::-1]), everything.flip(0))
 
 
+def coupled(coupling, name="low", seeds=SEEDS, runs=None, progress=0.0):
+    return draw_queries(
+        name, len(seeds), 16, 1, seeds, coupling=coupling, runs=runs, progress=progress
+    )[:, 0]
+
+
+@pytest.mark.parametrize("coupling", ["antithetic", "stratified"])
+@pytest.mark.parametrize("name", sorted(QUERIES))
+def test_a_coupled_sample_keeps_its_querys_distribution(coupling, name):
+    """Over many batches of six every place of the batch follows the probabilities."""
+    shape = {"low": (5, 2), "median": (5, 5), "high": (2, 5), "curriculum": (3.5, 3.5)}
+    expected = beta_index_probabilities(*map(float, shape.get(name, (1, 1))), 16)
+    num_batches = 600
+    drawn = coupled(coupling, name, range(6 * num_batches), [6] * num_batches, progress=0.5)
+    for place in range(6):
+        observed = drawn[place::6].bincount(minlength=16).double()
+        frequent = num_batches * expected > 5
+        wanted = num_batches * expected[frequent]
+        chi_square = ((observed[frequent] - wanted).square() / wanted).sum()
+        degrees = int(frequent.sum()) - 1
+        assert chi_square < degrees + 4.5 * math.sqrt(2.0 * degrees)
+
+
+@pytest.mark.parametrize(("coupling", "factor"), [("antithetic", 5.0), ("stratified", 50.0)])
+def test_coupling_lowers_the_variance_of_a_batchs_mean(coupling, factor):
+    num_batches, size = 300, 24
+    runs, seeds = [size] * num_batches, range(size * num_batches)
+    means = {
+        name: coupled(name, seeds=seeds, runs=runs).double().reshape(-1, size).mean(dim=1)
+        for name in ("independent", coupling)
+    }
+    assert means["independent"].var() > factor * means[coupling].var()
+    assert abs(means[coupling].mean() - 10.93) < 0.05
+
+
+def test_antithetic_neighbours_mirror_each_other():
+    index = coupled("antithetic", "uniform")
+    assert torch.equal(index[::2] + index[1::2], torch.full((NUM // 2,), 15))
+
+
+def test_a_stratified_run_holds_every_index_as_often_as_it_should():
+    index = coupled("stratified", "low", SEEDS[:100])
+    expected = 100 * beta_index_probabilities(5.0, 2.0, 16)
+    assert ((index.bincount(minlength=16) - expected).abs() < 2.0).all()
+
+
+@pytest.mark.parametrize("coupling", ["antithetic", "stratified"])
+def test_a_run_depends_on_its_own_seeds_only(coupling):
+    whole = coupled(coupling, seeds=SEEDS[:11], runs=[5, 6])
+    assert torch.equal(whole[5:], coupled(coupling, seeds=SEEDS[5:11]))
+    assert torch.equal(
+        coupled("independent", seeds=SEEDS[:11]), draw("low", seeds=SEEDS[:11])[:, 0]
+    )
+
+
+def test_coupled_samples_have_one_query_each():
+    with pytest.raises(ValueError, match="num_queries is 2"):
+        draw_queries("low", 4, 16, 2, SEEDS[:4], coupling="antithetic")
+    with pytest.raises(ValueError, match="unknown coupling 'antithetc': did you mean 'antithetic'"):
+        coupled("antithetc")
+    with pytest.raises(ValueError, match=r"runs \[3\] do not sum to 4 samples"):
+        coupled("stratified", seeds=SEEDS[:4], runs=[3])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from danceflow.fields import (
     Condition,
     CountingField,
     ForwardNoised,
+    GaussianField,
+    Ode,
     OnPolicy,
+    Queries,
     Request,
     Sde,
     derive_seeds,
@@ -133,6 +137,95 @@ def test_what_cannot_be_collected_is_refused():
         ForwardNoised("data").collect(request(clean=lambda kind: torch.zeros(1)), "low", 1)
     with pytest.raises(ValueError, match="unknown query"):
         OnPolicy().collect(request(), LOGIT_NORMAL, 1)
+
+
+def test_a_warm_start_at_the_noise_is_the_plain_rollout():
+    plain = OnPolicy().collect(request(), "uniform", 3)
+    warm = OnPolicy(warm_start=0).collect(request(), "uniform", 3)
+    assert torch.equal(plain.z, warm.z)
+    assert (OnPolicy().clean_kind, OnPolicy(warm_start=2).clean_kind) == (None, "teacher")
+
+
+@pytest.mark.parametrize("dynamics", [Ode(), Sde(0.5)])
+def test_a_warm_start_noises_teacher_samples_and_rolls_out_from_there(dynamics):
+    clean = normal(SHAPE, range(50, 56))
+    counting = CountingField(student)
+    asked = request(clean={"teacher": clean}.get, field=counting)
+    queries = OnPolicy(dynamics, warm_start=3).collect(asked, "uniform", 8)
+    z = queries.z.reshape(6, 8, *SHAPE)
+    noise = normal(SHAPE, derive_seeds(range(6), "noise"))
+    for index in range(4):
+        assert torch.equal(z[:, index], (1.0 - GRID[index]) * clean + GRID[index] * noise)
+    keep = torch.arange(5).repeat(6, 1)
+    rolled = rollout(
+        student,
+        z[:, 3],
+        asked.condition,
+        GRID[3:],
+        keep,
+        dynamics=dynamics,
+        sample_seeds=asked.seeds,
+    )
+    assert torch.equal(z[:, 3:], rolled.z)
+    assert torch.equal(queries.sigma.reshape(6, 8), GRID[:8].expand(6, 8))
+    assert counting.num_evaluations == 6 * 4
+
+
+def test_a_warm_start_from_exact_samples_has_the_states_of_the_exact_rollout():
+    """Noised samples of a Gaussian teacher and its rollout's states agree in mean and spread."""
+    teacher = GaussianField(torch.tensor(0.8), 0.5)
+    seeds = list(range(4000))
+    clean = teacher.exact(normal((1, 1, 1), derive_seeds(seeds, "clean")), 0.0)
+    asked = Request(
+        student=teacher,
+        condition=Condition({"row": torch.zeros(4000, 1)}),
+        grid=shifted_grid(64, 3.0),
+        shape=(1, 1, 1),
+        seeds=seeds,
+        clean=lambda kind: clean,
+    )
+    cold, warm = (
+        OnPolicy(warm_start=start).collect(asked, "median", 1).z.double() for start in (0, 24)
+    )
+    assert abs(cold.mean() - warm.mean()) < 0.05
+    assert abs(cold.std() / warm.std() - 1.0) < 0.05
+
+
+def rounds_of(num_rounds, **changes):
+    return OnPolicy().collect(replace(request(64, **changes), num_rounds=num_rounds), "low", 2)
+
+
+def test_rounds_are_further_draws_on_one_rollout():
+    counting = CountingField(student)
+    queries = rounds_of(3, field=counting)
+    assert queries.num_queries == 6
+    rounds = queries.rounds(3)
+    assert torch.equal(rounds[0].z, rounds_of(1).z)
+    index = torch.stack([part.index.reshape(64, 2) for part in rounds])
+    assert counting.num_evaluations == index.amax(dim=(0, 2)).sum()
+    for part in rounds:
+        assert part.num_queries == 2
+        assert part.num_samples == 64
+        assert torch.equal(part.sigma, GRID[part.index])
+        shift = torch.arange(64.0).repeat_interleave(2)
+        assert torch.equal(part.condition.tensors["shift"].flatten(), shift)
+    assert len({tuple(part.index.tolist()) for part in rounds}) == 3
+    path = rollout(student, request(64).noise(), request(64).condition, GRID, index[2])
+    assert torch.equal(rounds[2].z, path.z.flatten(0, 1))
+    assert queries.rounds(1) == [queries]
+    with pytest.raises(ValueError, match="do not make 4 equal rounds"):
+        queries.rounds(4)
+
+
+def test_joined_states_are_the_whole_again():
+    queries = OnPolicy(Sde(0.5)).collect(request(), "uniform", 2, successors=True)
+    joined = Queries.cat(queries.parts([1, 3, 2]))
+    for name in ("z", "sigma", "sigma_next", "index", "z_next"):
+        assert torch.equal(getattr(joined, name), getattr(queries, name))
+    assert torch.equal(joined.condition.tensors["shift"], queries.condition.tensors["shift"])
+    assert joined.data_velocity is None
+    with pytest.raises(ValueError, match="one K"):
+        Queries.cat([queries, OnPolicy().collect(request(), "uniform", 2)])
 
 
 def test_parts_are_consecutive_samples_with_all_their_rows():

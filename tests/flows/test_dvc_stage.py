@@ -21,6 +21,7 @@ from flows.dvc_stage import (
     StageFailedError,
     StageStoppedError,
     reproduce,
+    reproduce_all,
     stage_environment,
     unfrozen,
 )
@@ -164,6 +165,30 @@ def num_sleepers(root: Path) -> int:
         except OSError:
             continue
     return count
+
+
+def test_a_whole_graph_in_one_command(repository):
+    lines: list[str] = []
+
+    def repro_all(*targets: str) -> dict[str, Outcome]:
+        with ProcessGroups() as processes:
+            found = reproduce_all(repository, targets, processes=processes, report=lines.append)
+        assert all(result.seconds >= 0 for result in found)
+        return {result.name: result.outcome for result in found}
+
+    assert repro_all("both") == {"first": Outcome.RAN, "both@1": Outcome.RAN, "both@2": Outcome.RAN}
+    assert "first ran" in lines
+    everything = repro_all()
+    assert everything["last"] is Outcome.RAN
+    assert everything["fixed"] is Outcome.FROZEN
+    (repository / "b@1").unlink()
+    assert repro_all("last")["first"] is Outcome.UNCHANGED
+    (repository / "dvc.lock").unlink()
+    assert repro_all("both@2") == {"first": Outcome.RESTORED, "both@2": Outcome.RESTORED}
+    set_command(repository, "echo sorry; exit 3")
+    with pytest.raises(StageFailedError, match=r"'first' failed .exit code 3.: sorry") as caught:
+        repro_all("last")
+    assert (caught.value.stage, caught.value.command_exit_code) == ("first", 3)
 
 
 def test_time_that_is_up_ends_the_whole_group(repository):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import PROMPTS, awake, small_sd3, stock_pipeline
+from tiny_models import PROMPTS, awake, shake, small_sd3, stock_pipeline
 from torch import nn
 
 from danceflow.errors import WeightsError
@@ -45,13 +45,6 @@ def backbone(base) -> nn.Module:
 @pytest.fixture(scope="module")
 def inputs(family):
     return normal(family.latent_shape, [1, 2]), SIGMA, family.condition(PROMPTS)
-
-
-def shake(params, seed: int = 0) -> None:
-    """Moves every factor, so that the adapter does something."""
-    with torch.no_grad():
-        for index, param in enumerate(params):
-            param += 0.2 * normal(param.shape, [seed * 1000 + index])[0]
 
 
 def saved(family, base, folder: Path, seed: int, rank: int = 3, alpha: float = 6.0) -> Path:
@@ -164,7 +157,9 @@ def test_a_saved_adapter_is_the_same_when_loaded(family, base, backbone, tmp_pat
     assert (report.name, report.rank, report.alpha) == ("local", 3, 6.0)
     tensors = load_file(path)
     assert len(tensors) == 2 * len(report.modules)
-    assert str(report) == f"adapter 'local': {len(report.modules)} modules, rank 3, alpha 6"
+    matched = f"{len(report.modules)} of {report.num_candidates} modules"
+    assert str(report) == f"adapter 'local' (diffusers): {matched}, rank 3, alpha 6"
+    assert len(report.modules) < report.num_candidates
     with torch.no_grad():
         expected = family.field(trained)(*inputs)
     loaded = AdapterField(family, backbone, "local")(*inputs)
@@ -323,7 +318,10 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(family, base, tmp_path, i
             {f"{name}.lora_A.weight": torch.ones(3, 15)}
         ),
         r"to_q needs factors .*'B': None": lambda t: t.pop(f"{name}.lora_B.weight"),
-        r"to_q.alpha belongs to no module": lambda t: t.update({f"{name}.alpha": torch.ones(1)}),
+        r"to_q.beta belongs to no module": lambda t: t.update({f"{name}.beta": torch.ones(1)}),
+        r"proj_out needs factors .*'A': None": lambda t: t.update(
+            {"transformer.proj_out.alpha": torch.ones(())}
+        ),
         "holds no adapter": lambda t: t.clear(),
     }
     for number, (message, change) in enumerate(changes.items()):

@@ -9,7 +9,14 @@ from tiny_models import PROMPTS, awake, small_sd3
 
 from danceflow.errors import WeightsError
 from danceflow.fields import normal, sample
-from danceflow.models.adapters import ADAPTER_FILE, add_student_adapter, merge_adapter, save_adapter
+from danceflow.models.adapters import (
+    ADAPTER_FILE,
+    AdapterField,
+    add_student_adapter,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+)
 from danceflow.models.package import (
     FROZEN_FOLDER,
     MANIFEST,
@@ -120,6 +127,45 @@ def test_teachers_are_frozen_and_have_their_own_guidance(family, teachers) -> No
     plain, guided = (loaded.field("local", scale)(z, SIGMA, condition) for scale in (1.0, 2.0))
     empty = loaded.field("local", 1.0)(z, SIGMA, loaded.family.null(condition))
     torch.testing.assert_close(guided, empty + 2 * (plain - empty), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def with_adapter(family, teachers: Path) -> Path:
+    """Teachers with a fourth one: an adapter on the base."""
+    backbone = family.load_backbone(teachers / "base")
+    with torch.no_grad():
+        for index, param in enumerate(add_student_adapter(family, backbone, 2, 2, seed=0)):
+            param += 0.1 * normal(param.shape, [index])[0]
+    save_adapter(backbone, teachers / "realism")
+    names = ["base", "local", "global", "realism"]
+    write_manifest(teachers, {"family": "sd3", "teachers": names, "base": "base"})
+    return teachers
+
+
+def test_a_teacher_may_be_an_adapter_on_another(family, with_adapter) -> None:
+    assert sum(f.stat().st_size for f in (with_adapter / "realism").iterdir()) < 100_000
+    loaded = Teachers(with_adapter, "sd3", ["base", "realism"], "cpu")
+    assert not any(p.requires_grad for p in loaded.backbones["realism"].parameters())
+    backbone = family.load_backbone(with_adapter / "base")
+    load_adapter(backbone, with_adapter / "realism", "realism")
+    z, condition = normal(family.latent_shape, [1, 2]), loaded.family.condition(PROMPTS)
+    expected = AdapterField(family, backbone, "realism")(z, SIGMA, condition)
+    velocity = loaded.field("realism", 1.0)(z, SIGMA, condition)
+    torch.testing.assert_close(velocity, expected, rtol=1e-4, atol=1e-4)
+    bare = loaded.field("base", 1.0)(z, SIGMA, condition)
+    assert (velocity - bare).norm() > 0.05 * bare.norm()
+    alone = Teachers(with_adapter, "sd3", ["realism"], "cpu").field("realism", 1.0)
+    assert torch.equal(alone(z, SIGMA, condition), velocity)
+    merged = loaded.merged({"base": 1.0, "realism": 1.0})
+    assert merged.keys() == family.load_backbone(with_adapter / "base").state_dict().keys()
+
+
+def test_an_adapter_without_a_base_is_told(with_adapter) -> None:
+    meta = json.loads((with_adapter / MANIFEST).read_text())
+    del meta["base"]
+    (with_adapter / MANIFEST).write_text(json.dumps(meta))
+    with pytest.raises(WeightsError, match=r"realism: holds an adapter, but manifest.json names"):
+        Teachers(with_adapter, "sd3", ["realism"], "cpu")
 
 
 def test_merging_averages_the_weights(teachers) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import PROMPTS, stock_pipeline
+from tiny_models import PROMPTS, shake, stock_pipeline
 
 from danceflow.errors import WeightsError
-from danceflow.fields import GuidedField, normal, sample, shifted_grid
+from danceflow.fields import normal, sample, shifted_grid
+from danceflow.models.adapters import AdapterField, add_student_adapter, load_adapter
 from danceflow.models.family import open_family
 from danceflow.models.package import load_package, save_package
 
@@ -56,7 +57,7 @@ def images_of(pipeline, noise, guidance: float, output: str, num_steps: int = 4)
 
 
 def ours(family, backbone, noise, guidance: float, num_steps: int = 4):
-    field = GuidedField(family.field(backbone), family.null, guidance)
+    field = family.guided(family.field(backbone), guidance)
     return sample(field, noise, family.condition(PROMPTS), family.grid(num_steps))
 
 
@@ -103,6 +104,81 @@ def test_a_stock_model_predicts_velocities_and_cannot_edit(stock_folder: Path) -
     z, clean, noise = (normal(family.latent_shape, [seed]) for seed in range(3))
     target = family.target_velocity(z, clean, noise, torch.tensor([0.01]))
     assert torch.equal(target, noise - clean)
+
+
+def test_any_aspect_ratio_is_the_stock_pipelines(stock) -> None:
+    pipeline, family, backbone = stock
+    wide = family.sized(SIZE // 2, SIZE)
+    noise = normal(wide.latent_shape, [1, 2])
+    expected = pipeline(
+        list(PROMPTS),
+        latents=noise,
+        guidance_scale=3.0,
+        num_inference_steps=4,
+        height=SIZE // 2,
+        width=SIZE,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(ours(wide, backbone, noise, 3.0), expected, **EXACT)
+
+
+@pytest.fixture
+def widened(stock_folder: Path):
+    family = open_family("sd3", stock_folder).editing()
+    return family, family.load_backbone(stock_folder / "transformer").eval()
+
+
+def test_a_widened_model_starts_as_the_original(stock_folder: Path, widened) -> None:
+    family, backbone = widened
+    assert family.takes_source
+    assert family.editing() is family
+    noise, source = normal(family.latent_shape, [1, 2]), normal(family.latent_shape, [3, 4])
+    latents = sample(
+        family.guided(family.field(backbone), 4.5),
+        noise,
+        family.condition(PROMPTS, source),
+        family.grid(4),
+    )
+    expected = images_of(stock_pipeline(), noise, 4.5, "latent")
+    torch.testing.assert_close(latents, expected, **EXACT)
+
+
+def test_a_widened_student_edits_and_its_adapter_serves_the_stock_pipeline(
+    stock_folder: Path, widened, tmp_path: Path
+) -> None:
+    family, backbone = widened
+    shake(add_student_adapter(family, backbone, rank=2, alpha=4, seed=0))
+    noise, source = normal(family.latent_shape, [1, 2]), normal(family.latent_shape, [3, 4])
+    plain = ours(family, backbone, noise, 2.0)
+    field = family.guided(family.field(backbone), 2.0)
+    edited = sample(field, noise, family.condition(PROMPTS, source), family.grid(4))
+    assert (edited - plain).abs().max() > 1e-2
+    family.export_adapter(backbone, tmp_path)
+    pipeline = stock_pipeline()
+    before = images_of(pipeline, noise, 2.0, "latent")
+    assert (before - plain).abs().max() > 1e-2
+    pipeline.load_lora_weights(tmp_path / "stock")
+    torch.testing.assert_close(images_of(pipeline, noise, 2.0, "latent"), plain, **EXACT)
+    again = family.load_backbone(stock_folder / "transformer").eval()
+    load_adapter(again, tmp_path, "student")
+    expected = sample(
+        AdapterField(family, again, "student"),
+        noise,
+        family.condition(PROMPTS, source),
+        family.grid(4),
+    )
+    plain_field = sample(
+        family.field(backbone), noise, family.condition(PROMPTS, source), family.grid(4)
+    )
+    torch.testing.assert_close(expected, plain_field, **EXACT)
+
+
+def test_a_widened_model_survives_being_packaged(widened, tmp_path: Path) -> None:
+    family, backbone = widened
+    save_package(tmp_path, family, backbone, {"num_steps": 4})
+    package = load_package(tmp_path)
+    assert package.family.takes_source
+    assert package.family.latent_shape == family.latent_shape
 
 
 def test_images_become_the_stock_autoencoders_latents(stock_folder: Path) -> None:

@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,3 +198,24 @@ def test_a_fingerprint_stands_for_the_content() -> None:
     assert files.fingerprint(value) == "51824779aebdb7de"
     with pytest.raises(TypeError):
         files.fingerprint({"path": Path("x")})
+
+
+def test_who_comes_second_waits(tmp_path: Path) -> None:
+    folder = tmp_path / "work" / "some.folder"
+    code = (
+        "import sys; from pathlib import Path; from danceflow.ops.files import exclusive\n"
+        "with exclusive(Path(sys.argv[1])): print(Path(sys.argv[2]).read_text())"
+    )
+    note = tmp_path / "note"
+    note.write_text("first")
+    with files.exclusive(folder):
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), str(note)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(2)
+        note.write_text("second")
+    assert other.communicate(timeout=60)[0] == "second\n"
+    assert not folder.exists()

@@ -13,7 +13,7 @@ from danceflow.errors import DiskSpaceError, UsageError
 from danceflow.ops import runtime
 from danceflow.schema import RunParams
 
-RUN = RunParams(seed=3, device="cpu", dtype="float32", num_threads=2)
+RUN = RunParams(seed=3, device="cpu", dtype="float32", num_threads=2, offload="none", compile=False)
 SOURCE = Path(runtime.__file__).parents[1]
 
 
@@ -73,7 +73,8 @@ def test_prepare_imports_no_torch_but_reaches_it_later() -> None:
         "import sys\n"
         "from danceflow.ops import runtime\n"
         "from danceflow.schema import RunParams\n"
-        "runtime.prepare(RunParams(seed=3, device='cpu', dtype='float32', num_threads=1))\n"
+        "runtime.prepare(RunParams(seed=3, device='cpu', dtype='float32', num_threads=1, "
+        "offload='none', compile=False))\n"
         "assert 'torch' not in sys.modules\n"
         "import torch; print(torch.get_num_threads())"
     )

@@ -56,11 +56,10 @@ stages:
   report:
     cmd: python stage.py report
     deps: [stage.py, models/student]
-    outs:
-      - reports/evaluate
+    outs: [reports/evaluate]
+    metrics:
       - reports/summary.json:
           cache: false
-metrics: [reports/summary.json]
 """
 
 STAGE = """

@@ -70,10 +70,10 @@ class Checkout:
 def checkout(tmp_path: Path) -> Checkout:
     made = Checkout(tmp_path)
     made.root.mkdir()
-    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml"):
-        (made.root / name).parent.mkdir(exist_ok=True)
+    plain = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml")
+    for name in (*plain, "params.yaml", "data/raw/README.md"):
+        (made.root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, made.root / name)
-    shutil.copy(ROOT / "params.yaml", made.root)
     for path in {dep for stage in STAGES.values() for dep in stage.deps if dep.startswith("src/")}:
         place = made.root / path
         file = place if place.suffix else place / "module.py"
@@ -127,6 +127,19 @@ def test_a_changed_parameter_runs_what_depends_on_it(checkout: Checkout) -> None
     assert [call for call in checkout.repro() if call.startswith("cache")] == [
         "cache --capability t2i"
     ]
+
+
+def test_what_ran_once_is_restored_and_not_executed_again(checkout: Checkout) -> None:
+    checkout.repro()
+    outs = {path: path.read_text() for path in (checkout.root / "reports").rglob("*.json")}
+    params = checkout.root / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("  seed: 0\n  image_size", "  seed: 1\n  image_size"))
+    assert "prepare" in checkout.repro()
+    assert any(path.read_text() != content for path, content in outs.items())
+    params.write_text(text)
+    assert checkout.repro() == []
+    assert {path: path.read_text() for path in outs} == outs
 
 
 def test_a_compiled_file_changes_nothing_and_a_source_file_does(checkout: Checkout) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from danceflow.errors import WeightsError
-from danceflow.fields import Condition, uniform_grid
+from danceflow.fields import Condition, GuidedField, VelocityField, uniform_grid
 
 SIZE = 8
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
@@ -25,7 +25,12 @@ class ColourFamily:
     name = "colour"
     latent_shape = (3, SIZE, SIZE)
 
-    def condition(self, prompts: Sequence[str], source_BCHW: Tensor | None = None) -> Condition:
+    def condition(
+        self,
+        prompts: Sequence[str],
+        source_BCHW: Tensor | None = None,
+        images_B3HW: Tensor | None = None,
+    ) -> Condition:
         colours = torch.tensor([COLOURS[prompt.split()[0]] for prompt in prompts])[:, :, None, None]
         blank = torch.zeros(len(prompts), *self.latent_shape)
         source = blank if source_BCHW is None else source_BCHW
@@ -33,6 +38,9 @@ class ColourFamily:
 
     def null(self, condition: Condition) -> Condition:
         return Condition({name: torch.zeros_like(item) for name, item in condition.tensors.items()})
+
+    def guided(self, field: VelocityField, scale: float) -> VelocityField:
+        return GuidedField(field, self.null, scale)
 
     def unknown_words(self, prompt: str) -> list[str]:
         return [word for word in prompt.split() if word not in COLOURS]

@@ -39,18 +39,39 @@ def eight_bits(images: torch.Tensor) -> torch.Tensor:
     return (images * 255).round().to(torch.uint8).float() / 255
 
 
-def accuracy(codes: torch.Tensor, damage) -> float:
+def accuracy(codes: torch.Tensor, damage, lit="flat", **assumed) -> float:
     """Share of scenes that are read without any error."""
     right = 0
     for start in range(0, len(codes), CHUNK):
         part = codes[start : start + CHUNK]
-        right += int((parse(damage(render_codes(part, 32))).codes() == part).all(1).sum())
+        images = damage(render_codes(part, 32, lit))
+        right += int((parse(images, **assumed).codes() == part).all(1).sum())
     return right / len(codes)
 
 
 @pytest.mark.parametrize("damage", [lambda images: images, eight_bits], ids=["float", "8-bit"])
 def test_every_rendered_scene_is_read_right(codes, damage) -> None:
     assert accuracy(codes, damage) == 1.0
+
+
+@pytest.mark.parametrize("lit", ["flat", "shaded"])
+def test_every_scene_is_read_right_however_it_is_lit(codes, lit: str) -> None:
+    assert accuracy(codes, eight_bits, lit, rendering=None) == 1.0
+
+
+def test_every_shape_colour_and_background_is_told_apart_when_shaded() -> None:
+    codes = torch.tensor(
+        [
+            [background, 0, *(code if cell == 5 else 0 for cell in range(16))]
+            for background in range(6)
+            for code in range(1, 37)
+        ]
+    )
+    images = eight_bits(render_codes(codes, 32, "shaded"))
+    for rendering in ("shaded", None):
+        reading = parse(images, style="plain", rendering=rendering)
+        assert torch.equal(reading.codes(), codes)
+        assert reading.explained[:, 5].min() > 0.95
 
 
 def test_targets_of_every_category_are_read_right() -> None:

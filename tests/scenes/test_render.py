@@ -5,10 +5,14 @@ import torch
 
 from danceflow.scenes.render import (
     apply_style,
+    background_table,
     color_table,
     render,
     render_codes,
+    shape_light,
     shape_masks,
+    shape_model,
+    shape_shadow,
     undo_style,
 )
 from danceflow.scenes.world import BACKGROUNDS, COLOR_NAMES, SHAPES, STYLES, Object, Scene
@@ -71,3 +75,47 @@ def test_an_image_does_not_depend_on_the_images_beside_it() -> None:
     assert torch.equal(together[0], render([SCENE])[0])
     assert torch.equal(together[0], together[2])
     assert torch.equal(together[1], render([other])[0])
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("style", STYLES)
+def test_shaded_scenes_stay_in_range(size: int, style: str) -> None:
+    image = render([Scene(SCENE.background, SCENE.objects, style)], size, "shaded")
+    assert image.shape == (1, 3, size, size)
+    assert image.min() >= 0
+    assert image.max() <= 1
+
+
+def test_the_light_comes_from_the_top_left_and_keeps_every_shapes_mean() -> None:
+    light, masks = shape_light(16), shape_masks(16)
+    means = (light * masks).sum((1, 2)) / masks.sum((1, 2))
+    assert torch.allclose(means, torch.ones(len(SHAPES)), atol=1e-5)
+    assert torch.allclose(light, light.transpose(1, 2), atol=1e-6)
+    assert (light[:, 4, 4] > light[:, 11, 11] + 0.1).all()
+    assert (light > 0.3).all()
+
+
+def test_shadows_fall_to_the_bottom_right_and_only_beside_objects() -> None:
+    shadow = shape_shadow(8)
+    assert (shadow[:, 6:, 6:].mean((1, 2)) > shadow[:, :2, :2].mean((1, 2))).all()
+    flat, shaded = render([SCENE]), render([SCENE], rendering="shaded")
+    changed = (flat != shaded).any(1)[0].view(4, 8, 4, 8).permute(0, 2, 1, 3).flatten(2).any(-1)
+    assert changed.flatten().nonzero().flatten().tolist() == [6, 9]
+    # Behind an object the background gets darker, never lighter.
+    edge = (shape_masks(8) == 0)[SHAPES.index("ring")]
+    cell = (shaded - flat)[0, :, 16:24, 8:16]
+    assert cell[:, edge].max() <= 1e-6
+    assert cell[:, edge].min() < -0.1
+
+
+def test_the_model_of_a_shape_is_what_is_rendered() -> None:
+    """pixel = b * (1 + D) + T * (colour - b), as the parser inverts it."""
+    scene = Scene("gray", (Object(0, "cross", "blue"),))
+    back = background_table()[list(BACKGROUNDS).index("gray")][:, None, None]
+    color = color_table()[COLOR_NAMES.index("blue")][:, None, None]
+    for rendering in ("flat", "shaded"):
+        template, behind = (part[SHAPES.index("cross")] for part in shape_model(8, rendering))
+        expected = back * (1 + behind) + template * (color - back)
+        image = render([scene], rendering=rendering)[0, :, :8, :8]
+        assert torch.allclose(image, expected, atol=1e-6)
+    assert not shape_model(8, "flat")[1].any()

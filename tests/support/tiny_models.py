@@ -1,11 +1,12 @@
 """Tiny random-weight models: the small SD3 family, and stock SD3 pipelines in diffusers' layout."""
 
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family, zimage_pipeline
 from torch import nn
 
 from danceflow.fields import normal
@@ -108,7 +109,7 @@ def stock_pipeline(*, with_t5: bool = True, **scheduler: Any) -> Any:
                 joint_attention_dim=32,
                 caption_projection_dim=16,
                 pooled_projection_dim=20,
-                pos_embed_max_size=6,
+                pos_embed_max_size=8,
                 dual_attention_layers=(0,),
                 qk_norm="rms_norm",
             ),
@@ -147,6 +148,16 @@ TINY_FAMILIES: Mapping[str, Mapping[str, Callable[[Path], ModelFamily]]] = {
         "velocity": lambda _: small_sd3("velocity"),
         "no_source": lambda _: small_sd3(source=False),
         "stock": stock_sd3,
+        "widened": lambda folder: stock_sd3(folder).editing(),
+    },
+    "flux2": {"klein": lambda folder: stock_family("flux2", flux2_pipeline(), folder)},
+    "qwen_image": {
+        "create": lambda folder: stock_family("qwen_image", qwen_image_pipeline(), folder),
+        "edit": lambda folder: stock_family("qwen_image", qwen_image_pipeline(edit=True), folder),
+    },
+    "zimage": {
+        "plain": lambda folder: stock_family("zimage", zimage_pipeline(), folder),
+        "omni": lambda folder: stock_family("zimage", zimage_pipeline(omni=True), folder),
     },
 }
 """Every family of ``FAMILIES``, in the shapes it comes in."""
@@ -159,3 +170,10 @@ def awake(family: ModelFamily, seed: int = 1) -> nn.Module:
         for index, param in enumerate(backbone.parameters()):
             param += 0.1 * normal(param.shape, [1000 * seed + index])[0]
     return backbone.eval().requires_grad_(False)
+
+
+def shake(params: Iterable[nn.Parameter], seed: int = 0) -> None:
+    """Moves every factor of an adapter, so that it does something."""
+    with torch.no_grad():
+        for index, param in enumerate(params):
+            param += 0.2 * normal(param.shape, [seed * 1000 + index])[0]

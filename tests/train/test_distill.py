@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_project import small_data, small_params, write_project
 
+from danceflow.config import override
 from danceflow.data import cache, prepare
 from danceflow.data.cache import ConditionCache
 from danceflow.errors import ConfigError, DataError, TrainingError, WeightsError
@@ -132,8 +133,10 @@ def rows(file: Path) -> list[dict]:
         {"student": "full", "optimizer": "muon", "query": "curriculum"},
         {"student": "lora", "objective": "dmd-ema"},
         {"student": "full", "method": "flowopd", "group_size": 2},
+        {"student": "full", "updates_per_rollout": 4, "capabilities_per_update": "balanced"},
+        {"student": "lora", "loss_normalisation": 0.5, "updates_per_rollout": 2},
     ],
-    ids=["full", "lora", "muon", "average", "sde"],
+    ids=["full", "lora", "muon", "average", "sde", "replay", "normalised"],
 )
 def test_a_training_resumed_twice_is_the_uninterrupted_one(
     made: Paths, teachers: Teachers, tmp_path: Path, changes
@@ -307,6 +310,69 @@ def test_all_capabilities_an_update_share_the_batch(
         assert set(row["sigma_bins"]) <= {"0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00"}
 
 
+def test_a_rollout_that_serves_several_updates_saves_evaluations(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    """Four updates share a rollout: as many states are trained on, far fewer are rolled out."""
+    spent = {}
+    for rounds in (1, 4):
+        found = trainer(
+            made, teachers, tmp_path / str(rounds), updates_per_rollout=rounds, num_updates=24
+        )
+        # The student's own field trains too: what is not trained on is the rollout.
+        found.student = counting = CountingField(found.student)
+        found.teachers = {n: CountingField(field) for n, field in found.teachers.items()}
+        found.train()
+        trained_on = sum(field.num_evaluations for field in found.teachers.values())
+        assert trained_on == 24 * 4 - (6 if rounds == 4 else 0)
+        spent[rounds] = counting.num_evaluations - trained_on
+    assert spent[4] < 0.5 * spent[1]
+
+
+def test_a_group_shares_its_row_and_not_its_noise(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trainer(made, teachers, tmp_path, group_size=2)
+    collected = []
+    method = found.method
+
+    def noting(request):
+        collected.append((request, type(method).collect(method, request)))
+        return collected[-1][1]
+
+    object.__setattr__(method, "collect", noting)
+    found.train()
+    for request, queries in collected:
+        for tensor in request.condition.tensors.values():
+            assert torch.equal(tensor[::2], tensor[1::2])
+        noise = request.noise()
+        assert not torch.equal(noise[::2], noise[1::2])
+        assert len(queries.sigma) == 4
+
+
+def test_normalised_losses_pull_alike(made: Paths, teachers: Teachers, tmp_path: Path) -> None:
+    options = {"loss_normalisation": 0.0, "capabilities_per_update": "all", "num_updates": 3}
+    found = trained(made, teachers, tmp_path, **options)
+    losses = {row["capability"]: row["loss"] for row in rows(tmp_path / "metrics.jsonl")[-3:-1]}
+    assert found.balance.means == pytest.approx(losses)
+    pulls = [found.balance.weight(name) * loss for name, loss in losses.items()]
+    assert pulls[0] == pytest.approx(pulls[1])
+    plain = trained(made, teachers, tmp_path / "plain", **options | {"loss_normalisation": None})
+    assert not same(weights(found), weights(plain))
+
+
+def test_a_warm_start_draws_rows_with_teacher_samples_alone(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trainer(made, teachers, tmp_path, warm_start=2)
+    assert max(int(found._draw(c, 40).max()) for c in found.router.capabilities) == 5
+    cold = trainer(made, teachers, tmp_path / "cold")
+    assert max(int(cold._draw(c, 40).max()) for c in cold.router.capabilities) == 11
+    found.train()
+    cold.train()
+    assert 0 < found.ledger.spent["rollout"] < cold.ledger.spent["rollout"]
+
+
 def test_the_size_of_a_backward_pass_does_not_change_the_update(
     made: Paths, teachers: Teachers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +496,126 @@ def test_the_key_stands_for_parameters_teachers_and_caches(project: Paths) -> No
 
 
 # ---------------------------------------------------------------------------------------------
+# What a training costs
+
+
+def spent(made: Paths, teachers: Teachers, work: Path, **changes) -> dict[str, int]:
+    found = trained(made, teachers, work, capabilities_per_update="all", **changes)
+    last = json.loads((work / "metrics.jsonl").read_text().splitlines()[-2])
+    assert last["field_evaluations"] == found.ledger.total
+    return found.ledger.spent
+
+
+def test_every_evaluation_that_trains_is_counted(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    """4 rows x 6 updates, half of them of a teacher with guidance; N = 4."""
+    states = 4 * 6
+    dense = spent(made, teachers, tmp_path / "dense", method="diffusionopd")
+    assert dense == {
+        "rollout": states * 3,
+        "teachers": states * 4 * 3 // 2,
+        "training": states * 4 * 3,
+        "average": 0,
+    }
+    one = spent(made, teachers, tmp_path / "one", objective="dmd-ema")
+    assert (one["teachers"], one["training"], one["average"]) == (
+        states * 3 // 2,
+        states * 3,
+        states,
+    )
+    assert 0 < one["rollout"] < states * 3
+    soft = spent(made, teachers, tmp_path / "soft", method="soft")
+    assert soft["teachers"] == states * 3
+    joint = spent(made, teachers, tmp_path / "joint", method="joint")
+    assert joint == {"rollout": 0, "teachers": 0, "training": states * 3, "average": 0}
+    walk = spent(made, teachers, tmp_path / "walk", method="flowopd", group_size=2)
+    assert walk["rollout"] == states * 4
+
+
+def test_a_budget_ends_the_training_and_its_schedule(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    dense = {"method": "diffusionopd", "capabilities_per_update": "all", "num_updates": 50}
+    per_update = 4 * (3 + 4 * 3 // 2 + 4 * 3)
+    options = {**dense, "max_field_evaluations": 10 * per_update + per_update // 2, "warmup": 10}
+    found = trained(made, teachers, tmp_path / "whole", **options)
+    assert (found.step, found.ledger.total) == (10, 10 * per_update)
+    record = [row for row in rows(tmp_path / "whole" / "metrics.jsonl") if "loss" in row]
+    rates = [row["learning_rate"] for row in record if row["capability"] == "t2i"]
+    assert len(rates) == 10
+    # A fifth of the training is warm-up, and at its end the rate has gone down.
+    assert max(rates) == rates[2] == found.config.learning_rate
+    assert rates[0] == found.config.learning_rate / 10
+    assert rates[-1] < 0.1 * found.config.learning_rate
+    assert found.observer.steps == [0, 10]
+    part = trainer(made, teachers, tmp_path / "part", Stopping, **options)
+    part.stop_at = 7
+    with pytest.raises(KeyboardInterrupt):
+        part.train()
+    again = trained(made, teachers, tmp_path / "part", **options)
+    assert same(weights(found), weights(again))
+    assert again.ledger.spent == found.ledger.spent
+    assert rows(tmp_path / "part" / "metrics.jsonl") == rows(tmp_path / "whole" / "metrics.jsonl")
+    done = trainer(made, teachers, tmp_path / "part", Stopping, **options)
+    done.stop_at = 10
+    done.train()
+    assert done.step == 10
+
+
+def test_a_budget_that_is_not_spent_changes_nothing(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    free = trained(made, teachers, tmp_path / "free")
+    rich = trained(made, teachers, tmp_path / "rich", max_field_evaluations=10**6)
+    assert same(weights(free), weights(rich))
+    with pytest.raises(TrainingError, match="max_field_evaluations: 5 do not suffice"):
+        trained(made, teachers, tmp_path / "poor", max_field_evaluations=5)
+
+
+def test_another_seed_is_another_training_on_the_same_ground(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    one, other = (trained(made, teachers, tmp_path / str(s), seed=s, init="base") for s in (0, 1))
+    assert not same(weights(one), weights(other))
+    start = start_backbone(params_with(init="base").distill, teachers).state_dict()
+    assert not same(weights(one), start)
+
+
+def test_a_capability_of_weight_0_is_looked_at_and_never_trained(project: Paths) -> None:
+    data = small_data(("t2i", "local_edit", "global_edit"))
+    params = write_project(project.root, override(data, {"capabilities.local_edit.weight": 0.0}))
+    prepare.run(params, project)
+    for capability in params.capabilities:
+        cache.run(params, project, capability)
+    distill.run(params, project)
+    record = rows(project.distill_metrics)
+    assert {row["capability"] for row in record if "loss" in row} == {"t2i", "global_edit"}
+    assert set(record[0]["scores"]) == {"t2i", "local_edit", "global_edit"}
+    meta = read_manifest(project.student)
+    assert meta["field_evaluations"]["training"] == 3 * 4 * meta["num_updates"]
+    merged = params.model_copy(
+        update={"distill": params.distill.model_copy(update={"method": "merge"})}
+    )
+    distill.run(merged, project)
+    assert read_manifest(project.student)["field_evaluations"]["training"] == 0
+    teachers = Teachers(project.teachers, "sd3", ["base", "local", "global"], "cpu")
+    found = load_package(project.student)
+    z, sigma = torch.ones(1, 3, 32, 32), torch.ones(1)
+    condition = teachers.family.condition(["a red circle"])
+    answer = found.field(z, sigma, condition)
+
+    def merge_of(*names: str) -> torch.Tensor:
+        backbone = teachers.family.new_backbone(0).eval()
+        backbone.load_state_dict(teachers.merged(dict.fromkeys(names, 1.0)))
+        with torch.no_grad():
+            return teachers.family.field(backbone)(z, sigma, condition)
+
+    assert torch.allclose(answer, merge_of("base", "global"), atol=0.01)
+    assert not torch.allclose(answer, merge_of("base", "local", "global"), atol=0.01)
+
+
+# ---------------------------------------------------------------------------------------------
 # What cannot be right
 
 
@@ -501,6 +687,9 @@ def test_a_teacher_that_could_be_trained_is_refused(
         ({"dynamics": "ode", "eta": 0.5}, "eta is 0.5, but dynamics 'ode' has no noise"),
         ({"method": "joint", "dynamics": "sde"}, "dynamics and eta apply only to rollouts"),
         ({"group_size": 3}, "batch_size 4 is no multiple of the group size 3"),
+        ({"updates_per_rollout": 3}, "batch_size 4 is no multiple of group size 1 times updates"),
+        ({"coupling": "antithetic", "num_queries": 2}, "num_queries is 2"),
+        ({"warm_start": 4}, "warm_start is 4, but a rollout of num_steps 4 has its last"),
         ({"method": "flowopd"}, "batch_size 4 is no multiple of the group size 16"),
     ],
 )

@@ -10,6 +10,7 @@ from tiny_models import PROMPTS, small_sd3
 
 from danceflow.errors import TrainingError, WeightsError
 from danceflow.fields import Condition, normal, seed_for
+from danceflow.models.adapters import add_student_adapter
 from danceflow.schema import TeacherParams
 from danceflow.train import finetune as module
 from danceflow.train.finetune import finetune
@@ -79,6 +80,16 @@ def rows(work) -> list[dict]:
     """The training curve without its clock."""
     lines = (work / "curve.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def test_what_is_frozen_is_not_trained(family, tmp_path) -> None:
+    backbone = family.new_backbone(0)
+    before = copy.deepcopy(backbone.state_dict())
+    factors = add_student_adapter(family, backbone, rank=2, alpha=2, seed=0)
+    finetune(family, backbone, Batches(family), SimpleNamespace(**CONFIG), seed=0, work=tmp_path)
+    assert any(bool(factor.any()) for factor in factors[1::2]), "B starts at zero and must move"
+    after = {name.replace(".base_layer", ""): v for name, v in backbone.state_dict().items()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_the_loss_of_sigma_power_two_is_the_error_of_the_clean_image(family, monkeypatch) -> None:

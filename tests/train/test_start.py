@@ -1,13 +1,20 @@
 """The student starts as a teacher or as the weighted mean of all."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from tiny_models import PROMPTS, shake
 from tiny_project import small_params, write_teachers
 
 from danceflow.errors import WeightsError
-from danceflow.models.package import Teachers
+from danceflow.fields import normal
+from danceflow.models.adapters import add_student_adapter, save_adapter
+from danceflow.models.family import open_family
+from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
 from danceflow.paths import Paths
-from danceflow.train.start import start_backbone
+from danceflow.train.start import start_backbone, start_student
 
 CAPABILITIES = ("t2i", "local_edit")
 
@@ -77,3 +84,48 @@ def test_a_teacher_that_is_not_there_is_told(teachers: Teachers) -> None:
         start_backbone(config, teachers, "globe")
     with pytest.raises(WeightsError, match="do not fit"):
         start_backbone(config.model_copy(update={"merge_weights": {"base": 0.0}}), teachers)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Teachers:
+    """A base, and a teacher that is an adapter on it."""
+    params, paths = small_params(CAPABILITIES), Paths(tmp_path)
+    paths.reports.mkdir()
+    write_teachers(params, paths)
+    family = open_family("sd3", paths.teachers / FROZEN_FOLDER)
+    network = family.load_backbone(paths.teacher("base"))
+    shake(add_student_adapter(family, network, rank=2, alpha=4, seed=0))
+    shutil.rmtree(paths.teacher("local"))
+    save_adapter(network, paths.teacher("local"))
+    names = list(params.teachers)
+    write_manifest(paths.teachers, {"family": "sd3", "teachers": names, "base": "base"})
+    return Teachers(paths.teachers, "sd3", names, "cpu")
+
+
+def started(teachers: Teachers, **changes):
+    changes = {"student": "lora", "lora_rank": 4, **changes}
+    config = small_params(CAPABILITIES, **{f"distill__{k}": v for k, v in changes.items()}).distill
+    backbone, trained = start_student(config, teachers, seed=0)
+    trainable = {id(p) for p in backbone.parameters() if p.requires_grad}
+    assert trainable == {id(p) for p in trained}
+    return backbone
+
+
+@pytest.mark.parametrize("init", ["base", "local", "merge"])
+def test_a_lora_student_is_one_more_adapter_on_the_teachers_base(shared, init: str) -> None:
+    family = shared.family
+    inputs = normal(family.latent_shape, [1]), torch.tensor([0.7]), family.condition(PROMPTS[:1])
+    expected = family.new_backbone(0)
+    shares = {"base": 1.0, "local": 1.0} if init == "merge" else {init: 1.0}
+    expected.load_state_dict(shared.merged(shares))
+    student = started(shared, init=init)
+    assert student is shared.shared
+    with torch.no_grad():
+        found, right = family.field(student)(*inputs), family.field(expected.eval())(*inputs)
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+def test_other_students_are_networks_of_their_own(shared, teachers) -> None:
+    assert started(shared, student="full", init="base") is not shared.shared
+    alone = started(teachers, init="base")
+    assert all(alone is not network for network in teachers.backbones.values())

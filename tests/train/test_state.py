@@ -31,8 +31,8 @@ def test_a_write_that_fails_leaves_the_former_checkpoint(tmp_path, monkeypatch) 
     save_checkpoint(path, CONTENT)
     before = path.read_bytes()
 
-    def failing(_content, partial) -> None:
-        partial.write_bytes(b"half")
+    def failing(_content, file) -> None:
+        file.write(b"half")
         raise RuntimeError("killed")
 
     monkeypatch.setattr(torch, "save", failing)

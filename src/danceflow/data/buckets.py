@@ -203,6 +203,7 @@ def sample_spec(sample: Sample) -> str:
         "request": asdict(sample.request),
         "source": source,
         "target": sample.target.codes(),
+        "rendering": sample.rendering,
     }
     return json.dumps(content, separators=(",", ":"))
 
@@ -223,6 +224,7 @@ def row_sample(row: dict[str, Any]) -> Sample:
         request=Request(**request),
         source=None if spec["source"] is None else Scene.from_codes(spec["source"]),
         target=Scene.from_codes(spec["target"]),
+        rendering=spec["rendering"],
     )
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from danceflow.data.buckets import images_of, read_bucket
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
+from danceflow.models.memory import memory_of
 from danceflow.models.package import Teachers
 from danceflow.ops.files import atomic_directory, atomic_file, fingerprint, sha256
 
@@ -44,25 +45,38 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     dataset = read_bucket(folder, _SPLIT)
     if config.needs_source and any(cell is None for cell in dataset["source"]):
         raise DataError(f"{folder / _SPLIT}: capability {capability!r} needs a source in every row")
-    teachers = Teachers(paths.teachers, params.family.name, [config.teacher], params.run.device)
+    teachers = Teachers(paths.teachers, params.family.name, [config.teacher], memory_of(params.run))
+    family = sized_to(teachers.family, dataset)
+    if config.needs_source and not family.takes_source:
+        raise WeightsError(
+            f"capability {capability!r} edits, but the model in {paths.teachers} takes no source"
+        )
     key = fingerprint(
         {
-            "params": params.select(("run", "family", f"capabilities.{capability}", "cache")),
+            "params": params.select(("run", "family", "cache")),
+            "capability": config.model_dump(mode="json", exclude={"weight"}),
             "data": dataset._fingerprint,
             "teachers": sha256(paths.teachers / "manifest.json"),
         }
     )
     work = paths.work(f"cache-{capability}-{key[:16]}")
     work.mkdir(parents=True, exist_ok=True)
-    family = teachers.family
-    prompts = sorted(set(dataset["prompt"]))
-    texts = _write_texts(work, family, prompts, params.cache.batch_size)
-    rows = {prompt: row for row, prompt in enumerate(prompts)}
-    prompt_row = torch.tensor([rows[prompt] for prompt in dataset["prompt"]])
+    # Where the prompt encoders see the source, a prompt has as many embeddings as it has sources.
+    edits = dataset if config.needs_source and family.sees_source else None
+    prompts = sorted(set(dataset["prompt"])) if edits is None else list(dataset["prompt"])
+    texts = _write_texts(work, family, prompts, params.cache.batch_size, edits)
+    prompt_row = torch.arange(len(dataset))
+    if edits is None:
+        rows = {prompt: row for row, prompt in enumerate(prompts)}
+        prompt_row = torch.tensor([rows[prompt] for prompt in dataset["prompt"]])
     shards = _write_latents(work, family, dataset, prompt_row, has_source=config.needs_source)
-    samples = _write_teacher_samples(work, params, capability, teachers, texts, prompt_row, dataset)
+    samples = _write_teacher_samples(
+        work, params, capability, teachers, family, texts, prompt_row, dataset
+    )
     index = {
         "capability": capability,
+        "image_size": family.image_size,
+        "takes_source": family.takes_source,
         "key": key,
         "num_rows": len(dataset),
         "num_prompts": len(prompts),
@@ -75,6 +89,12 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         for name in (_TEXTS, *shards, *samples):
             shutil.copyfile(work / name, place / name)
         (place / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def sized_to(family: "ModelFamily", dataset: Any) -> "ModelFamily":
+    """Returns ``family`` for images of the size that ``dataset`` holds."""
+    height, width = images_of(dataset, [0], "target").shape[-2:]
+    return family.sized(height, width)
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -95,20 +115,25 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _write_texts(
-    work: Path, family: "ModelFamily", prompts: list[str], batch_size: int
+    work: Path, family: "ModelFamily", prompts: list[str], batch_size: int, edits: Any | None
 ) -> dict[str, Tensor]:
-    """Writes and returns the prompt tables, a row per prompt, without the source."""
+    """Writes and returns the prompt tables, a row per prompt, without the source.
+
+    With ``edits`` the prompts are those of its rows, read together with their source images.
+    """
     path = work / _TEXTS
     if not path.exists():
         unknown = sorted({word for prompt in prompts for word in family.unknown_words(prompt)})
         if unknown:
             _LOG.warning("the text encoder does not know: %s", ", ".join(unknown[:20]))
-        parts = [
-            family.condition(prompts[start : start + batch_size]).tensors
-            for start in tqdm(range(0, len(prompts), batch_size), desc="prompts", mininterval=2)
-        ]
-        names = [name for name in parts[0] if name != "source"]
-        _save(path, {name: torch.cat([part[name] for part in parts]) for name in names})
+        parts = []
+        for start in tqdm(range(0, len(prompts), batch_size), desc="prompts", mininterval=2):
+            rows = range(start, min(start + batch_size, len(prompts)))
+            images = None if edits is None else images_of(edits, rows, "source")
+            source = None if images is None else family.encode(images)
+            parts.append(family.condition([prompts[row] for row in rows], source, images))
+        tables = Condition.cat(parts).tensors
+        _save(path, {name: table for name, table in tables.items() if name != "source"})
     return _load(path)
 
 
@@ -138,13 +163,13 @@ def _write_teacher_samples(
     params: "Params",
     capability: str,
     teachers: Teachers,
+    family: "ModelFamily",
     texts: dict[str, Tensor],
     prompt_row: Tensor,
     dataset: Any,
 ) -> list[str]:
     """Writes the teacher's samples of the first rows with their seeds; returns shard names."""
     config, cache = params.capabilities[capability], params.cache
-    family = teachers.family
     field = teachers.field(config.teacher, config.guidance)
     count = min(cache.num_samples, len(dataset))
     names = []
@@ -157,10 +182,10 @@ def _write_teacher_samples(
         seeds = [seed_for(params.run.seed, f"cache/{capability}", 0, row) for row in rows]
         noise = normal(family.latent_shape, seeds)
         tensors = {name: table[prompt_row[rows]] for name, table in texts.items()}
-        source = torch.zeros_like(noise)
+        if family.takes_source:
+            tensors["source"] = torch.zeros_like(noise)
         if config.needs_source:
-            source = family.encode(images_of(dataset, rows, "source"))
-        tensors["source"] = source
+            tensors["source"] = family.encode(images_of(dataset, rows, "source"))
         device = params.run.device
         clean = sample(
             field,
@@ -196,10 +221,12 @@ class ConditionCache:
         return len(self.prompt_row)
 
     def condition(self, rows: Tensor) -> Condition:
-        """Returns the conditions of ``rows``; rows without a source get a source of zeros."""
+        """Returns the conditions of ``rows``; where the model takes one, no source is zeros."""
         tensors = {name: table[self.prompt_row[rows]] for name, table in self.texts.items()}
-        blank = self.target.new_zeros(len(rows), *self.target.shape[1:])
-        tensors["source"] = blank if self.source is None else self.source[rows]
+        if self.source is not None:
+            tensors["source"] = self.source[rows]
+        elif self.index["takes_source"]:
+            tensors["source"] = self.target.new_zeros(len(rows), *self.target.shape[1:])
         return Condition(tensors)
 
     def clean(self, kind: str, rows: Tensor) -> Tensor:

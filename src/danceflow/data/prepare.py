@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from danceflow.data.buckets import encode_png, sample_spec, write_bucket
 from danceflow.errors import DataError
 from danceflow.fields import seed_for
 from danceflow.ops.files import atomic_directory, write_json
-from danceflow.scenes.prompts import CATEGORIES, Sample, Variant, draw_sample
-from danceflow.scenes.render import render_codes
+from danceflow.scenes.prompts import BUCKET_RENDERINGS, CATEGORIES, Sample, Variant, draw_sample
+from danceflow.scenes.render import FLAT, render_codes
 from danceflow.scenes.world import SPLITS, Split
 
 if TYPE_CHECKING:
@@ -62,13 +63,16 @@ def _draw(bucket: str, split: Split, sizes: "BucketParams", seed: int) -> list[S
     variants: list[Variant] = ["standard"] * number[split]
     if split == "test":
         variants += [v for v in _HELD_OUT for _ in range(number[split] // 3)]
-    categories = CATEGORIES[bucket]
+    categories, rendering = CATEGORIES[bucket], BUCKET_RENDERINGS.get(bucket, FLAT)
     return [
-        draw_sample(
-            Random(seed_for(seed, f"{bucket}/{split}", 0, i)),
-            categories[i % len(categories)],
-            split,
-            variant,
+        replace(
+            draw_sample(
+                Random(seed_for(seed, f"{bucket}/{split}", 0, i)),
+                categories[i % len(categories)],
+                split,
+                variant,
+            ),
+            rendering=rendering,
         )
         for i, variant in enumerate(tqdm(variants, desc=f"{bucket} {split}", mininterval=2))
     ]
@@ -79,7 +83,9 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for start in range(0, len(samples), _CHUNK):
         chunk = samples[start : start + _CHUNK]
-        targets = render_codes(torch.tensor([s.target.codes() for s in chunk]), image_size)
+        targets = render_codes(
+            torch.tensor([s.target.codes() for s in chunk]), image_size, chunk[0].rendering
+        )
         sources = render_codes(
             torch.tensor([(s.source or s.target).codes() for s in chunk]), image_size
         )

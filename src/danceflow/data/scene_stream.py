@@ -10,8 +10,8 @@ from torch import Tensor
 from danceflow.errors import ConfigError, WeightsError, unknown_name
 from danceflow.fields import Condition, seed_for
 from danceflow.models.family import ModelFamily
-from danceflow.scenes.prompts import CATEGORIES, Sample, draw_sample
-from danceflow.scenes.render import render_codes
+from danceflow.scenes.prompts import BUCKET_RENDERINGS, CATEGORIES, Sample, draw_sample
+from danceflow.scenes.render import FLAT, render_codes
 from danceflow.scenes.world import Split
 
 
@@ -56,6 +56,7 @@ class SceneStream:
         self.family = family
         self.seed = seed
         self.image_size = family.latent_shape[-1]
+        self.rendering = BUCKET_RENDERINGS.get(bucket, FLAT)
         self.targets = torch.tensor([s.target.codes() for s in samples])
         self.sources = (
             torch.tensor([s.source.codes() for s in samples if s.source is not None])
@@ -81,7 +82,8 @@ class SceneStream:
         generator = torch.Generator().manual_seed(seed_for(self.seed, "batch", step, 0))
         index = torch.randint(len(self.targets), (batch_size,), generator=generator)
         tensors = {name: table[self.prompt_rows[index]] for name, table in self.texts.items()}
-        clean = self.family.encode(render_codes(self.targets[index], self.image_size))
+        images = render_codes(self.targets[index], self.image_size, self.rendering)
+        clean = self.family.encode(images)
         if self.sources is not None:
             images = render_codes(self.sources[index], self.image_size)
             tensors["source"] = self.family.encode(images)

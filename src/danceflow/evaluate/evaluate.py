@@ -4,13 +4,14 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from danceflow.data.buckets import read_bucket
+from danceflow.data.buckets import images_of, read_bucket
 from danceflow.errors import DataError, WeightsError
 from danceflow.evaluate.endpoint import Endpoint
 from danceflow.evaluate.evaluator import (
@@ -36,14 +37,24 @@ from danceflow.evaluate.records import (
     Answer,
     Evaluation,
     FieldResult,
+    Training,
     write_evaluation,
 )
+from danceflow.evaluate.reuse import code_digest, folder_digests, reused
+from danceflow.evaluate.scenes import shading
 from danceflow.evaluate.weighted import open_metrics
-from danceflow.fields import VelocityField
+from danceflow.fields import GuidedField, VelocityField
 from danceflow.method import METHODS
-from danceflow.models.package import Teachers, load_package, read_manifest
-from danceflow.ops.files import atomic_directory
-from danceflow.train.start import start_backbone
+from danceflow.models.memory import memory_of
+from danceflow.models.package import (
+    FROZEN_FOLDER,
+    MANIFEST,
+    Teachers,
+    load_package,
+    read_manifest,
+)
+from danceflow.ops.files import atomic_directory, fingerprint, sha256
+from danceflow.train.start import start_backbone, trained_teachers
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
@@ -72,12 +83,13 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         paths.teachers,
         params.family.name,
         list(read_manifest(paths.teachers)["teachers"]),
-        params.run.device,
+        memory_of(params.run),
     )
-    if student.family.latent_shape != teachers.family.latent_shape:
+    size = images_of(dataset, [0], "target").shape[-2:]
+    if student.family.image_size != tuple(size):
         raise WeightsError(
-            f"{paths.student}: the student's latents are {student.family.latent_shape}, its "
-            f"teachers' are {teachers.family.latent_shape}; run the stage distill"
+            f"{paths.student}: the student makes images of {student.family.image_size} pixels, the "
+            f"data has {tuple(size)}; run the stage distill"
         )
     task = build_task(
         capability,
@@ -93,32 +105,41 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
             f"{paths.bucket(params.capabilities[capability].bucket)}: every test prompt has words "
             "that the text encoder does not know"
         )
-    fields = {STUDENT: student.field, START: _start_field(params, teachers)}
+    student_field = student.family.guided(student.field, config.guidance)
+    fields = {STUDENT: student_field, START: _start_field(params, teachers)}
     fields |= _teacher_fields(params, capability, teachers)
     places = {
         name: list(range(task.num_rows)) if name in (STUDENT, own) else task.where(STANDARD)
         for name in fields
     }
+    gap_task = task.select(task.first_of_each(STANDARD, _GAP_ROWS))
     answers, results = {}, {}
     total = sum(len(rows) for rows in places.values())
+    inputs = _inputs(params, paths, capability, student.meta)
     with tqdm(total=total, desc=f"evaluate {capability}", unit="image", mininterval=2) as bar:
-        for name, field in fields.items():
+
+        def answer(name: str) -> tuple[FieldResult, Tensor]:
             part = task.select(places[name])
-            images = _finite_images(part, field, config, name, bar.update)
-            judged = {}
-            if model is not None and (model.config.is_score or name in (STUDENT, START, own)):
-                judged = model.score(name, part, images)
-                model.require_all()
-            results[name] = judge(part, images, metrics, judged if _scores(model) else None)
-            if judged and not _scores(model):
-                further = {**results[name].metrics, **_judged_means(part, judged)}
-                results[name] = results[name].model_copy(update={"metrics": further})
+            images = _finite_images(part, fields[name], config, name, bar.update)
+            result = _judged(part, images, metrics, model, name, asked=(STUDENT, START, own))
+            if name in (STUDENT, START):
+                gap = field_gap(fields[name], fields[own], gap_task, config.num_steps)
+                result = result.model_copy(update={"field_gap": gap})
+            return result, images
+
+        for name, field in fields.items():
+            before = bar.n
+            if name == STUDENT or model is not None:  # a judge keeps its own answers
+                results[name], images = answer(name)
+            else:
+                start = _start(params) if name == START else {}
+                key = fingerprint({**inputs, **start, "field": [name, field.scale]})
+                results[name], images = reused(
+                    paths.work(f"evaluation-{key}"), partial(answer, name)
+                )
+            bar.update(before + len(images) - bar.n)
             scores = [row.score for row in results[name].rows]
             answers[name] = Answers(places[name], images, scores)
-    gap_task = task.select(task.first_of_each(STANDARD, _GAP_ROWS))
-    for name in (STUDENT, START):
-        gap = field_gap(fields[name], fields[own], gap_task, config.num_steps)
-        results[name] = results[name].model_copy(update={"field_gap": gap})
     with atomic_directory(paths.evaluation_images(capability)) as folder:
         draw_gallery(folder, task, own, answers)
     evaluation = Evaluation(
@@ -127,12 +148,36 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         teacher=own,
         num_steps=config.num_steps,
         extractor=EXTRACTOR,
+        training=_training(student.meta),
         seconds=round(time.monotonic() - started, 1),
         notes=(*notes, *([] if model is None else [model.note()])),
         fields=results,
     )
     write_evaluation(paths.evaluation(capability), evaluation)
     _LOG.info("%s: %s", capability, _line(results))
+
+
+def _judged(
+    task: Task,
+    images: Tensor,
+    metrics: Sequence[Evaluator],
+    model: Judge | None,
+    name: str,
+    asked: Sequence[str],
+) -> FieldResult:
+    """Returns the scores of a field's images, with the answers of the judge if there is one.
+
+    A judge that does not give the score is asked about the fields in ``asked`` alone.
+    """
+    judged = {}
+    if model is not None and (model.config.is_score or name in asked):
+        judged = model.score(name, task, images)
+        model.require_all()
+    result = judge(task, images, metrics, judged if _scores(model) else None)
+    if judged and not _scores(model):
+        further = {**result.metrics, **_judged_means(task, judged)}
+        result = result.model_copy(update={"metrics": further})
+    return result
 
 
 def judge(
@@ -184,7 +229,7 @@ def judge(
 
 def _metrics(task: Task, images: Tensor, further: Sequence[Evaluator]) -> dict[str, float]:
     """Returns the further metrics of the standard rows."""
-    evaluators = [distribution] if task.source is None else [preservation, distribution]
+    evaluators = [shading if task.source is None else preservation, distribution]
     return {
         item.name: round(item.value, 5)
         for evaluator in (*evaluators, *further)
@@ -246,16 +291,17 @@ def _finite_images(
     return images
 
 
-def _start_field(params: "Params", teachers: Teachers) -> VelocityField:
-    """Returns the student as it was before its first update."""
+def _start_field(params: "Params", teachers: Teachers) -> GuidedField:
+    """Returns the student as it was before its first update, guided as the student is."""
     init = METHODS[params.distill.method].init
-    backbone = start_backbone(params.distill, teachers, init)
-    return teachers.family.field(backbone.eval().requires_grad_(False))
+    backbone = start_backbone(params.distill, teachers, init, trained_teachers(params))
+    field = teachers.family.field(backbone.eval().requires_grad_(False))
+    return teachers.family.guided(field, params.evaluate.guidance)
 
 
 def _teacher_fields(
     params: "Params", capability: str, teachers: Teachers
-) -> dict[str, VelocityField]:
+) -> dict[str, GuidedField]:
     """Returns the teachers that capabilities use, each with the guidance it is used with.
 
     A teacher of several capabilities has the guidance of ``capability`` if it is one of them.
@@ -265,6 +311,39 @@ def _teacher_fields(
         guidance.setdefault(config.teacher, config.guidance)
     used = dict.fromkeys(config.teacher for config in params.capabilities.values())
     return {TEACHER + name: teachers.field(name, guidance[name]) for name in used}
+
+
+def _inputs(
+    params: "Params", paths: "Paths", capability: str, student: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns everything but the field itself that decides what a field answers."""
+    config = params.capabilities[capability]
+    return {
+        "code": code_digest(),
+        "rows": folder_digests(paths.bucket(config.bucket) / _SPLIT),
+        "teachers": sha256(paths.teachers / MANIFEST),
+        # The student's own frozen parts read the prompts.
+        "frozen": {k: v for k, v in student["files"].items() if k.startswith(FROZEN_FOLDER)},
+        "params": params.select(("run", "family")),
+        "evaluate": params.evaluate.model_dump(mode="json", exclude={"guidance", "num_bootstrap"}),
+        "capability": [capability, config.teacher, config.guidance],
+    }
+
+
+def _start(params: "Params") -> dict[str, Any]:
+    """Returns what decides the weights that a student starts with."""
+    names = ("distill.method", "distill.init", "distill.merge_weights")
+    return {**params.select(names), "averaged": trained_teachers(params)}
+
+
+def _training(student: Mapping[str, Any]) -> Training | None:
+    """Returns what the student's training took, ``None`` where its package does not tell."""
+    if "field_evaluations" not in student:
+        return None
+    return Training(
+        num_updates=student["num_updates"],
+        field_evaluations=sum(student["field_evaluations"].values()),
+    )
 
 
 def _line(results: Mapping[str, FieldResult]) -> str:

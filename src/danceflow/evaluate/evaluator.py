@@ -239,14 +239,17 @@ def build_task(
         for place in rows_of(dataset, count, (variant,))
         if variant != HELD_OUT_PAIR or asks_for_held_out_pair(read_sample(dataset[place]))
     ]
+    target = images_of(dataset, places, "target")
+    family = family.sized(*target.shape[-2:])
     samples = [read_sample(row) for row in dataset.select(places)]
     uids = dataset.select(places)["uid"]
     unknown = [family.unknown_words(item.prompt) for item in samples]
     _warn(capability, unknown)
     has_source = dataset[places[0]]["source"] is not None
     source = images_of(dataset, places, "source") if has_source else None
-    latents = None if source is None else family.encode(source.to(device))
-    condition = family.condition([item.prompt for item in samples], latents).to(device)
+    pixels = None if source is None else source.to(device)
+    latents = None if pixels is None else family.encode(pixels)
+    condition = family.condition([item.prompt for item in samples], latents, pixels).to(device)
     index = list(range(len(places))) * len(seeds)
     at = torch.tensor(index)
     noise_seeds = [seed_for(seed, purpose, 0, place) for seed in seeds for place in places]
@@ -268,7 +271,7 @@ def build_task(
         condition=condition.select(at),
         noise=normal(family.latent_shape, noise_seeds).to(device),
         source=None if source is None else source[at],
-        target=images_of(dataset, places, "target")[at],
+        target=target[at],
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from danceflow.evaluate.evaluator import SCORE, Task, build_task, category_means
 from danceflow.evaluate.main_score import main_evaluator
 from danceflow.evaluate.records import STANDARD
+from danceflow.evaluate.scenes import shading
 from danceflow.fields import VelocityField
 from danceflow.models.family import ModelFamily
 
@@ -42,7 +43,10 @@ class QuickBatch:
         return self.task.images(field, num_steps, batch_size)
 
     def score(self, images: Tensor) -> dict[str, Any]:
-        """Returns the overall score (the mean over categories) and each category's."""
+        """Returns the overall score (the mean over categories) and each category's.
+
+        Beside them stands ``realism`` where shading is asked for.
+        """
         evaluator, _ = main_evaluator(self.task)
         found = {item.name: item for item in evaluator(self.task, images)}[SCORE]
         names = (row.category for row in self.task.rows)
@@ -50,6 +54,7 @@ class QuickBatch:
             "overall": found.value,
             "categories": category_means(zip(names, found.rows or (), strict=True)),
             "num_samples": self.task.num_rows,
+            **{item.name: item.value for item in shading(self.task, images)},
         }
 
 

@@ -19,6 +19,9 @@ HELD_OUT_PAIR = "held_out_pair"
 HELD_OUT_VARIANTS = ("reworded", HELD_OUT_PAIR)
 UNKNOWN_WORDS = "unknown_words"
 
+REALISM = "realism"
+"""The further metric that says how far images are shaded; the best possible value is 1."""
+
 # In the folder of an evaluation's pictures.
 TILES = "tiles.png"
 TILES_INDEX = "tiles.json"
@@ -55,6 +58,13 @@ class FieldResult(Record):
     rows: tuple[Answer, ...]
 
 
+class Training(Record):
+    """What the student's training took: updates made, and field evaluations of all networks."""
+
+    num_updates: int
+    field_evaluations: int
+
+
 class Evaluation(Record):
     """The scores of every field on one capability.
 
@@ -64,6 +74,7 @@ class Evaluation(Record):
         teacher: name, among ``fields``, of the capability's own teacher.
         num_steps: Euler steps of every sample.
         extractor: the feature extractor behind FID and KID.
+        training: what the student's training took; ``None`` where the student does not tell.
         seconds: how long the evaluation took.
         notes: what was not measured and why, and what measuring cost.
         fields: by name: ``student``, ``start`` and ``teacher:<name>``.
@@ -74,6 +85,7 @@ class Evaluation(Record):
     teacher: str
     num_steps: int
     extractor: str
+    training: Training | None = None
     seconds: float
     notes: tuple[str, ...] = ()
     fields: Mapping[str, FieldResult]

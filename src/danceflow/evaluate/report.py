@@ -44,6 +44,8 @@ def run(params: "Params", paths: "Paths") -> None:
         name: [list(point) for point in line] for name, line in curves.scores.items()
     }
     summary["notes"] = _notes(evaluations)
+    training = next(iter(evaluations.values())).training
+    summary["training"] = None if training is None else training.model_dump()
     summary["stages"] = stage_seconds(timings.read(paths.scratch), evaluations, curves)
     answer = verdict(summary, None, params.gate)
     making = Making(

@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from danceflow.evaluate.evaluator import SCORE, Measurement, Task, by_rows
+from danceflow.evaluate.records import REALISM
+from danceflow.scenes.prompts import Sample
+from danceflow.scenes.realism import score_realism
+from danceflow.scenes.render import SHADED
 from danceflow.scenes.score import score_edits, score_text_to_image
 
 GENEVAL_SCALE = 1.0
@@ -23,3 +27,9 @@ def vie_score(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     yield by_rows(task, SCORE, [item.overall for item in scores])
     yield by_rows(task, "sc", [item.sc for item in scores])
     yield by_rows(task, "pq", [item.pq for item in scores])
+
+
+def shading(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
+    """Yields ``realism``, each image's share of the exact shading, where shading is asked for."""
+    if all(isinstance(item, Sample) and item.rendering == SHADED for item in task.samples):
+        yield by_rows(task, REALISM, score_realism(images_B3HW))

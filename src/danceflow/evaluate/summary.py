@@ -4,9 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from danceflow.evaluate.bootstrap import PairedScores, difference, interval, pair, ratio
-from danceflow.evaluate.records import STANDARD, START, STUDENT, TEACHER, Evaluation
+from danceflow.evaluate.records import (
+    REALISM,
+    STANDARD,
+    START,
+    STUDENT,
+    TEACHER,
+    Evaluation,
+)
 
 _DIGITS = 4
+_SMALLEST_GAP = 0.05
 
 
 def summarise(evaluations: Mapping[str, Evaluation], num_bootstrap: int) -> dict[str, Any]:
@@ -15,7 +23,8 @@ def summarise(evaluations: Mapping[str, Evaluation], num_bootstrap: int) -> dict
     Retention is the student's score divided by that of the capability's own teacher; it is null
     where the teacher scores 0, and its interval where a resampled teacher does. Gain is the
     student's score less the start student's, as a share of the best possible score. Intervals are
-    95 % paired bootstrap intervals over prompts, stratified by category.
+    95 % paired bootstrap intervals over prompts, stratified by category. What part of the way from
+    start to teacher was gone is ``gap_closed``.
 
     Args:
         evaluations: by capability.
@@ -26,11 +35,30 @@ def summarise(evaluations: Mapping[str, Evaluation], num_bootstrap: int) -> dict
         paired = _paired(evaluation)
         result["capabilities"][name] = _capability(evaluation, paired, num_bootstrap)
         result["gain"][name] = _gain(evaluation, paired, num_bootstrap)
+    result["gap_closed"] = {name: gap_closed(item) for name, item in evaluations.items()}
     result["conflict"] = conflict_matrix(evaluations)
     result["categories"] = {name: _categories(item) for name, item in evaluations.items()}
     result["variants"] = {name: _variants(item) for name, item in evaluations.items()}
     result["metrics"] = {name: _metrics(item) for name, item in evaluations.items()}
     return result
+
+
+def gap_closed(evaluation: Evaluation) -> dict[str, float | None]:
+    """Returns the share of the teacher's gap closed, by measurement.
+
+    (student - start) / (teacher - start) for ``score`` and, where it was measured, ``realism``;
+    ``None`` where teacher and start differ by less than 5 % of the best possible value.
+    """
+    fields = (STUDENT, START, evaluation.teacher)
+    values = {"score": [evaluation.fields[name].score / evaluation.scale for name in fields]}
+    if all(REALISM in evaluation.fields[name].metrics for name in fields):
+        values[REALISM] = [evaluation.fields[name].metrics[REALISM] for name in fields]
+    return {
+        name: _round((student - start) / (teacher - start))
+        if abs(teacher - start) >= _SMALLEST_GAP
+        else None
+        for name, (student, start, teacher) in values.items()
+    }
 
 
 def conflict_matrix(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:

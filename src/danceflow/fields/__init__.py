@@ -10,6 +10,7 @@ from danceflow.fields.field import (
     CountingField,
     GuidedField,
     VelocityField,
+    pad_length,
 )
 from danceflow.fields.gaussian import GaussianField
 from danceflow.fields.grid import GRIDS, shifted_grid, sigma_grid, uniform_grid
@@ -22,7 +23,7 @@ from danceflow.fields.objective import (
     velocity_mse,
     with_reduction,
 )
-from danceflow.fields.query import QUERIES, draw_queries
+from danceflow.fields.query import COUPLINGS, INDEPENDENT, QUERIES, draw_queries, require_single
 from danceflow.fields.rollout import Dynamics, Ode, Sde, States, rollout, sample
 from danceflow.fields.seeds import derive_seeds, normal, seed_for, uniform
 from danceflow.fields.source import (
@@ -35,7 +36,9 @@ from danceflow.fields.source import (
 )
 
 __all__ = [
+    "COUPLINGS",
     "GRIDS",
+    "INDEPENDENT",
     "LOGIT_NORMAL",
     "OBJECTIVES",
     "QUERIES",
@@ -60,6 +63,8 @@ __all__ = [
     "draw_queries",
     "lookup",
     "normal",
+    "pad_length",
+    "require_single",
     "resolve_objective",
     "rollout",
     "sample",

@@ -54,19 +54,47 @@ class Condition:
     def cat(parts: "Sequence[Condition]") -> "Condition":
         """Return the rows of all parts in order.
 
+        Tensors [B, L, ...] whose L differs between parts (prompts of different lengths) are padded
+        at the end with zeros to the longest; a mask padded so marks what is padding.
+
         Raises:
-            ValueError: no parts, or parts whose tensors have different names.
+            ValueError: no parts, or parts whose tensors have different names or other shapes.
         """
         names = {tuple(sorted(part.tensors)) for part in parts}
         if len(names) != 1:
             raise ValueError(f"conditions with different tensors cannot be joined: {names}")
         return Condition(
-            {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+            {name: _join(name, [part.tensors[name] for part in parts]) for name in parts[0].tensors}
         )
 
     def to(self, device: torch.device | str) -> "Condition":
         """Return the same condition on the given device."""
         return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+
+def pad_length(tensor_BL: Tensor, length: int) -> Tensor:
+    """Return a tensor [B, L, ...] with zeros (or False) behind its second dimension.
+
+    Raises:
+        ValueError: it is longer than ``length``.
+    """
+    missing = length - tensor_BL.shape[1]
+    if missing < 0:
+        raise ValueError(f"{tensor_BL.shape[1]} tokens do not fit into {length}")
+    if missing == 0:
+        return tensor_BL
+    shape = (tensor_BL.shape[0], missing, *tensor_BL.shape[2:])
+    return torch.cat([tensor_BL, tensor_BL.new_zeros(shape)], dim=1)
+
+
+def _join(name: str, parts: Sequence[Tensor]) -> Tensor:
+    if parts[0].ndim >= 2:
+        if len({part.shape[2:] for part in parts}) != 1:
+            shapes = [tuple(part.shape) for part in parts]
+            raise ValueError(f"the tensors {name!r} of shapes {shapes} cannot be joined")
+        longest = max(part.shape[1] for part in parts)
+        parts = [pad_length(part, longest) for part in parts]
+    return torch.cat(list(parts))
 
 
 class VelocityField(Protocol):
@@ -91,11 +119,18 @@ class GuidedField:
         field: the field to guide.
         null: makes the unconditional condition of a batch.
         scale: 1 is the field itself, and costs one pass instead of two.
+        rescale: what a family does to the guided velocity, given it and the conditional one.
     """
 
     field: VelocityField
     null: Callable[[Condition], Condition]
     scale: float
+    rescale: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def cost(self) -> int:
+        """Evaluations of the inner field per state."""
+        return 1 if self.scale == 1.0 else 2
 
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
         """Return the guided velocity, from one batched call of 2B samples."""
@@ -107,7 +142,8 @@ class GuidedField:
             Condition.cat([condition, self.null(condition)]),
         )
         conditional, unconditional = both.chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+        guided = unconditional + self.scale * (conditional - unconditional)
+        return guided if self.rescale is None else self.rescale(guided, conditional)
 
 
 class AverageField:

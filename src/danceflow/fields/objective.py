@@ -125,6 +125,15 @@ def diffusion_opd_uniform_weight(queries: Queries) -> Tensor:
     return torch.full_like(queries.sigma, 0.5 / num_steps**2)
 
 
+def mix_weight(queries: Queries) -> Tensor:
+    """Return (1 + dsigma^2 / mean(dsigma^2)) / 2, [M]: half plain MSE, half DiffusionOPD.
+
+    The mean is over the grid's steps, so both halves weigh a rollout's N states alike.
+    """
+    mean = queries.grid.diff().square().mean()
+    return 0.5 * (1.0 + (queries.sigma_next - queries.sigma).square() / mean)
+
+
 def transition_kl(
     student_velocity: Tensor, target_velocity: Tensor, queries: Queries, eta: float
 ) -> Tensor:
@@ -213,6 +222,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "kl": Objective(_kl),
     "dmd-ema": Objective(_dmd_ema, needs_ema=True),
     "consistency": Objective(_weighted_mse(consistency_weight)),
+    "mix": Objective(_weighted_mse(mix_weight)),
     "diffusionopd": Objective(_weighted_mse(diffusion_opd_weight), reduction="sum"),
     "diffusionopd_uniform": Objective(_weighted_mse(diffusion_opd_uniform_weight), reduction="sum"),
     "flowopd": Objective(_flow_opd(detach=False), needs_successors=True),

@@ -2,10 +2,14 @@
 
 A query is a rollout index 0..N-1 (0 is noise, N-1 the last state before clean), never a sigma:
 u ~ Beta(a, b) and index = min(floor(u * N), N-1) (DanceOPD, arXiv 2606.27377).
+
+The samples of a batch draw independently of each other, or coupled: every sample keeps the query's
+distribution, but the batch covers it more evenly, so that a batch's loss varies less.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,6 +18,9 @@ from danceflow.fields.names import lookup
 from danceflow.fields.seeds import Seeds, derive_seeds, uniform
 
 Sampler = Callable[[int, int, list[int], float], Tensor]
+Shape = Callable[[float], tuple[float, float]]
+
+INDEPENDENT = "independent"
 
 _POINTS_PER_INDEX = 512
 
@@ -26,11 +33,13 @@ def draw_queries(
     seeds: Seeds,
     *,
     progress: float = 0.0,
+    coupling: str = INDEPENDENT,
+    runs: Sequence[int] | None = None,
 ) -> Tensor:
     """Return rollout indices [B, K] long, ascending and distinct within a row.
 
-    Row i depends on seeds[i] alone. K indices are drawn one after the other without replacement;
-    K = N gives every index, whatever the name.
+    Row i depends on seeds[i] alone, unless it is coupled. K indices are drawn one after the other
+    without replacement; K = N gives every index, whatever the name.
 
     Args:
         name: "low" noise Beta(5, 2), "median" Beta(5, 5), "high" noise Beta(2, 5), "uniform",
@@ -41,9 +50,13 @@ def draw_queries(
         num_queries: K.
         seeds: one per sample.
         progress: training progress p in 0..1, used by "curriculum".
+        coupling: a name of COUPLINGS: "independent", "antithetic" (neighbours mirror each other)
+            or "stratified" (the samples of a run share out the distribution evenly); needs K = 1.
+        runs: sizes of the runs of samples that are coupled with each other; None: all B.
 
     Raises:
-        ValueError: unknown name, K outside 1..N, progress outside 0..1, or not B seeds.
+        ValueError: unknown name, K outside 1..N, progress outside 0..1, not B seeds, runs that do
+            not sum to B, or coupled samples of several queries.
     """
     sampler = lookup(QUERIES, name, "query")
     if not 1 <= num_queries <= num_steps:
@@ -55,7 +68,30 @@ def draw_queries(
         raise ValueError(f"training progress lies in 0..1, got {progress}")
     if len(seeds) != num_samples:
         raise ValueError(f"{num_samples} samples need as many seeds, got {len(seeds)}")
-    return sampler(num_steps, num_queries, derive_seeds(seeds, "query"), progress)
+    spread = lookup(COUPLINGS, coupling, "coupling")
+    if spread is None:
+        return sampler(num_steps, num_queries, derive_seeds(seeds, "query"), progress)
+    require_single(coupling, num_queries)
+    sizes = [num_samples] if runs is None else list(runs)
+    if sum(sizes) != num_samples:
+        raise ValueError(f"runs {sizes} do not sum to {num_samples} samples")
+    ends = list(accumulate(sizes))
+    given = derive_seeds(seeds, "query")
+    u_B = torch.cat(
+        [spread(given[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+    )
+    edges = beta_index_probabilities(*_SHAPES[name](progress), num_steps).cumsum(0)
+    # Without the last edge, which may round to below 1: no point may fall past it.
+    return torch.searchsorted(edges[:-1], u_B, right=True)[:, None]
+
+
+def require_single(coupling: str, num_queries: int | str) -> None:
+    """Raise ValueError when coupled samples have more than one query each."""
+    if COUPLINGS.get(coupling) is not None and num_queries != 1:
+        raise ValueError(
+            f"coupling {coupling!r} spreads one query per sample over the batch, but num_queries "
+            f"is {num_queries}"
+        )
 
 
 @lru_cache(maxsize=64)
@@ -72,7 +108,27 @@ def beta_index_probabilities(alpha: float, beta: float, num_steps: int) -> Tenso
     return mass / mass.sum()
 
 
-def _biased(shape: Callable[[float], tuple[float, float]]) -> Sampler:
+def _antithetic(seeds: list[int]) -> Tensor:
+    """Return [n] points in pairs u, 1 - u; a last single one is on its own."""
+    first = uniform(seeds[::2])
+    return torch.stack([first, 1.0 - first], dim=1).flatten()[: len(seeds)]
+
+
+def _even(seeds: list[int]) -> Tensor:
+    """Return [n] points, one in each n-th of (0, 1), in an order drawn from the first seed."""
+    place = uniform(derive_seeds(seeds[:1], "order"), (len(seeds),)).flatten().argsort()
+    return (place + uniform(seeds)) / len(seeds)
+
+
+COUPLINGS: Mapping[str, Callable[[list[int]], Tensor] | None] = {
+    INDEPENDENT: None,
+    "antithetic": _antithetic,
+    "stratified": _even,
+}
+"""How the samples of a batch share out the distribution of their query; None: they do not."""
+
+
+def _biased(shape: Shape) -> Sampler:
     """Return a sampler of Beta-biased indices; `shape` gives (alpha, beta) of the progress."""
 
     def draw(num_steps: int, num_queries: int, seeds: list[int], progress: float) -> Tensor:
@@ -91,11 +147,16 @@ def _stratified(num_steps: int, num_queries: int, seeds: list[int], _progress: f
     return edges[:-1] + offset.long()
 
 
-QUERIES: Mapping[str, Sampler] = {
-    "low": _biased(lambda _: (5.0, 2.0)),
-    "median": _biased(lambda _: (5.0, 5.0)),
-    "high": _biased(lambda _: (2.0, 5.0)),
-    "uniform": _biased(lambda _: (1.0, 1.0)),
-    "stratified": _stratified,
-    "curriculum": _biased(lambda progress: (2.0 + 3.0 * progress, 5.0 - 3.0 * progress)),
+_SHAPES: Mapping[str, Shape] = {
+    "low": lambda _: (5.0, 2.0),
+    "median": lambda _: (5.0, 5.0),
+    "high": lambda _: (2.0, 5.0),
+    "uniform": lambda _: (1.0, 1.0),
+    "stratified": lambda _: (1.0, 1.0),
+    "curriculum": lambda progress: (2.0 + 3.0 * progress, 5.0 - 3.0 * progress),
+}
+"""(alpha, beta) of a single query's Beta distribution, by training progress."""
+
+QUERIES: Mapping[str, Sampler] = {name: _biased(shape) for name, shape in _SHAPES.items()} | {
+    "stratified": _stratified
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from danceflow.fields.field import Condition, VelocityField
-from danceflow.fields.query import draw_queries
+from danceflow.fields.query import INDEPENDENT, draw_queries
 from danceflow.fields.rollout import ODE, Dynamics, Ode, rollout
 from danceflow.fields.seeds import derive_seeds, normal
 
@@ -76,9 +76,58 @@ class Queries:
         ends = list(accumulate(sizes))
         return [self._samples(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
+    def rounds(self, num_rounds: int) -> "list[Queries]":
+        """Return every sample's first K / num_rounds states, its next ones, and so on (copies).
+
+        Raises:
+            ValueError: num_rounds does not divide K.
+        """
+        if num_rounds == 1:
+            return [self]
+        if self.num_queries % num_rounds:
+            raise ValueError(f"{self.num_queries} states do not make {num_rounds} equal rounds")
+        rows = torch.arange(len(self.sigma)).reshape(self.num_samples, num_rounds, -1)
+        return [
+            replace(
+                self._rows(rows[:, number].flatten().to(self.sigma.device)),
+                num_queries=rows.shape[2],
+            )
+            for number in range(num_rounds)
+        ]
+
+    @staticmethod
+    def cat(parts: "Sequence[Queries]") -> "Queries":
+        """Return the samples of all parts in order; the parts have one K, grid and dynamics.
+
+        Raises:
+            ValueError: no parts, or parts of other kinds of states.
+        """
+        if len({(part.num_queries, part.dynamics) for part in parts}) != 1:
+            raise ValueError("only states of one K and one dynamics can be joined")
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        def optional(name: str) -> Tensor | None:
+            return None if getattr(parts[0], name) is None else joined(name)
+
+        return replace(
+            parts[0],
+            z=joined("z"),
+            sigma=joined("sigma"),
+            sigma_next=joined("sigma_next"),
+            index=joined("index"),
+            condition=Condition.cat([part.condition for part in parts]),
+            z_next=optional("z_next"),
+            data_velocity=optional("data_velocity"),
+        )
+
     def _samples(self, first: int, last: int) -> "Queries":
         """Return the rows of samples first to last - 1."""
-        rows = slice(first * self.num_queries, last * self.num_queries)
+        return self._rows(slice(first * self.num_queries, last * self.num_queries))
+
+    def _rows(self, rows: Tensor | slice) -> "Queries":
+        """Return the rows at a long index (a copy) or a slice (a view)."""
         return replace(
             self,
             z=self.z[rows],
@@ -104,6 +153,9 @@ class Request:
         clean: gives the batch's clean states [B, C, H, W] of a kind, "teacher" (cached teacher
             samples) or "data"; called only by the sources that need it.
         progress: training progress 0..1, for a curriculum query.
+        runs: sizes of the consecutive runs of samples that belong together; None: all do.
+        coupling: how the queries of a run are coupled, a name of `fields.query.COUPLINGS`.
+        num_rounds: how often every sample draws its K queries, each time anew.
     """
 
     student: VelocityField
@@ -113,13 +165,26 @@ class Request:
     seeds: list[int]
     clean: Clean
     progress: float = 0.0
+    runs: Sequence[int] | None = None
+    coupling: str = INDEPENDENT
+    num_rounds: int = 1
 
     def draw(self, query: str, num_queries: int) -> Tensor:
-        """Return rollout indices [B, K] long."""
-        num_steps = len(self.grid) - 1
-        return draw_queries(
-            query, len(self.seeds), num_steps, num_queries, self.seeds, progress=self.progress
-        )
+        """Return rollout indices [B, num_rounds * K] long, round by round; rounds may repeat."""
+        rounds = [
+            draw_queries(
+                query,
+                len(self.seeds),
+                len(self.grid) - 1,
+                num_queries,
+                derive_seeds(self.seeds, "round", number) if number else self.seeds,
+                progress=self.progress,
+                coupling=self.coupling,
+                runs=self.runs,
+            )
+            for number in range(self.num_rounds)
+        ]
+        return torch.cat(rounds, dim=1)
 
     def noise(self) -> Tensor:
         """Return each sample's own noise [B, C, H, W], float32 on the grid's device."""
@@ -132,6 +197,11 @@ class StateSource(Protocol):
     @property
     def dynamics(self) -> Dynamics:
         """What moves a state to its successor."""
+        ...
+
+    @property
+    def clean_kind(self) -> CleanKind | None:
+        """The kind of clean states it asks the request for; None: it needs none."""
         ...
 
     def collect(
@@ -147,9 +217,24 @@ class OnPolicy:
 
     Attributes:
         dynamics: `Ode()` or `Sde(eta)`.
+        warm_start: the rollout index w where the student takes over. Up to there a state is a
+            noised teacher sample, z = (1 - sigma) * x + sigma * eps with the sample's own noise,
+            which is what a rollout of the teacher passes through in distribution; w evaluations are
+            saved. At 0 it is pure noise: the plain rollout.
     """
 
     dynamics: Dynamics = ODE
+    warm_start: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a negative start."""
+        if self.warm_start < 0:
+            raise ValueError(f"warm_start is {self.warm_start}, but a rollout starts at 0 or later")
+
+    @property
+    def clean_kind(self) -> CleanKind | None:
+        """Teacher samples for a warm start, else none."""
+        return "teacher" if self.warm_start else None
 
     def collect(
         self, request: Request, query: str, num_queries: int, successors: bool = False
@@ -160,23 +245,16 @@ class OnPolicy:
         per sample.
 
         Raises:
-            ValueError: an unknown query or too many queries (see `draw_queries`).
+            ValueError: an unknown query or too many queries (see `draw_queries`), or a warm start
+                that is off the grid.
         """
         index = request.draw(query, num_queries)
+        num_queries = index.shape[1]
         keep = torch.cat([index, index + 1], dim=1) if successors else index
-        states = rollout(
-            request.student,
-            request.noise(),
-            request.condition,
-            request.grid,
-            keep,
-            dynamics=self.dynamics,
-            sample_seeds=request.seeds,
-        )
-        z_next = states.z[:, num_queries:].flatten(0, 1) if successors else None
-        index = states.index[:, :num_queries].flatten()
+        z = self._states(request, keep)
+        index = index.flatten().to(request.grid.device)
         return Queries(
-            z=states.z[:, :num_queries].flatten(0, 1),
+            z=z[:, :num_queries].flatten(0, 1),
             sigma=request.grid[index],
             sigma_next=request.grid[index + 1],
             index=index,
@@ -184,8 +262,32 @@ class OnPolicy:
             num_queries=num_queries,
             grid=request.grid,
             dynamics=self.dynamics,
-            z_next=z_next,
+            z_next=z[:, num_queries:].flatten(0, 1) if successors else None,
         )
+
+    def _states(self, request: Request, keep: Tensor) -> Tensor:
+        """Return the states at the kept indices, [B, K, C, H, W]."""
+        start, noise = self.warm_start, request.noise()
+        if not start:
+            return self._rolled(request, noise, request.grid, keep)
+        levels = torch.cat([torch.full((len(keep), 1), start), keep], dim=1)
+        before = noised(checked_clean(request, "teacher"), noise, request.grid[levels])
+        later = (keep - start).clamp_min(0)
+        rolled = self._rolled(request, before[:, 0], request.grid[start:], later)
+        is_before = (keep < start).to(rolled.device)
+        return torch.where(is_before[..., None, None, None], before[:, 1:], rolled)
+
+    def _rolled(self, request: Request, z: Tensor, grid: Tensor, keep: Tensor) -> Tensor:
+        """Return the states at the kept indices of the student's rollout from z on a grid."""
+        return rollout(
+            request.student,
+            z,
+            request.condition,
+            grid,
+            keep,
+            dynamics=self.dynamics,
+            sample_seeds=request.seeds,
+        ).z
 
 
 @dataclass(frozen=True)
@@ -202,6 +304,11 @@ class ForwardNoised:
     clean: CleanKind
     dynamics: Ode = ODE
 
+    @property
+    def clean_kind(self) -> CleanKind | None:
+        """The kind of states that are noised."""
+        return self.clean
+
     def collect(
         self, request: Request, query: str, num_queries: int, successors: bool = False
     ) -> Queries:
@@ -212,7 +319,7 @@ class ForwardNoised:
         """
         if successors:
             raise ValueError("forward-noised states have no successors; use on-policy SDE states")
-        grid, x, eps = request.grid, self._clean(request), request.noise()
+        grid, x, eps = request.grid, checked_clean(request, self.clean), request.noise()
         if query == LOGIT_NORMAL:
             draws = normal((num_queries,), derive_seeds(request.seeds, "sigma")).to(grid)
             sigma = draws.sigmoid()
@@ -220,29 +327,37 @@ class ForwardNoised:
         else:
             index = request.draw(query, num_queries).to(grid.device)
             sigma = grid[index]
-        sigma_wide = sigma.reshape(*sigma.shape, *[1] * len(request.shape))
-        x, eps = x[:, None], eps[:, None]
         return Queries(
-            z=((1.0 - sigma_wide) * x + sigma_wide * eps).flatten(0, 1),
+            z=noised(x, eps, sigma).flatten(0, 1),
             sigma=sigma.flatten(),
             sigma_next=grid[index + 1].flatten(),
             index=index.flatten(),
             condition=request.condition.repeat(num_queries),
             num_queries=num_queries,
             grid=grid,
-            data_velocity=(eps - x).repeat_interleave(num_queries, dim=1).flatten(0, 1),
+            data_velocity=(eps - x).repeat_interleave(num_queries, dim=0),
         )
 
-    def _clean(self, request: Request) -> Tensor:
-        """Return the clean states [B, C, H, W], float32 on the grid's device."""
-        if self.clean == "random_latent":
-            latents = normal(request.shape, derive_seeds(request.seeds, "random_latent"))
-        else:
-            latents = request.clean(self.clean)
-        expected = (len(request.seeds), *request.shape)
-        if tuple(latents.shape) != expected:
-            raise ValueError(
-                f"clean states of kind {self.clean!r} have shape {tuple(latents.shape)}, "
-                f"expected {expected}"
-            )
-        return latents.to(request.grid)
+
+def noised(clean: Tensor, noise: Tensor, sigma_BK: Tensor) -> Tensor:
+    """Return z = (1 - sigma) * x + sigma * eps, [B, K, C, H, W], for K noise levels per sample."""
+    sigma = sigma_BK.reshape(*sigma_BK.shape, *[1] * (clean.ndim - 1))
+    return (1.0 - sigma) * clean[:, None] + sigma * noise[:, None]
+
+
+def checked_clean(request: Request, kind: CleanKind) -> Tensor:
+    """Return the clean states [B, C, H, W] of a kind, float32 on the grid's device.
+
+    Raises:
+        ValueError: they have another shape than the request's states.
+    """
+    if kind == "random_latent":
+        latents = normal(request.shape, derive_seeds(request.seeds, "random_latent"))
+    else:
+        latents = request.clean(kind)
+    expected = (len(request.seeds), *request.shape)
+    if tuple(latents.shape) != expected:
+        raise ValueError(
+            f"clean states of kind {kind!r} have shape {tuple(latents.shape)}, expected {expected}"
+        )
+    return latents.to(request.grid)

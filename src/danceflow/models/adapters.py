@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +22,34 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, normal, seed_for
+from danceflow.models.adapter_files import (
+    ADAPTER_FILE,
+    METADATA,
+    PREFIX,
+    AdapterFile,
+    Translate,
+    adapter_path,
+    read_adapter,
+)
 from danceflow.models.family import ModelFamily
-from danceflow.models.weights import read_tensors
 from danceflow.ops.files import atomic_file
 
-STUDENT = "student"
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-"""The name by which stock pipelines find an adapter in a folder."""
+__all__ = [
+    "ADAPTER_FILE",
+    "STUDENT",
+    "AdapterField",
+    "AdapterReport",
+    "adapter_names",
+    "add_adapter",
+    "add_student_adapter",
+    "load_adapter",
+    "merge_adapter",
+    "plain_copy",
+    "read_adapter_for",
+    "save_adapter",
+]
 
-_PREFIX = "transformer."
-_METADATA = "lora_adapter_metadata"
-_UNSUPPORTED = ("use_dora", "use_rslora", "lora_bias", "rank_pattern", "alpha_pattern")
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+STUDENT = "student"
 
 
 @dataclass(frozen=True)
@@ -45,21 +61,31 @@ class AdapterReport:
         modules: the names of the backbone's modules it changes; every tensor of the file is used.
         rank: the rank of most of them.
         alpha: their updates are scaled by alpha / rank.
+        layout: whose spelling the file had: ``diffusers``, ``peft`` or ``kohya``.
+        num_candidates: linear and convolution modules that the backbone has.
     """
 
     name: str
     modules: tuple[str, ...]
     rank: int
     alpha: float
+    layout: str
+    num_candidates: int
 
     def __str__(self) -> str:
         """Returns one line for a log."""
         size = f"rank {self.rank}, alpha {self.alpha:g}"
-        return f"adapter {self.name!r}: {len(self.modules)} modules, {size}"
+        matched = f"{len(self.modules)} of {self.num_candidates} modules"
+        return f"adapter {self.name!r} ({self.layout}): {matched}, {size}"
 
 
 def add_student_adapter(
-    family: ModelFamily, backbone: nn.Module, rank: int, alpha: float, seed: int
+    family: ModelFamily,
+    backbone: nn.Module,
+    rank: int,
+    alpha: float,
+    seed: int,
+    start: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> list[nn.Parameter]:
     """Returns the trainable parameters of a new adapter ``student``; all others are frozen.
 
@@ -72,13 +98,17 @@ def add_student_adapter(
         rank: width of the factors.
         alpha: scale of the update, alpha / rank * B A.
         seed: decides A.
+        start: factors by module, at most ``rank`` wide, whose updates B A the adapter starts with;
+            the rest of the width starts at zero.
 
     Raises:
         WeightsError: if the backbone has none of the family's target modules.
     """
-    ends = family.adapter_targets
+    ends, start = family.adapter_targets, start or {}
     targets = [
-        n for n, _ in _plain_modules(backbone) if any(f".{n}".endswith(f".{e}") for e in ends)
+        n
+        for n, _ in _plain_modules(backbone)
+        if n in start or any(f".{n}".endswith(f".{e}") for e in ends)
     ]
     if not targets:
         raise WeightsError(f"no module of {type(backbone).__name__} ends in {', '.join(ends)}")
@@ -87,13 +117,30 @@ def add_student_adapter(
     for module, layer in layers.items():
         down, up = _factors(layer, STUDENT)
         drawn = normal(down.shape, [seed_for(seed, f"adapter/{module}", 0, 0)])[0] / rank
+        zero = torch.zeros(up.shape)
+        if module in start:
+            first, second = start[module]
+            drawn[: len(first)] = first
+            zero[:, : second.shape[1]] = second * (rank / alpha)
         _set(down, drawn)
-        _set(up, torch.zeros(up.shape))
+        _set(up, zero)
     return [factor for layer in layers.values() for factor in _factors(layer, STUDENT)]
 
 
-def save_adapter(backbone: nn.Module, folder: Path, name: str = STUDENT) -> Path:
+def save_adapter(
+    backbone: nn.Module,
+    folder: Path,
+    name: str = STUDENT,
+    num_inputs: Mapping[str, int] | None = None,
+) -> Path:
     """Returns the file ``folder / ADAPTER_FILE``, which stock pipelines load.
+
+    Args:
+        backbone: the network.
+        folder: where to.
+        name: of the adapter.
+        num_inputs: modules of which only so many input channels are kept, for a network that has
+            no others; without them an adapter gives what it gives for zeros.
 
     Raises:
         WeightsError: if ``backbone`` has no adapter ``name``.
@@ -104,46 +151,74 @@ def save_adapter(backbone: nn.Module, folder: Path, name: str = STUDENT) -> Path
     ranks = {module: int(layer.r[name]) for module, layer in layers.items()}
     alpha = float(next(iter(layers.values())).lora_alpha[name])
     config = _config(ranks, alpha)
-    settings = {f"{_PREFIX}{key}": value for key, value in config.items() if value}
+    settings = {f"{PREFIX}{key}": value for key, value in config.items() if value}
     tensors = {
-        f"{_PREFIX}{module}.lora_{letter}.weight": factor.detach().float().cpu().contiguous()
+        f"{PREFIX}{module}.lora_{letter}.weight": factor.detach().float().cpu().contiguous()
         for module, layer in layers.items()
         for letter, factor in zip("AB", _factors(layer, name), strict=True)
     }
+    for module, count in (num_inputs or {}).items():
+        key = f"{PREFIX}{module}.lora_A.weight"
+        if key in tensors:
+            tensors[key] = tensors[key][:, :count].contiguous()
     with atomic_file(folder / ADAPTER_FILE) as partial:
         # One entry: safetensors writes several in no fixed order, and the same adapter must give
         # the same bytes.
-        save_file(tensors, partial, {_METADATA: json.dumps(settings)})
+        save_file(tensors, partial, {METADATA: json.dumps(settings)})
     return folder / ADAPTER_FILE
 
 
-def load_adapter(backbone: nn.Module, path: Path, name: str) -> AdapterReport:
-    """Adds a saved adapter to ``backbone``, frozen and inactive, and returns what it changes.
-
-    Nothing is changed unless every tensor of the file fits. A file without the rank and alpha that
-    diffusers writes beside the tensors has alpha = rank, as in diffusers.
+def read_adapter_for(
+    backbone: nn.Module, path: Path, translate: Translate | None = None
+) -> AdapterFile:
+    """Returns a saved adapter after every tensor of its file was found to fit ``backbone``.
 
     Args:
-        backbone: the network, changed in place.
-        path: a safetensors file, or a folder that holds ``ADAPTER_FILE``.
-        name: what the adapter is called from now on.
+        backbone: the network; it is not changed.
+        path: a safetensors file in diffusers', PEFT's or Kohya's spelling, or its folder.
+        translate: see ``adapter_files.read_adapter``.
 
     Raises:
         WeightsError: if the file is missing or damaged, a tensor belongs to no module of the
-            backbone or has another shape, or the name is taken.
+            backbone or has another shape, or the settings are not understood.
     """
-    path = path / ADAPTER_FILE if path.is_dir() else path
+    modules = dict(_plain_modules(backbone))
+    return read_adapter(adapter_path(path), modules, type(backbone).__name__, translate)
+
+
+def load_adapter(
+    backbone: nn.Module, path: Path, name: str, translate: Translate | None = None
+) -> AdapterReport:
+    """Adds a saved adapter to ``backbone``, frozen and inactive, and returns what it changes.
+
+    Nothing is changed unless every tensor of the file fits. A file that says nothing of its scale
+    has alpha = rank, as in diffusers.
+
+    Args:
+        backbone: the network, changed in place.
+        path: see :func:`read_adapter_for`.
+        name: what the adapter is called from now on.
+        translate: see :func:`read_adapter_for`.
+
+    Raises:
+        WeightsError: if the file does not fit, or the name is taken.
+    """
     if name in adapter_names(backbone):
         raise WeightsError(f"{path}: the network has an adapter {name!r} already")
-    pairs = _matched(backbone, read_tensors(path), path)
-    ranks = {module: down.shape[0] for module, (down, _) in pairs.items()}
-    rank, alpha = _common(ranks), _alpha(path, ranks)
+    return add_adapter(backbone, read_adapter_for(backbone, path, translate), name)
+
+
+def add_adapter(backbone: nn.Module, file: AdapterFile, name: str) -> AdapterReport:
+    """Adds an adapter that fits ``backbone``, frozen and inactive, and returns what it changes."""
+    ranks = {module: down.shape[0] for module, (down, _) in file.pairs.items()}
+    num_candidates = len(dict(_plain_modules(backbone)))
     with _as_before(backbone):
-        for module, layer in _inject(backbone, name, ranks, alpha).items():
-            for factor, value in zip(_factors(layer, name), pairs[module], strict=True):
+        for module, layer in _inject(backbone, name, ranks, file.alpha).items():
+            for factor, value in zip(_factors(layer, name), file.pairs[module], strict=True):
                 _set(factor, value)
                 factor.requires_grad_(False)
-    return AdapterReport(name, tuple(sorted(pairs)), rank, alpha)
+    modules = tuple(sorted(file.pairs))
+    return AdapterReport(name, modules, file.rank, file.alpha, file.layout, num_candidates)
 
 
 def merge_adapter(backbone: nn.Module, name: str = STUDENT) -> nn.Module:
@@ -155,11 +230,23 @@ def merge_adapter(backbone: nn.Module, name: str = STUDENT) -> nn.Module:
     Raises:
         WeightsError: if ``backbone`` has no adapter ``name``.
     """
-    _layers_with(backbone, name)
+    return plain_copy(backbone, name)
+
+
+def plain_copy(backbone: nn.Module, name: str | None) -> nn.Module:
+    """Returns a float32 copy of ``backbone`` without adapters, ``name`` added to its weights.
+
+    Raises:
+        WeightsError: if ``backbone`` has no such adapter; ``None`` adds none.
+    """
+    if name is not None:
+        _layers_with(backbone, name)
     plain = copy.deepcopy(backbone).float()
-    for layer in _layers(plain).values():
-        layer.merge(adapter_names=[name])
-    plain.unload_lora()  # type: ignore[operator]
+    if adapter_names(plain):
+        for layer in _layers(plain).values():
+            if name is not None:
+                layer.merge(adapter_names=[name])
+        plain.unload_lora()  # type: ignore[operator]
     return plain.requires_grad_(False)
 
 
@@ -275,56 +362,3 @@ def _inject(
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
         backbone.add_adapter(config, name)  # type: ignore[operator]
     return _layers_with(backbone, name)
-
-
-def _matched(
-    backbone: nn.Module, tensors: Mapping[str, Tensor], path: Path
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns A and B by module after all were found to fit ``backbone``."""
-    modules = dict(_plain_modules(backbone))
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        match = _FACTOR.fullmatch(key.removeprefix(_PREFIX))
-        if match is None or match["module"] not in modules:
-            raise WeightsError(f"{path}: {key} belongs to no module of {type(backbone).__name__}")
-        found.setdefault(match["module"], {})[match["factor"]] = value
-    if not found:
-        raise WeightsError(f"{path}: holds no adapter")
-    for name, pair in found.items():
-        shapes = {letter: tuple(pair[letter].shape) if letter in pair else None for letter in "AB"}
-        expected = _factor_shapes(modules[name], (shapes["A"] or (0,))[0])
-        if shapes != expected:
-            raise WeightsError(f"{path}: {name} needs factors {expected}, found {shapes}")
-    return {name: (pair["A"], pair["B"]) for name, pair in found.items()}
-
-
-def _factor_shapes(module: nn.Module, rank: int) -> dict[str, Sequence[int]]:
-    """Returns the shapes of A and B for a linear or a convolution module."""
-    if isinstance(module, nn.Conv2d):
-        down = (rank, module.in_channels // module.groups, *module.kernel_size)
-        return {"A": down, "B": (module.out_channels, rank, 1, 1)}
-    assert isinstance(module, nn.Linear)
-    return {"A": (rank, module.in_features), "B": (module.out_features, rank)}
-
-
-def _alpha(path: Path, ranks: Mapping[str, int]) -> float:
-    """Returns the alpha of modules of the common rank, from the file's settings if it has any.
-
-    Raises:
-        WeightsError: if the settings cannot be read or ask for another kind of update.
-    """
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(_METADATA)
-    if text is None:
-        return float(_common(ranks))
-    try:
-        settings = json.loads(text)
-        given = {key.removeprefix(_PREFIX): value for key, value in settings.items()}
-        alpha = float(given["lora_alpha"])
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: the adapter's settings cannot be read: {error!r}") from error
-    if unknown := [name for name in _UNSUPPORTED if given.get(name)]:
-        raise WeightsError(f"{path}: adapters with {', '.join(unknown)} are not supported")
-    return alpha

@@ -10,7 +10,10 @@ from danceflow.models.weights import load_pretrained
 
 
 class Codec(Protocol):
-    """Maps images [B, 3, H, W] in [0, 1] to latents and back."""
+    """Maps images [B, 3, H, W] in [0, 1] to latents and back, where its own weights are."""
+
+    factor: int
+    """Image pixels per latent pixel, along each side."""
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Returns the latents, float32."""
@@ -32,6 +35,8 @@ class Codec(Protocol):
 class PixelCodec:
     """Latents are the pixels, scaled to [-1, 1]."""
 
+    factor = 1
+
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Returns the images scaled to [-1, 1]."""
         return images_B3HW * 2 - 1
@@ -49,24 +54,27 @@ class PixelCodec:
 
 
 class VaeCodec:
-    """``diffusers.AutoencoderKL`` with SD3's latent scale and shift; encodes to the mean."""
+    """``diffusers.AutoencoderKL`` with its latent scale and shift; encodes to the mean."""
 
     def __init__(self, vae: Any) -> None:
         """Takes a loaded float32 autoencoder and freezes it."""
         self.vae = vae.eval().requires_grad_(False)
         self.scale = float(vae.config.scaling_factor)
         self.shift = float(vae.config.shift_factor or 0.0)
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Returns the normalised latent mean."""
-        latents: Tensor = self.vae.encode(images_B3HW * 2 - 1).latent_dist.mean
+        pixels = images_B3HW.to(self.vae.device) * 2 - 1
+        latents: Tensor = self.vae.encode(pixels).latent_dist.mean
         return (latents - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Returns the decoded images."""
-        images: Tensor = self.vae.decode(latents_BCHW / self.scale + self.shift).sample
+        latents = latents_BCHW.to(self.vae.device) / self.scale + self.shift
+        images: Tensor = self.vae.decode(latents).sample
         return (images / 2 + 0.5).clamp(0, 1)
 
     def to(self, device: torch.device | str) -> "VaeCodec":
@@ -87,6 +95,23 @@ def load_codec(folder: Path) -> Codec:
     """
     if not (folder / "vae").is_dir():
         return PixelCodec()
+    return load_vae(folder)
+
+
+def load_vae(folder: Path) -> VaeCodec:
+    """Returns the codec of the ``AutoencoderKL`` in ``folder / "vae"``.
+
+    Raises:
+        WeightsError: if the autoencoder is missing or cannot be read.
+    """
     from diffusers import AutoencoderKL
 
     return VaeCodec(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=torch.float32))
+
+
+def to_pictures(images_B3HW: Tensor) -> list[Any]:
+    """Returns images in [0, 1] as ``PIL`` pictures, as vision encoders take them."""
+    from PIL import Image
+
+    levels = (images_B3HW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(level) for level in levels]

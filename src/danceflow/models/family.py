@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError, unknown_name
-from danceflow.fields import Condition, VelocityField
+from danceflow.fields import Condition, GuidedField, VelocityField
 
 
 class ModelFamily(Protocol):
@@ -20,16 +20,57 @@ class ModelFamily(Protocol):
     """
 
     name: str
+    image_size: tuple[int, int]
+    """Height and width in pixels of the images that ``latent_shape`` and ``grid`` are about."""
     latent_shape: tuple[int, int, int]
+    takes_source: bool
+    """Whether the backbone can edit."""
+    sees_source: bool
+    """Whether the prompt encoders look at the source image, and need it as pixels."""
     adapter_targets: tuple[str, ...]
     """Ends of the names of the backbone's modules that an adapter changes."""
 
-    def condition(self, prompts: Sequence[str], source_BCHW: Tensor | None = None) -> Condition:
-        """Returns the condition of ``prompts`` and, for edits, of source latents."""
+    def sized(self, height: int, width: int) -> "ModelFamily":
+        """Returns this family, sharing its frozen parts, for images of another size.
+
+        Raises:
+            WeightsError: if the network cannot make images of ``height`` x ``width`` pixels.
+        """
+        ...
+
+    def editing(self) -> "ModelFamily":
+        """Returns this family with a backbone that takes a source; one that does is itself.
+
+        Its ``load_backbone`` takes the weights of one that does not, and gives the same velocities.
+
+        Raises:
+            WeightsError: if such a backbone cannot be made of this one.
+        """
+        ...
+
+    def condition(
+        self,
+        prompts: Sequence[str],
+        source_BCHW: Tensor | None = None,
+        images_B3HW: Tensor | None = None,
+    ) -> Condition:
+        """Returns the condition of ``prompts`` and, for edits, of source images.
+
+        Tensors of prompts are [B, L, ...], zeros behind each prompt's own length.
+
+        Args:
+            prompts: B texts.
+            source_BCHW: latents of the source images, of any size; a row of zeros, and ``None``,
+                is no source.
+            images_B3HW: the same images in [0, 1]; only a family that ``sees_source`` uses them.
+
+        Raises:
+            WeightsError: if a source is given that the family cannot use, or not as it needs it.
+        """
         ...
 
     def null(self, condition: Condition) -> Condition:
-        """Returns ``condition`` with the empty prompt; the source image stays."""
+        """Returns ``condition``, of the same shapes, with the empty prompt; the source stays."""
         ...
 
     def unknown_words(self, prompt: str) -> list[str]:
@@ -38,6 +79,10 @@ class ModelFamily(Protocol):
 
     def field(self, backbone: nn.Module) -> VelocityField:
         """Returns the velocity field of ``backbone``; fp32 in and out."""
+        ...
+
+    def guided(self, field: VelocityField, scale: float) -> GuidedField:
+        """Returns ``field`` with the family's own classifier-free guidance; 1 is none."""
         ...
 
     def target_velocity(
@@ -50,7 +95,7 @@ class ModelFamily(Protocol):
         ...
 
     def grid(self, num_steps: int) -> Tensor:
-        """Returns the family's sigma grid, [num_steps + 1] float32 from 1 to 0."""
+        """Returns the sigma grid for ``image_size``, [num_steps + 1] float32 from 1 to 0."""
         ...
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
@@ -77,6 +122,18 @@ class ModelFamily(Protocol):
         """Writes ``backbone`` to ``folder`` in the family's own public format."""
         ...
 
+    def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
+        """Writes the student's adapter to ``folder``, as the family's stock pipelines load it."""
+        ...
+
+    def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns an adapter's tensors under the names that diffusers has for the backbone.
+
+        ``tensors`` may have the names of the model's original code. What is not known is returned
+        as it is.
+        """
+        ...
+
     def save_frozen(self, folder: Path) -> None:
         """Writes everything but the backbone to ``folder``; ``open_family`` reads it back."""
         ...
@@ -86,7 +143,12 @@ class ModelFamily(Protocol):
         ...
 
 
-FAMILIES = {"sd3": "danceflow.models.sd3:Sd3Family"}
+FAMILIES = {
+    "flux2": "danceflow.models.flux2:Flux2Family",
+    "qwen_image": "danceflow.models.qwen_image:QwenImageFamily",
+    "sd3": "danceflow.models.sd3:Sd3Family",
+    "zimage": "danceflow.models.zimage:ZImageFamily",
+}
 """Family name to ``module:class``; a family is one file and one line here."""
 
 

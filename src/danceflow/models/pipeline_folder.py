@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from danceflow.errors import WeightsError
@@ -12,6 +13,7 @@ from danceflow.models.weights import read_json
 
 PIPELINE_FILE = "model_index.json"
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+_NO_STEPS = "a grid needs at least 1 step, got {}"
 
 
 def read_pipeline_class(folder: Path) -> str:
@@ -61,10 +63,10 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
 
 
 def scheduler_grid(config: Mapping[str, Any], num_steps: int, num_tokens: int) -> Tensor:
-    """Returns the sigmas that the stock pipeline visits, [num_steps + 1] float32 from 1 to 0.
+    """Returns the sigmas that ``StableDiffusion3Pipeline`` visits, [num_steps + 1] float32.
 
-    The scheduler is called as ``StableDiffusion3Pipeline`` calls it. Its smallest sigma is shifted
-    twice, so this is not ``shifted_grid``: the last step starts near 0.01, whatever ``num_steps``.
+    It lets the scheduler choose its sigmas, whose smallest is shifted twice, so this is not
+    ``shifted_grid``: the last step starts near 0.01, whatever ``num_steps``.
 
     Args:
         config: the scheduler's config.
@@ -75,22 +77,49 @@ def scheduler_grid(config: Mapping[str, Any], num_steps: int, num_tokens: int) -
         ValueError: ``num_steps`` below 1.
         WeightsError: if the scheduler's sigmas do not fall from 1 to 0.
     """
+    return _grid(config, num_steps, interpolated_mu(config, num_tokens, 1.16))
+
+
+def linear_scheduler_grid(config: Mapping[str, Any], num_steps: int, mu: float) -> Tensor:
+    """Returns the sigmas of pipelines that give the scheduler sigmas from 1 to 1 / num_steps.
+
+    Args:
+        config: the scheduler's config.
+        num_steps: steps of the solver.
+        mu: the pipeline's dynamic shift, if the scheduler is one that shifts so.
+
+    Raises:
+        ValueError: ``num_steps`` below 1.
+        WeightsError: if the scheduler's sigmas do not fall from 1 to 0.
+    """
+    if num_steps < 1:
+        raise ValueError(_NO_STEPS.format(num_steps))
+    return _grid(config, num_steps, mu, np.linspace(1.0, 1 / num_steps, num_steps).tolist())
+
+
+def interpolated_mu(config: Mapping[str, Any], num_tokens: int, max_shift: float = 1.15) -> float:
+    """Returns the shift that grows linearly with the number of image tokens.
+
+    Args:
+        config: the scheduler's config.
+        num_tokens: image tokens of the transformer.
+        max_shift: at ``max_image_seq_len`` tokens, where the config does not say.
+    """
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    slope = (high - low) / (many - few)
+    return float(num_tokens * slope + (low - slope * few))
+
+
+def _grid(
+    config: Mapping[str, Any], num_steps: int, mu: float, sigmas: list[float] | None = None
+) -> Tensor:
     from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
     if num_steps < 1:
-        raise ValueError(f"a grid needs at least 1 step, got {num_steps}")
+        raise ValueError(_NO_STEPS.format(num_steps))
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
-    dynamic = {}
-    if config.get("use_dynamic_shifting"):
-        dynamic["mu"] = calculate_shift(
-            num_tokens,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.16),
-        )
-    scheduler.set_timesteps(num_steps, **dynamic)
+    scheduler.set_timesteps(num_steps, sigmas=sigmas, mu=mu)
     grid: Tensor = scheduler.sigmas.clone()
     if float(grid[0]) != 1 or float(grid[-1]) != 0 or not bool((grid.diff() < 0).all()):
         raise WeightsError(f"the scheduler's sigmas {grid.tolist()} do not fall from 1 to 0")

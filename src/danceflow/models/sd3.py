@@ -5,6 +5,7 @@ codec is the VAE when the folder has one, the pixels otherwise, and the prompt e
 the folder holds. Edits give the source latents as further input channels.
 """
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError, unknown_name
-from danceflow.fields import Condition, VelocityField, shifted_grid
+from danceflow.fields import Condition, GuidedField, VelocityField, shifted_grid
+from danceflow.models.adapters import save_adapter
 from danceflow.models.codec import Codec, PixelCodec, load_codec
 from danceflow.models.pipeline_folder import (
     PIPELINE_FILE,
@@ -41,6 +43,7 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _FEED_FORWARD = tuple(f"{ff}.net.{part}" for ff in ("ff", "ff_context") for part in ("0.proj", "2"))
 _SOURCE_INPUT = ("pos_embed.proj",)
+_SOURCE_WEIGHT = "pos_embed.proj.weight"
 
 
 class Sd3Field:
@@ -79,6 +82,7 @@ class Sd3Family:
     """Frozen parts of an SD3 model; see ``family.ModelFamily`` for the contract."""
 
     name = "sd3"
+    sees_source = False
 
     def __init__(
         self,
@@ -90,6 +94,7 @@ class Sd3Family:
         sigma_min: float,
         shift: float,
         scheduler: Mapping[str, Any] | None = None,
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         """Joins the frozen parts.
 
@@ -102,6 +107,7 @@ class Sd3Family:
             sigma_min: smallest divisor of the clean prediction.
             shift: timestep shift of the sigma grid.
             scheduler: config of the stock scheduler whose grid is used instead, if any.
+            image_size: height and width in pixels; ``None`` is the transformer's own size.
 
         Raises:
             WeightsError: for an unknown prediction or a number of channels that makes no sense.
@@ -123,6 +129,7 @@ class Sd3Family:
         self.shift = shift
         self.scheduler = scheduler
         self.latent_shape = (channels, size, size)
+        self.image_size = (size * codec.factor, size * codec.factor)
         self.takes_source = in_channels == 2 * channels
         # Source channels start at zero weight: an adapter that learns to edit must reach them.
         self.adapter_targets = (
@@ -133,6 +140,55 @@ class Sd3Family:
         )
         embeds, pooled = prompts([""])
         self._null = {"prompt_embeds": embeds, "pooled": pooled}
+        if image_size is not None:
+            self._set_size(*image_size)
+
+    def _set_size(self, height: int, width: int) -> None:
+        """Sets image and latent sizes; raises ``WeightsError`` if the network cannot do them."""
+        config = self.transformer_config
+        unit = self.codec.factor * config["patch_size"]
+        patches = config["pos_embed_max_size"] or config["sample_size"] // config["patch_size"]
+        most = unit * patches
+        if height % unit or width % unit or not 0 < max(height, width) <= most:
+            raise WeightsError(
+                f"this SD3 model makes images whose sides are multiples of {unit} up to {most} "
+                f"pixels, not {height} x {width}"
+            )
+        self.image_size = (height, width)
+        self.latent_shape = (
+            self.latent_shape[0],
+            height // self.codec.factor,
+            width // self.codec.factor,
+        )
+
+    def sized(self, height: int, width: int) -> "Sd3Family":
+        """Returns this family, sharing its frozen parts, for images of another size.
+
+        Raises:
+            WeightsError: if the sides are no multiples of a patch, or beyond the position table.
+        """
+        resized = copy.copy(self)
+        resized._set_size(height, width)
+        return resized
+
+    def editing(self) -> "Sd3Family":
+        """Returns this family with source channels beside the state's: it can edit.
+
+        Its ``load_backbone`` takes a transformer without them and starts them at zero weight, so
+        that it gives the same velocities until it is trained. A family that can edit is itself.
+        """
+        if self.takes_source:
+            return self
+        return Sd3Family(
+            self.prompts,
+            self.codec,
+            {**self.transformer_config, "in_channels": 2 * self.latent_shape[0]},
+            prediction=self.prediction,
+            sigma_min=self.sigma_min,
+            shift=self.shift,
+            scheduler=self.scheduler,
+            image_size=self.image_size,
+        )
 
     @staticmethod
     def new(config: Mapping[str, Any], words: Sequence[str], seed: int) -> "Sd3Family":
@@ -195,6 +251,7 @@ class Sd3Family:
                 sigma_min=settings["sigma_min"],
                 shift=settings["shift"],
                 scheduler=settings.get("scheduler"),
+                image_size=settings.get("image_size"),
             )
         except KeyError as error:
             raise WeightsError(f"{path}: the setting {error} is missing") from error
@@ -210,6 +267,7 @@ class Sd3Family:
             "sigma_min": self.sigma_min,
             "shift": self.shift,
             "scheduler": self.scheduler,
+            "image_size": self.image_size,
             "num_t5_tokens": self.prompts.num_t5_tokens,
             "transformer": self.transformer_config,
         }
@@ -221,7 +279,12 @@ class Sd3Family:
         self.codec.to(device)
         return self
 
-    def condition(self, prompts: Sequence[str], source_BCHW: Tensor | None = None) -> Condition:
+    def condition(
+        self,
+        prompts: Sequence[str],
+        source_BCHW: Tensor | None = None,
+        images_B3HW: Tensor | None = None,  # noqa: ARG002
+    ) -> Condition:
         """Returns the condition of ``prompts``; a missing source is a source of zeros."""
         embeds, pooled = self.prompts(prompts)
         tensors = {"prompt_embeds": embeds, "pooled": pooled}
@@ -248,6 +311,10 @@ class Sd3Family:
         """Returns the velocity field of ``backbone``."""
         return Sd3Field(backbone, self.prediction, self.sigma_min)
 
+    def guided(self, field: VelocityField, scale: float) -> GuidedField:
+        """Returns ``field`` with classifier-free guidance."""
+        return GuidedField(field, self.null, scale)
+
     def target_velocity(
         self, z_BCHW: Tensor, clean_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor
     ) -> Tensor:
@@ -264,7 +331,8 @@ class Sd3Family:
         """Returns the shifted sigma grid, or the stock scheduler's, [num_steps + 1]."""
         if self.scheduler is None:
             return shifted_grid(num_steps, self.shift)
-        num_tokens = (self.latent_shape[-1] // self.transformer_config["patch_size"]) ** 2
+        patch = self.transformer_config["patch_size"]
+        num_tokens = (self.latent_shape[1] // patch) * (self.latent_shape[2] // patch)
         return scheduler_grid(self.scheduler, num_steps, num_tokens)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
@@ -295,7 +363,7 @@ class Sd3Family:
         return network
 
     def load_backbone(self, folder: Path) -> nn.Module:
-        """Returns the transformer in ``folder`` as float32.
+        """Returns the transformer in ``folder`` as float32; missing source channels are zeros.
 
         Raises:
             WeightsError: if the weights are missing, truncated or of another shape.
@@ -303,12 +371,38 @@ class Sd3Family:
         from diffusers import SD3Transformer2DModel
 
         backbone: nn.Module = SD3Transformer2DModel(**self.transformer_config)
-        load_state(backbone, read_state(folder), folder)
+        state = read_state(folder)
+        if self.takes_source:
+            state = _with_source_channels(state, self.latent_shape[0])
+        load_state(backbone, state, folder)
         return backbone
 
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
         """Writes the transformer to ``folder`` as float16 in diffusers' format."""
         save_half(backbone, folder)
+
+    def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns ``tensors`` as they are: diffusers has no other names for this backbone."""
+        return tensors
+
+    def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
+        """Writes the student's adapter to ``folder``.
+
+        No stock pipeline takes source channels: ``folder / "stock"`` has the adapter without them,
+        with which a stock pipeline gives the student's text-to-image.
+        """
+        save_adapter(backbone, folder)
+        if self.takes_source:
+            inputs = dict.fromkeys(_SOURCE_INPUT, self.latent_shape[0])
+            save_adapter(backbone, folder / "stock", num_inputs=inputs)
+
+
+def _with_source_channels(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
+    """Returns ``state`` with zero weights for source channels if it has none."""
+    weight = state.get(_SOURCE_WEIGHT)
+    if weight is None or weight.shape[1] != channels:
+        return state
+    return {**state, _SOURCE_WEIGHT: torch.cat([weight, torch.zeros_like(weight)], dim=1)}
 
 
 def cosine_positions(size: int, width: int) -> Tensor:

@@ -7,8 +7,10 @@ What a killed process left behind is removed by the next write to the same name.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -19,9 +21,21 @@ from typing import Any
 
 from danceflow.errors import DanceflowError, DiskSpaceError
 
+_LOG = logging.getLogger(__name__)
+
 _CHUNK = 1 << 20
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NO_SPACE_TEXT = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+_FULL = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "no space left on the disk: the quota is used up",
+    errno.EFBIG: "larger than the disk, or a limit such as ulimit -f, lets a file be",
+}
+# What native writers (safetensors, arrow, sqlite) say without an error number.
+_FULL_TEXT = {
+    "no space left on device": errno.ENOSPC,
+    "database or disk is full": errno.ENOSPC,
+    "disk quota exceeded": errno.EDQUOT,
+    "file too large": errno.EFBIG,
+}
 
 
 @contextlib.contextmanager
@@ -77,6 +91,23 @@ def atomic_directory(path: Path, *, flush: bool = True) -> Iterator[Path]:
         _remove(former)
 
 
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder within the block; who comes second waits.
+
+    Args:
+        folder: It need not exist; the lock is a file beside it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _LOG.info("%s: another process works on the same; waiting for it", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically.
 
@@ -108,23 +139,21 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" of any library into one error that names the place.
+    """Turn "no room" of any library into one error that names the place.
 
     Args:
         path: What is being written.
 
     Raises:
-        DiskSpaceError: The disk or the quota is full.
+        DiskSpaceError: The disk or the quota is full, or a file may not grow further.
     """
     try:
         yield
     except DanceflowError:
         raise
     except Exception as error:
-        # Native writers (safetensors, arrow, sqlite) report it in words only.
-        is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
-        if is_full or _NO_SPACE_TEXT.search(str(error)):
-            raise DiskSpaceError(f"{path}: no space left on the disk; nothing was kept") from error
+        if reason := _no_room(error):
+            raise DiskSpaceError(f"{path}: {reason}; nothing was kept") from error
         raise
 
 
@@ -176,6 +205,19 @@ def _writing(path: Path) -> Iterator[Path]:
             raise DanceflowError(f"{path}: cannot be written: {error.strerror}") from error
         finally:
             _remove(partial)
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """Return why an error, or one that led to it, says that there is no room; else None."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in _FULL:
+            text = str(error).lower()
+            number = next((_FULL_TEXT[words] for words in _FULL_TEXT if words in text), None)
+        if number is not None:
+            return _FULL[number]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _partial_name(path: Path) -> Path:

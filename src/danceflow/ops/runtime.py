@@ -63,6 +63,16 @@ def set_logging_up(verbose: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def end_progress_bars() -> None:
+    """End the line of every progress bar that an error interrupted; the error gets its own."""
+    if "tqdm" not in sys.modules:
+        return
+    from tqdm import tqdm
+
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
 def prepare(run: "RunParams") -> None:
     """Let a run's parameters, and nothing from outside, decide the numbers of this process.
 

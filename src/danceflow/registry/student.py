@@ -115,7 +115,7 @@ class Student:
         """
         import torch
 
-        from danceflow.fields import GuidedField, sample
+        from danceflow.fields import sample
         from danceflow.fields.seeds import normal, seed_for
 
         steps = int(self.meta["num_steps"]) if num_steps is None else num_steps
@@ -126,20 +126,20 @@ class Student:
                 _log.warning(
                     "%r: the model does not know %s", prompt, ", ".join(map(repr, unknown))
                 )
-        field = GuidedField(self._package.field, family.null, guidance)
+        field = family.guided(self._package.field, guidance)
         results: list[Image] = []
         with torch.no_grad():
             for rows in _batches(len(prompts)):
-                latents = self._encode([sources[row] for row in rows])
-                condition = family.condition([prompts[row] for row in rows], latents)
+                latents, pixels = self._encode([sources[row] for row in rows])
+                condition = family.condition([prompts[row] for row in rows], latents, pixels)
                 seeds = [seed_for(seed, "student", 0, row) for row in rows]
                 noise = normal(family.latent_shape, seeds).to(self._package.device)
                 clean = sample(field, noise, condition, family.grid(steps).to(noise.device))
                 results += to_images(family.decode(clean))
         return results
 
-    def _encode(self, sources: Sequence[Image | None]) -> Tensor | None:
-        """Return the sources' latents, zeros where there is none; None where there is none at all.
+    def _encode(self, sources: Sequence[Image | None]) -> tuple[Tensor | None, Tensor | None]:
+        """Return the sources' latents and pixels, zeros for a row without; None if no row has one.
 
         Zeros are what the family's conditions hold for a prompt without a source.
         """
@@ -147,13 +147,15 @@ class Student:
 
         given = [row for row, image in enumerate(sources) if image is not None]
         if not given:
-            return None
+            return None, None
         family, device = self._package.family, self._package.device
         size = int(self.meta["image_size"])
-        pixels = torch.stack([to_pixels(image, size) for image in sources if image is not None])
+        images = [to_pixels(image, size) for image in sources if image is not None]
+        pixels = torch.zeros(len(sources), *images[0].shape, device=device)
+        pixels[given] = torch.stack(images).to(device)
         latents = torch.zeros(len(sources), *family.latent_shape, device=device)
-        latents[given] = family.encode(pixels.to(device))
-        return latents
+        latents[given] = family.encode(pixels[given])
+        return latents, pixels
 
 
 def _check_request(prompts: Sequence[str], num_steps: int, guidance: float) -> None:

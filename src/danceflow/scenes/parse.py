@@ -2,7 +2,8 @@
 
 Each cell is modelled as background + mask * (colour - background). For a given mask the best colour
 is a least-squares fit in closed form; the mask with the smallest residual is the shape. Every style
-is undone, read and rendered again; the style whose rendering is nearest to the image wins.
+is undone, read and rendered again; the style whose rendering is nearest to the image wins. Shaded
+scenes are read the same way, with the mask and the background that the light leaves.
 """
 
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor
 
 from danceflow.scenes.render import (
+    FLAT,
+    RENDERINGS,
+    Rendering,
     apply_style,
     background_table,
     color_table,
     render_codes,
     shape_masks,
+    shape_model,
     undo_style,
 )
 from danceflow.scenes.world import COLORS, GRID_SIZE, NUM_CELLS, STYLES
@@ -51,20 +56,27 @@ class Reading:
         return torch.cat([self.background[:, None], self.style[:, None], cells], dim=1)
 
 
-def parse(images_B3HW: Tensor, style: str | None = None) -> Reading:
+def parse(
+    images_B3HW: Tensor, style: str | None = None, rendering: Rendering | None = FLAT
+) -> Reading:
     """Returns the reading of ``images_B3HW``, float32 in [0, 1].
 
     Args:
         images_B3HW: square images whose size is a multiple of the grid.
         style: the style to assume; ``None`` finds the best one per image.
+        rendering: the rendering to assume; ``None`` finds the best one per image.
     """
     size = images_B3HW.shape[-1]
-    names = STYLES if style is None else (style,)
-    readings = [_read(images_B3HW, name) for name in names]
+    kinds = [
+        (name, kind)
+        for name in (STYLES if style is None else (style,))
+        for kind in (RENDERINGS if rendering is None else (rendering,))
+    ]
+    readings = [_read(images_B3HW, name, kind) for name, kind in kinds]
     errors = torch.stack(
         [
-            (render_codes(reading.codes(), size) - images_B3HW).square().mean((1, 2, 3))
-            for reading in readings
+            (render_codes(reading.codes(), size, kind) - images_B3HW).square().mean((1, 2, 3))
+            for reading, (_, kind) in zip(readings, kinds, strict=True)
         ]
     )
     best = errors.argmin(0)
@@ -76,7 +88,7 @@ def parse(images_B3HW: Tensor, style: str | None = None) -> Reading:
     return Reading(*(pick(name) for name in ("background", "style", "shape", "color", "explained")))
 
 
-def _read(images: Tensor, style: str) -> Reading:
+def _read(images: Tensor, style: str, rendering: Rendering) -> Reading:
     plain = undo_style(images, style)
     colors, backgrounds = color_table(), background_table()
     if style == "grayscale":
@@ -91,11 +103,17 @@ def _read(images: Tensor, style: str) -> Reading:
     level = cells[..., empty_pixels].permute(0, 2, 1, 3).flatten(2).median(-1).values
     background = torch.cdist(level, backgrounds).argmin(-1)
 
+    # pixel = level * (1 + behind) + template * (colour - level); flat shapes have behind = 0.
+    template, behind = (part.flatten(1) for part in shape_model(cell, rendering))
     contrast = cells - level[:, None, :, None]
     energy = contrast.square().sum((-2, -1))
-    power = masks.square().sum(-1)
-    amplitude = torch.einsum("bncp,sp->bnsc", contrast, masks) / power[:, None]
-    residual = energy[..., None] - amplitude.square().sum(-1) * power
+    power = template.square().sum(-1)
+    light = level[:, None, None]
+    along = torch.einsum("bncp,sp->bnsc", contrast, template)
+    amplitude = (along - light * (behind * template).sum(-1)[:, None]) / power[:, None]
+    shift = torch.einsum("bncp,sp->bnsc", contrast, behind)
+    base = (light.square() * behind.square().sum(-1)[:, None] - 2 * light * shift).sum(-1)
+    residual = energy[..., None] + base - amplitude.square().sum(-1) * power
     smallest, shape = residual.min(-1)
     explained = 1 - smallest / energy.clamp_min(1e-8)
 

@@ -10,6 +10,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Literal
 
+from danceflow.scenes.render import FLAT, SHADED, Rendering
 from danceflow.scenes.world import (
     BACKGROUND_NAMES,
     COLOR_NAMES,
@@ -28,21 +29,26 @@ from danceflow.scenes.world import (
 
 Variant = Literal["standard", "reworded", "held_out_pair"]
 
+_CREATE = (
+    "single_object",
+    "two_objects",
+    "counting",
+    "colors",
+    "position",
+    "color_attribution",
+)
 CATEGORIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "t2i": (
-            "single_object",
-            "two_objects",
-            "counting",
-            "colors",
-            "position",
-            "color_attribution",
-        ),
+        "t2i": _CREATE,
         "local_edit": ("subject_add", "subject_remove", "subject_replace", "color_alter"),
         "global_edit": ("background_change", "style_change"),
+        "realism": _CREATE,
     }
 )
 """Categories of each capability bucket of the scenes world."""
+
+BUCKET_RENDERINGS: Mapping[str, Rendering] = MappingProxyType({"realism": SHADED})
+"""How the targets of a bucket are rendered, where that is not flat."""
 
 NUMBERS = MappingProxyType({2: "two", 3: "three", 4: "four"})
 RELATIONS = MappingProxyType({"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)})
@@ -82,7 +88,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with its exact scenes; ``source`` is ``None`` for text-to-image."""
+    """One prompt with its exact scenes; ``source`` is ``None`` for text-to-image.
+
+    ``rendering`` is that of the target.
+    """
 
     category: str
     variant: Variant
@@ -90,6 +99,7 @@ class Sample:
     request: Request
     source: Scene | None
     target: Scene
+    rendering: Rendering = FLAT
 
 
 @dataclass(frozen=True)

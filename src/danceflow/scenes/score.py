@@ -8,7 +8,7 @@ from torch import Tensor
 
 from danceflow.scenes.parse import Reading, parse
 from danceflow.scenes.prompts import RELATIONS, Request, Sample
-from danceflow.scenes.render import render
+from danceflow.scenes.render import FLAT, SHADED, render
 from danceflow.scenes.world import (
     BACKGROUND_NAMES,
     COLOR_NAMES,
@@ -86,9 +86,11 @@ def score_text_to_image(images_B3HW: Tensor, samples: Sequence[Sample]) -> list[
 
     Args:
         images_B3HW: float32 in [0, 1].
-        samples: text-to-image samples, one per image.
+        samples: text-to-image samples, one per image. Where shading is asked for, shaded images
+            are read as well as flat ones.
     """
-    reading = parse(images_B3HW, style="plain")
+    is_shaded = any(sample.rendering == SHADED for sample in samples)
+    reading = parse(images_B3HW, style="plain", rendering=None if is_shaded else FLAT)
     return [satisfies(found_objects(reading, i), s.request) for i, s in enumerate(samples)]
 
 

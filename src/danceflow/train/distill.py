@@ -21,12 +21,14 @@ from danceflow.capability import Capability, Router, TeacherSpec
 from danceflow.data.cache import ConditionCache
 from danceflow.errors import ConfigError
 from danceflow.fields import Condition, Request, VelocityField, seed_for, uniform
-from danceflow.fields.source import ForwardNoised
 from danceflow.method import Method, resolve_method
-from danceflow.models.adapters import add_student_adapter, merge_adapter, save_adapter
+from danceflow.models.adapters import merge_adapter
+from danceflow.models.memory import memory_of, recompute_activations
 from danceflow.models.package import Teachers, save_package
-from danceflow.ops.files import atomic_directory, fingerprint, sha256
+from danceflow.ops.files import atomic_directory, exclusive, fingerprint, sha256
 from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
+from danceflow.train.balance import LossBalance
+from danceflow.train.budget import FORWARD_AND_BACKWARD, Ledger
 from danceflow.train.guards import (
     require_different,
     require_finite,
@@ -36,7 +38,8 @@ from danceflow.train.guards import (
 from danceflow.train.log import Meter, MetricsFile, log_losses, write_curves
 from danceflow.train.observe import Observer
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
-from danceflow.train.start import MERGE, start_backbone
+from danceflow.train.replay import Part, Replay
+from danceflow.train.start import MERGE, start_student, trained_teachers
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -57,19 +60,24 @@ def run(params: "Params", paths: "Paths") -> None:
     started = time.monotonic()
     method = method_of(params.distill)
     teachers = Teachers(
-        paths.teachers, params.family.name, teacher_names(params), params.run.device
+        paths.teachers, params.family.name, teacher_names(params), memory_of(params.run)
     )
     caches = {name: ConditionCache(paths.cache(name)) for name in params.capabilities}
     key = training_key(params, paths)
     work = paths.work(f"distill-{key[:16]}")
     settings = TrackingSettings.of(paths.root, params.tracking)
-    with start_run(
-        settings,
-        work / "run.json",
-        name=f"{method.name}-{key[:8]}",
-        key=key,
-        params=params.model_dump(mode="json"),
-    ) as tracker:
+    # Experiments that differ in later stages only train the same: the second one waits, and goes
+    # on at the first one's end.
+    with (
+        exclusive(work),
+        start_run(
+            settings,
+            work / "run.json",
+            name=f"{method.name}-{key[:8]}",
+            key=key,
+            params=params.model_dump(mode="json"),
+        ) as tracker,
+    ):
         observer = Observer(params, paths, teachers, work, tracker)
         trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
         trainer.train()
@@ -77,12 +85,13 @@ def run(params: "Params", paths: "Paths") -> None:
         "image_size": observer.image_size,
         "num_steps": params.distill.evaluate_steps,
         "method": method.name,
-        "num_updates": params.distill.num_updates,
+        "num_updates": trainer.step,
+        "field_evaluations": trainer.ledger.spent,
         "key": key,
     }
     with atomic_directory(paths.student) as folder:
         trainer.package(folder, meta)
-    with atomic_directory(paths.distill_report) as folder:
+    with exclusive(work), atomic_directory(paths.distill_report) as folder:
         for name in ("metrics.jsonl", "run.json"):
             shutil.copy2(work / name, folder / name)
         if (work / "grids").is_dir():
@@ -104,6 +113,9 @@ def method_of(config: "DistillParams") -> Method:
             eta=config.eta,
             routing=config.routing,
             group_size=config.group_size,
+            coupling=config.coupling,
+            warm_start=config.warm_start,
+            updates_per_rollout=config.updates_per_rollout,
         )
         method.queries_per_sample(config.num_steps)
     except ValueError as error:
@@ -112,6 +124,11 @@ def method_of(config: "DistillParams") -> Method:
         raise ConfigError(
             f"distill.batch_size {config.batch_size} is no multiple of the group size "
             f"{method.group_size}"
+        )
+    if config.batch_size % (method.group_size * method.updates_per_rollout):
+        raise ConfigError(
+            f"distill.batch_size {config.batch_size} is no multiple of group size "
+            f"{method.group_size} times updates_per_rollout {method.updates_per_rollout}"
         )
     return method
 
@@ -138,7 +155,7 @@ def training_key(params: "Params", paths: "Paths") -> str:
 
 
 def capabilities_of(params: "Params") -> list[Capability]:
-    """Returns the configured capabilities in their order."""
+    """Returns the capabilities that are trained, in their order; those of weight 0 are not."""
     return [
         Capability(
             name,
@@ -148,7 +165,17 @@ def capabilities_of(params: "Params") -> list[Capability]:
             config.needs_source,
         )
         for name, config in params.capabilities.items()
+        if config.weight > 0
     ]
+
+
+def _image_size(caches: dict[str, ConditionCache]) -> tuple[int, int]:
+    """Returns the height and width of all caches' images; raises ``ConfigError`` if they differ."""
+    sizes = {name: tuple(cache.index["image_size"]) for name, cache in caches.items()}
+    if len(set(sizes.values())) != 1:
+        raise ConfigError(f"the capabilities' images differ in size: {sizes}")
+    height, width = next(iter(sizes.values()))
+    return height, width
 
 
 class Trainer:
@@ -166,22 +193,29 @@ class Trainer:
     ) -> None:
         """Builds the student and resumes from ``work`` if a checkpoint is there."""
         self.params, self.config, self.method = params, params.distill, method
-        self.family, self.caches = teachers.family, caches
+        self.family, self.caches = teachers.family.sized(*_image_size(caches)), caches
         self.tracker, self.observer, self.work = tracker, observer, work
         self.device = torch.device(params.run.device)
         capabilities = capabilities_of(params)
-        self.router = Router(capabilities, params.run.seed, self.config.capabilities_per_update)
+        self.router = Router(capabilities, self.config.seed, self.config.capabilities_per_update)
         require_frozen(teachers.backbones.values())
-        self.teachers = {
-            c.name: teachers.field(c.teacher.base, c.teacher.guidance_scale) for c in capabilities
-        }
+        self.ledger = Ledger(self.config.max_field_evaluations)
+        self.teachers: dict[str, VelocityField] = {}
+        for c in capabilities:
+            teacher = teachers.field(c.teacher.base, c.teacher.guidance_scale)
+            self.teachers[c.name] = self.ledger.count("teachers", teacher, teacher.cost)
         start = method.init or self.config.init
-        self.backbone = start_backbone(self.config, teachers, method.init)
+        self.backbone, self.trainable = start_student(
+            self.config, teachers, self.config.seed, method.init, trained_teachers(params)
+        )
+        if self.config.activation_checkpointing:
+            recompute_activations(self.backbone)
         # A student that starts as one of several teachers agrees with that one at first.
         others = {c.name for c in capabilities if c.teacher.base != start}
         self.must_differ = others or {c.name for c in capabilities}
-        self.trainable = self._make_trainable()
         self.student = self.family.field(self.backbone)
+        self.rollout_field = self.ledger.count("rollout", self.student)
+        self.trained_field = self.ledger.count("training", self.student, FORWARD_AND_BACKWARD)
         self.grid = self.family.grid(self.config.num_steps).to(self.device)
         self.optimizer = make_optimizer(
             self.config.optimizer,
@@ -189,6 +223,8 @@ class Trainer:
             self.config.learning_rate,
             self.config.weight_decay,
         )
+        self.replay = Replay(method.updates_per_rollout, self.grid, method.states.dynamics)
+        self.balance = LossBalance([c.name for c in capabilities], self.config.loss_normalisation)
         self.ema = Ema(self.backbone, self.config.ema_decay)
         self.ema_field = self._ema_field() if method.objective.needs_ema else None
         self.step, self.seconds, size, self.meter = 0, 0.0, 0, Meter()
@@ -197,37 +233,33 @@ class Trainer:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.ema.load_state_dict(saved["ema"])
             self.meter.load_state_dict(saved["meter"])
+            self.replay.load_state_dict(saved["replay"])
+            self.balance.load_state_dict(saved["balance"])
+            self.ledger.load_state_dict(saved["ledger"])
             self.step, self.seconds, size = saved["step"], saved["seconds"], saved["metrics_size"]
             _LOG.info("resuming at update %d", self.step)
         self.metrics = MetricsFile(work / "metrics.jsonl", size)
 
-    def _make_trainable(self) -> list[nn.Parameter]:
-        if self.config.student == "lora":
-            rank = self.config.lora_rank
-            return add_student_adapter(
-                self.family, self.backbone, rank=rank, alpha=rank, seed=self.params.run.seed
-            )
-        self.backbone.requires_grad_(True)
-        return list(self.backbone.parameters())
-
     def _ema_field(self) -> VelocityField:
         self.ema_backbone = copy.deepcopy(self.backbone).eval().requires_grad_(False)
-        return self.family.field(self.ema_backbone)
+        return self.ledger.count("average", self.family.field(self.ema_backbone))
 
     def train(self) -> None:
         """Runs the updates that are left; a method that does not train has none."""
-        num_updates = self.config.num_updates if self.method.trains else 0
+        num_updates = self.config.num_updates
         began, done_before = time.monotonic(), self.step
         bar = tqdm(total=num_updates, initial=self.step, desc="distill", unit="update")
         if self.step == 0:
             self._observe(force=True)
-        while self.step < num_updates:
-            factor = schedule(self.step, num_updates, self.config.warmup)
+        while not self._is_finished():
+            position = self._position()
+            factor = schedule(position, num_updates, self.config.warmup)
             set_learning_rate(self.optimizer, factor)
-            norm = self._update(self.step / num_updates)
+            norm = self._update(position / num_updates)
+            self.ledger.close_update()
             self.step += 1
-            last = self.step == num_updates
-            bar.update()
+            last = self._is_finished()
+            bar.update(int(self._position()) - bar.n)
             if self.step % self.config.log_every == 0 or last:
                 elapsed = time.monotonic() - began
                 speed = (self.step - done_before) * self.config.batch_size / elapsed
@@ -235,6 +267,7 @@ class Trainer:
                     "grad_norm": norm,
                     "learning_rate": self.config.learning_rate * factor,
                     "images_per_second": speed,
+                    "field_evaluations": self.ledger.total,
                     "seconds": self.seconds + elapsed,
                 }
                 loss = log_losses(self.meter, self.metrics, self.tracker, self.step, common)
@@ -246,6 +279,22 @@ class Trainer:
         bar.close()
         self.ema.copy_to(self.backbone)
 
+    def _is_finished(self) -> bool:
+        """Returns whether all updates are made, or the budget allows no further one."""
+        if not self.method.trains or self.step >= self.config.num_updates:
+            return True
+        return self.ledger.exhausted
+
+    def _position(self) -> float:
+        """Returns how far the training is on a scale of ``num_updates``.
+
+        With a budget of field evaluations the share that is spent counts where it is larger than
+        the share of updates made: schedule and curriculum end where the training ends, without
+        a forecast of what an update costs.
+        """
+        spent = min(1.0, self.ledger.share) * self.config.num_updates
+        return max(self.step, spent)
+
     def _update(self, progress: float) -> float:
         """Makes one update and returns the gradient norm before clipping."""
         route = self.router.route(self.step)
@@ -254,7 +303,7 @@ class Trainer:
             self._draw(capability, size) for (capability, _), size in zip(route, sizes, strict=True)
         ]
         seeds = [
-            seed_for(self.params.run.seed, f"sample/{capability.name}", self.step, index)
+            seed_for(self.config.seed, f"sample/{capability.name}", self.step, index)
             for (capability, _), size in zip(route, sizes, strict=True)
             for index in range(size)
         ]
@@ -264,7 +313,7 @@ class Trainer:
         ]
         queries = self.method.collect(
             Request(
-                student=self.student,
+                student=self.rollout_field,
                 condition=Condition.cat(conditions).to(self.device),
                 grid=self.grid,
                 shape=self.family.latent_shape,
@@ -276,42 +325,50 @@ class Trainer:
                     ]
                 ).to(self.device),
                 progress=progress,
+                runs=sizes,
             )
+        )
+        parts = self.replay.exchange(
+            [
+                Part(capability.name, share, part)
+                for (capability, share), part in zip(route, queries.parts(sizes), strict=True)
+            ]
         )
         if self.ema_field is not None:
             self.ema.copy_to(self.ema_backbone)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = queries.parts(sizes)
-        for (capability, share), part in zip(route, parts, strict=True):
-            for chunk, piece in part.split(_MAX_ROWS):
-                target = self.method.target_velocity(chunk, self.teachers, capability.name)
-                velocity = self.student(chunk.z, chunk.sigma, chunk.condition)
-                if self.step == 0 and capability.name in self.must_differ:
-                    require_different(velocity, target, capability.name)
+        for part in parts:
+            name, weight = part.capability, part.share * self.balance.weight(part.capability)
+            for chunk, piece in part.queries.split(_MAX_ROWS):
+                target = self.method.target_velocity(chunk, self.teachers, name)
+                velocity = self.trained_field(chunk.z, chunk.sigma, chunk.condition)
+                if self.step == 0 and name in self.must_differ:
+                    require_different(velocity, target, name)
                 loss, rows = self.method.objective(velocity, target, chunk, self.ema_field)
-                (loss * share * piece).backward()
-                self.meter.add(capability.name, chunk.sigma, rows)
+                (loss * weight * piece).backward()
+                self.meter.add(name, chunk.sigma, rows)
+                self.balance.add(name, rows)
         norm = float(nn.utils.clip_grad_norm_(self.trainable, self.config.clip_norm))
         require_finite(norm, "gradient norm", self.step)
-        if any(capability.name in self.must_differ for capability, _ in route):
+        if any(part.capability in self.must_differ for part in parts):
             require_gradient(norm, self.step)
         self.optimizer.step()
         self.ema.update(self.backbone)
+        self.balance.close_update()
         return norm
 
     def _num_rows(self, share: float) -> int:
-        """Returns the samples of a capability with this share of the update, in whole groups."""
+        """Returns how many samples of a capability with this share are rolled out: whole groups."""
         group = self.method.group_size
-        return max(1, round(self.config.batch_size * share / group)) * group
+        num_samples = self.config.batch_size / self.method.updates_per_rollout
+        return max(1, round(num_samples * share / group)) * group
 
     def _draw(self, capability: Capability, size: int) -> Tensor:
         """Returns rows of the capability's cache; a group of samples shares one row."""
         cache = self.caches[capability.name]
-        source = self.method.states
-        kind = source.clean if isinstance(source, ForwardNoised) else None
-        group = self.method.group_size
+        kind, group = self.method.states.clean_kind, self.method.group_size
         seeds = [
-            seed_for(self.params.run.seed, f"row/{capability.name}", self.step, index // group)
+            seed_for(self.config.seed, f"row/{capability.name}", self.step, index // group)
             for index in range(size)
         ]
         return (uniform(seeds) * cache.num_rows(kind)).long()
@@ -322,14 +379,19 @@ class Trainer:
         draw = force or self.step % self.config.grid_every == 0
         if not (score or draw):
             return
-        live = {n: p.detach().clone() for n, p in self.backbone.named_parameters()}
+        live = {
+            name: param.detach().clone()
+            for name, param in self.backbone.named_parameters()
+            if param.requires_grad
+        }
         self.ema.copy_to(self.backbone)
         scores = self.observer.observe(self.student, self.step, score=score, draw=draw)
         if scores:
             self.metrics.append({"step": self.step, "scores": scores})
         with torch.no_grad():
             for name, param in self.backbone.named_parameters():
-                param.copy_(live[name])
+                if name in live:
+                    param.copy_(live[name])
 
     def _checkpoint(self, seconds: float) -> None:
         save_checkpoint(
@@ -346,12 +408,15 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema.state_dict(),
                 "meter": self.meter.state_dict(),
+                "replay": self.replay.state_dict(),
+                "balance": self.balance.state_dict(),
+                "ledger": self.ledger.state_dict(),
             },
         )
 
     def package(self, folder: Path, meta: dict[str, Any]) -> None:
         """Writes the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
         if self.config.student == "lora":
-            save_adapter(self.backbone, folder / "adapter")
+            self.family.export_adapter(self.backbone, folder / "adapter")
             self.backbone = merge_adapter(self.backbone)
         save_package(folder, self.family, self.backbone, json.loads(json.dumps(meta)))

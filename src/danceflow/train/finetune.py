@@ -46,7 +46,7 @@ def finetune(
     observe: Callable[[int, nn.Module], dict[str, float]] | None = None,
     observe_every: int = 2000,
 ) -> None:
-    """Trains ``backbone`` in place and leaves its moving average in it.
+    """Trains what of ``backbone`` requires gradients, and leaves its moving average in it.
 
     Sigma is logit-normal, then shifted like the sampling grid, sigma' = s sigma / (1 + (s - 1)
     sigma). The loss is sigma^p times the squared difference of the field's velocity to the family's
@@ -67,8 +67,7 @@ def finetune(
     Raises:
         TrainingError: when the loss or the gradient is not finite; the last checkpoint stays.
     """
-    backbone.train().requires_grad_(True)
-    params = list(backbone.parameters())
+    params = [param for param in backbone.train().parameters() if param.requires_grad]
     device = params[0].device
     optimizer = make_optimizer(config.optimizer, params, config.learning_rate, config.weight_decay)
     ema = Ema(backbone, config.ema_decay)

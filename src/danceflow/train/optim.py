@@ -138,17 +138,17 @@ def make_optimizer(
     raise ValueError(unknown_name("optimizer", name, ("adamw", "muon")))
 
 
-def schedule(step: int, num_updates: int, warmup: int, final: float = 0.02) -> float:
+def schedule(step: float, num_updates: int, warmup: int, final: float = 0.02) -> float:
     """Returns the learning-rate factor of update ``step``: linear warm-up, then a cosine.
 
     Args:
-        step: 0 for the first update.
+        step: 0 for the first update; with a budget it may lie between updates.
         num_updates: updates in all; the factor ends near ``final``.
         warmup: updates of linear warm-up.
         final: the smallest factor.
     """
     if step < warmup:
-        return (step + 1) / warmup
+        return min(1.0, (step + 1) / warmup)
     progress = (step - warmup) / max(1, num_updates - warmup)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 

@@ -12,8 +12,9 @@ from danceflow.ops.files import atomic_file
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes ``content`` to ``path``; the former file stays until the new one is whole."""
-    with atomic_file(path) as partial:
-        torch.save(content, partial)
+    # A file of Python's own: torch's writer does not say that a disk is full.
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

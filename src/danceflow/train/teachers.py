@@ -1,39 +1,45 @@
 """Stage ``teachers`` (frozen): trains the teachers on the prepared data and scores them.
 
 The text encoder learns to read first, then every teacher is trained on its bucket, from scratch or
-from another teacher. An interrupted stage goes on at its last checkpoint. The teachers are scored
-on the validation split of every capability, so that the test split stays unseen.
+from another teacher, as a whole or as a LoRA adapter. An interrupted stage goes on at its last
+checkpoint. The teachers are scored on the validation split of every capability, so that the test
+split stays unseen.
 """
 
+import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danceflow.data import prepare
 from danceflow.data.bucket_stream import BucketStream
 from danceflow.data.buckets import read_bucket
 from danceflow.data.scene_stream import SceneStream
-from danceflow.errors import ConfigError
+from danceflow.errors import ConfigError, WeightsError
 from danceflow.evaluate.grids import image_grid
 from danceflow.evaluate.quick import QuickBatch, quick_batch
+from danceflow.models.adapters import add_student_adapter, save_adapter
 from danceflow.models.family import ModelFamily, family_class, open_family
-from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
+from danceflow.models.package import FROZEN_FOLDER, Teachers, read_manifest, write_manifest
 from danceflow.ops.files import atomic_directory, fingerprint, write_json
+from danceflow.paths import Paths
 from danceflow.scenes.prompts import vocabulary
 from danceflow.train.finetune import Batches, finetune
 from danceflow.train.text_encoder import pretrain_on_prompts, pretrain_text_encoder, words_in
 
 if TYPE_CHECKING:
-    from danceflow.paths import Paths
     from danceflow.schema import Params, TeacherParams
 
 _LOG = logging.getLogger(__name__)
 _GUIDANCE = (1.0, 1.5, 2.0, 3.0)
 _GRID_ROWS = 8
+_SPLIT = "validation"
 
 
-def run(params: "Params", paths: "Paths") -> None:
+def run(params: "Params", paths: Paths) -> None:
     """Writes ``models/teachers``, ``reports/teachers`` and ``reports/teachers.json``.
 
     Raises:
@@ -46,20 +52,74 @@ def run(params: "Params", paths: "Paths") -> None:
     trained: dict[str, Path] = {}
     for name in params.teachers:
         trained[name] = _train(params, paths, family, name, trained)
-    with atomic_directory(paths.teachers) as folder:
-        shutil.copytree(frozen, folder / FROZEN_FOLDER)
-        for name, place in trained.items():
-            shutil.copytree(place / "final", folder / name)
-        meta = {"family": family.name, "teachers": list(trained)}
-        write_manifest(folder, meta)
-    report = _score(params, paths)
+    _write(params, paths, frozen, trained)
+    report: dict[str, Any] = {"split": _SPLIT, "num_steps": params.evaluate.num_steps}
+    report["teachers"] = {}
+    _score(params, paths, paths, report)
     for name, place in trained.items():
         report["teachers"][name]["curve"] = _curve(place / "curve.jsonl")
     report["seconds"] = round(time.monotonic() - started, 1)
     write_json(paths.teachers_report, report)
 
 
-def _text_encoder(params: "Params", paths: "Paths") -> Path:
+def add(params: "Params", paths: Paths) -> list[str]:
+    """Returns the teachers of ``params`` that ``models/teachers`` lacked; they are in it now.
+
+    Those that are there stay as they are, whatever the parameters say about their training. What
+    ``reports/teachers.json`` lacks is scored and drawn.
+
+    Raises:
+        ConfigError: if a teacher starts from one that is neither there nor above it.
+        WeightsError: if ``models/teachers`` is damaged or of another family.
+        TrainingError: if a training cannot go on; running again resumes it.
+    """
+    manifest = read_manifest(paths.teachers)
+    if manifest["family"] != params.family.name:
+        raise WeightsError(
+            f"{paths.teachers}: holds teachers of family {manifest['family']!r}, the parameters "
+            f"ask for {params.family.name!r}"
+        )
+    frozen = paths.teachers / FROZEN_FOLDER
+    family = open_family(params.family.name, frozen)
+    trained = {name: _kept(paths, name, manifest) for name in manifest["teachers"]}
+    added = [name for name in params.teachers if name not in trained]
+    for name in added:
+        trained[name] = _train(params, paths, family, name, trained)
+    if added:
+        _write(params, paths, frozen, trained)
+    data = Paths(paths.work(f"teachers-data-{fingerprint(params.select(('data',)))[:16]}"))
+    if not data.data_report.exists():
+        prepare.run(params, data)
+    report = json.loads(paths.teachers_report.read_text())
+    _score(params, paths, data, report)
+    for name in added:
+        report["teachers"][name]["curve"] = _curve(trained[name] / "curve.jsonl")
+    write_json(paths.teachers_report, report)
+    return added
+
+
+def _kept(paths: Paths, name: str, manifest: Mapping[str, Any]) -> Path:
+    """Returns a work folder whose ``final`` is a copy of a teacher that is there already."""
+    files = {file: sha for file, sha in manifest["files"].items() if file.startswith(f"{name}/")}
+    work = paths.work(f"teacher-{name}-kept-{fingerprint(files)[:16]}")
+    if not (work / "final").exists():
+        with atomic_directory(work / "final") as folder:
+            shutil.copytree(paths.teacher(name), folder, dirs_exist_ok=True)
+    return work
+
+
+def _write(params: "Params", paths: Paths, frozen: Path, trained: Mapping[str, Path]) -> None:
+    """Writes ``models/teachers``: frozen parts, every teacher's weights, the manifest."""
+    bases = [t.init for t in params.teachers.values() if t.adapter_rank is not None]
+    meta = {"family": params.family.name, "teachers": list(trained)}
+    with atomic_directory(paths.teachers) as folder:
+        shutil.copytree(frozen, folder / FROZEN_FOLDER)
+        for name, place in trained.items():
+            shutil.copytree(place / "final", folder / name)
+        write_manifest(folder, meta | ({"base": bases[0]} if bases else {}))
+
+
+def _text_encoder(params: "Params", paths: Paths) -> Path:
     """Returns the folder of the frozen parts; trains the text encoder if it is not there."""
     config = params.family.model_dump(mode="json")
     prompts = _prompts(params, paths)
@@ -118,7 +178,7 @@ def _batches(
 
 
 def _train(
-    params: "Params", paths: "Paths", family: ModelFamily, name: str, trained: dict[str, Path]
+    params: "Params", paths: Paths, family: ModelFamily, name: str, trained: dict[str, Path]
 ) -> Path:
     """Returns the work folder of a teacher; its ``final`` holds the weights."""
     config = params.teachers[name]
@@ -129,7 +189,12 @@ def _train(
     before = {"init": str(trained[config.init].name)} if config.init != "scratch" else {}
     data = _data_key(params, paths, config.bucket)
     key = fingerprint(
-        {"teacher": config.model_dump(mode="json"), "seed": params.run.seed, **before, **data}
+        {
+            "teacher": config.model_dump(mode="json", exclude_none=True),
+            "seed": params.run.seed,
+            **before,
+            **data,
+        }
         | {"family": params.family.model_dump(mode="json")}
     )
     work = paths.work(f"teacher-{name}-{key[:16]}")
@@ -139,6 +204,10 @@ def _train(
         backbone = family.new_backbone(params.run.seed)
     else:
         backbone = family.load_backbone(trained[config.init] / "final")
+    backbone.requires_grad_(True)
+    if config.adapter_rank is not None:
+        rank = config.adapter_rank
+        add_student_adapter(family, backbone, rank=rank, alpha=rank, seed=params.run.seed)
     _LOG.info("training teacher %s", name)
     finetune(
         family,
@@ -149,34 +218,48 @@ def _train(
         work=work,
     )
     with atomic_directory(work / "final") as folder:
-        family.save_backbone(backbone, folder)
+        if config.adapter_rank is None:
+            family.save_backbone(backbone, folder)
+        else:
+            save_adapter(backbone, folder)
     return work
 
 
-def _score(params: "Params", paths: "Paths") -> dict[str, Any]:
-    """Scores every teacher on every capability, its own one at several guidance scales."""
+def _score(params: "Params", paths: Paths, data: Paths, report: dict[str, Any]) -> None:
+    """Scores every teacher on every capability, its own one at several guidance scales.
+
+    Args:
+        params: names them.
+        paths: where the teachers lie, and where grids go.
+        data: where the buckets lie.
+        report: gets what it lacks.
+    """
     teachers = Teachers(paths.teachers, params.family.name, list(params.teachers), "cpu")
-    report: dict[str, Any] = {
-        name: {
+    for name, backbone in teachers.backbones.items():
+        entry = {
             "num_parameters": sum(p.numel() for p in backbone.parameters()),
             "num_updates": params.teachers[name].num_updates,
             "scores": {},
         }
-        for name, backbone in teachers.backbones.items()
-    }
+        report["teachers"].setdefault(name, entry)
     with atomic_directory(paths.teachers_images) as folder:
+        if paths.teachers_images.exists():
+            shutil.copytree(paths.teachers_images, folder, dirs_exist_ok=True)
         for capability, config in params.capabilities.items():
-            dataset = read_bucket(paths.bucket(config.bucket), "validation")
+            scores = {name: report["teachers"][name]["scores"] for name in teachers.backbones}
+            missing = [name for name, found in scores.items() if capability not in found]
+            if not missing:
+                continue
+            dataset = read_bucket(data.bucket(config.bucket), _SPLIT)
             batch = quick_batch(
                 dataset, teachers.family, params.evaluate.num_samples, params.run.seed
             )
-            for name in teachers.backbones:
+            for name in missing:
                 scales = _GUIDANCE if name == config.teacher else (config.guidance,)
-                report[name]["scores"][capability] = {
+                scores[name][capability] = {
                     f"{scale:g}": _scored(params, teachers, batch, name, scale) for scale in scales
                 }
             _draw(params, teachers, batch, capability, folder / f"{capability}.png")
-    return {"split": "validation", "num_steps": params.evaluate.num_steps, "teachers": report}
 
 
 def _scored(
@@ -203,8 +286,6 @@ def _draw(
 
 def _curve(path: Path) -> list[list[float]]:
     """Returns (update, loss, seconds) triples of a training curve, at most fifty."""
-    import json
-
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if "loss" in row]
     step = max(1, len(rows) // 50)

@@ -75,7 +75,7 @@ def pretrain_text_encoder(
         num_samples: prompts drawn for training.
         num_validation: prompts of the validation split that are read afterwards.
     """
-    categories = [c for group in CATEGORIES.values() for c in group]
+    categories = list(dict.fromkeys(c for group in CATEGORIES.values() for c in group))
     tokens, labels = _draw(tokenizer, categories, num_samples, seed, "train")
     heads = _heads(encoder, [len(names) for names in _LABELS.values()], seed)
 

@@ -10,6 +10,7 @@ reached when a stage starts is an error; one that goes away while a stage works 
 what was not mirrored is sent again with the next metrics.
 """
 
+from danceflow.ops.tracking.records import RecordedRun, record_run, recorded_runs
 from danceflow.ops.tracking.runs import (
     ORIGIN_TAG,
     RESTORED_TAG,
@@ -36,6 +37,7 @@ __all__ = [
     "RESTORED_TAG",
     "MlflowTracker",
     "NoTracker",
+    "RecordedRun",
     "RunFiles",
     "RunPointer",
     "Store",
@@ -45,6 +47,8 @@ __all__ = [
     "flatten",
     "main_checkout",
     "open_store",
+    "record_run",
+    "recorded_runs",
     "resolve_uri",
     "resume_run",
     "row_metrics",

@@ -1,0 +1,69 @@
+"""Answers that do not depend on the student are given once: those of its teachers and its start.
+
+They lie in the work folder, named by everything that decides them, code included, so what is
+reused is what would be computed. A sweep evaluates its teachers once, not once per student.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+import danceflow
+from danceflow.errors import DataError
+from danceflow.evaluate.records import FieldResult
+from danceflow.ops.files import atomic_directory, exclusive, fingerprint, sha256
+
+_IMAGES = "images.safetensors"
+_RESULT = "result.json"
+
+
+def folder_digests(folder: Path, pattern: str = "*") -> dict[str, str]:
+    """Returns the SHA-256 of every file below a folder, by its path there."""
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def code_digest() -> str:
+    """Returns a digest of this package's code."""
+    return fingerprint(folder_digests(Path(danceflow.__file__).parent, "*.py"))
+
+
+def reused(
+    folder: Path, answer: Callable[[], tuple[FieldResult, Tensor]]
+) -> tuple[FieldResult, Tensor]:
+    """Returns a field's result and images [B, 3, H, W]; they are computed where nobody has yet.
+
+    Evaluations that run at the same time and need the same answers wait for the first.
+
+    Args:
+        folder: where they are kept; its name stands for everything that decides them.
+        answer: computes them.
+
+    Raises:
+        DataError: what is kept there is damaged.
+    """
+    from safetensors.torch import save_file
+
+    with exclusive(folder):
+        if folder.is_dir():
+            return _read(folder)
+        result, images = answer()
+        with atomic_directory(folder) as place:
+            save_file({"images": images.contiguous()}, place / _IMAGES)
+            (place / _RESULT).write_text(result.model_dump_json())
+        return result, images
+
+
+def _read(folder: Path) -> tuple[FieldResult, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        result = FieldResult.model_validate_json((folder / _RESULT).read_bytes())
+        images: Any = load_file(folder / _IMAGES)["images"]
+    except (OSError, ValidationError, SafetensorError, KeyError) as error:
+        raise DataError(f"{folder}: is damaged ({error}); delete it to start over") from error
+    return result, images

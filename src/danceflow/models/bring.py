@@ -1,0 +1,62 @@
+"""Teachers that were trained elsewhere: a stock pipeline's folder, and LoRAs or networks for it."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from danceflow.errors import WeightsError
+from danceflow.models.adapters import load_adapter, save_adapter
+from danceflow.models.family import open_family
+from danceflow.models.package import BACKBONE_FOLDER, FROZEN_FOLDER, write_manifest
+from danceflow.ops.files import atomic_directory
+
+BASE = "base"
+"""The teacher that is the pipeline's own network."""
+
+_LOG = logging.getLogger(__name__)
+
+
+def bring_teachers(
+    family_name: str, pipeline: Path, teachers: Mapping[str, Path], folder: Path, *, edits: bool
+) -> None:
+    """Writes the folder of teachers that the stages read, after everything was found to fit.
+
+    The pipeline's own network is the teacher ``base`` and the base of every adapter; a teacher
+    with a network of its own is kept whole.
+
+    Args:
+        family_name: of the pipeline.
+        pipeline: folder of a stock pipeline.
+        teachers: a safetensors file or a folder by name: an adapter, a transformer or a pipeline.
+        folder: where to.
+        edits: whether some of them edit; a network that only creates is then made able to.
+
+    Raises:
+        WeightsError: if something is missing, does not fit, or a name is taken.
+    """
+    family = open_family(family_name, pipeline)
+    if edits:
+        family = family.editing()
+    base = family.load_backbone(pipeline / BACKBONE_FOLDER)
+    if taken := {BASE, FROZEN_FOLDER} & set(teachers):
+        raise WeightsError(f"no teacher that is brought along can be called {min(taken)!r}")
+    with atomic_directory(folder) as place:
+        family.save_frozen(place / FROZEN_FOLDER)
+        family.save_backbone(base, place / BASE)
+        for name, source in teachers.items():
+            if (network := _network(source)) is not None:
+                family.save_backbone(family.load_backbone(network), place / name)
+                _LOG.info("teacher %r: a network of its own", name)
+                continue
+            _LOG.info("%s", load_adapter(base, source, name, family.translate_adapter))
+            save_adapter(base, place / name, name)
+        names = [BASE, *teachers]
+        write_manifest(place, {"family": family.name, "teachers": names, "base": BASE})
+
+
+def _network(source: Path) -> Path | None:
+    """Returns the folder of a transformer in ``source``, or ``None`` if it is an adapter's."""
+    for folder in (source / BACKBONE_FOLDER, source):
+        if (folder / "config.json").is_file():
+            return folder
+    return None

@@ -1,0 +1,132 @@
+"""How networks are held in memory: dtype, offloading, recomputation, compiled blocks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from danceflow.errors import WeightsError
+from danceflow.fields import Condition, VelocityField
+
+if TYPE_CHECKING:
+    from danceflow.schema import RunParams
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How the frozen networks of a run are held.
+
+    Attributes:
+        device: where they compute.
+        dtype: of their weights and activations; adapters stay float32.
+        offload: what teachers with weights of their own do while they are not asked: ``none``,
+            stay; ``teachers``, wait in main memory as a whole; ``blocks``, come block by block.
+        compile: whether the repeated blocks are compiled.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    offload: Literal["none", "teachers", "blocks"] = "none"
+    compile: bool = False
+
+    def place(self, backbone: nn.Module, *, waits: bool = False) -> nn.Module:
+        """Returns a frozen ``backbone`` where and as it is held.
+
+        Args:
+            backbone: changed in place.
+            waits: whether it is a teacher with weights of its own, which may be offloaded.
+
+        Raises:
+            WeightsError: if blocks are to be offloaded and the network has none.
+        """
+        backbone.eval().requires_grad_(False)
+        if self.dtype != "float32":
+            backbone.to(DTYPES[self.dtype])
+        offload = self.offload if waits else "none"
+        if offload == "blocks":
+            _offload_blocks(backbone, self.device)
+        elif offload == "none":
+            backbone.to(self.device)
+        if self.compile:
+            compile_blocks(backbone)
+        return backbone
+
+    def field(self, field: VelocityField, backbone: nn.Module, *, waits: bool) -> VelocityField:
+        """Returns ``field`` of a placed ``backbone``; it brings the weights when it is asked."""
+        if waits and self.offload == "teachers":
+            return WaitingField(field, backbone, self.device)
+        return field
+
+
+def memory_of(run: "RunParams") -> Memory:
+    """Returns how the ``run`` section asks for networks to be held."""
+    return Memory(run.device, run.dtype, run.offload, run.compile)
+
+
+class WaitingField:
+    """A field whose network waits in main memory and is on the device for one call at a time."""
+
+    def __init__(self, field: VelocityField, backbone: nn.Module, device: str) -> None:
+        """Wraps ``field``, the field of ``backbone``, which computes on ``device``."""
+        self.field = field
+        self.backbone = backbone
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
+        """Returns the velocity, [B, C, H, W] float32, without gradient."""
+        self.backbone.to(self.device)
+        try:
+            return self.field(z_BCHW, sigma_B, condition)
+        finally:
+            self.backbone.to("cpu")
+
+
+def _offload_blocks(backbone: nn.Module, device: str) -> None:
+    try:
+        backbone.enable_group_offload(  # type: ignore[operator]
+            onload_device=torch.device(device),
+            offload_device=torch.device("cpu"),
+            offload_type="block_level",
+            num_blocks_per_group=1,
+        )
+    except (AttributeError, ValueError) as error:
+        raise WeightsError(
+            f"{type(backbone).__name__} cannot be offloaded by blocks: {error}"
+        ) from error
+
+
+def compile_blocks(backbone: nn.Module, **options: Any) -> None:
+    """Compiles the repeated blocks of a network, the members of its lists, in place.
+
+    Args:
+        backbone: the network.
+        **options: of ``torch.compile``.
+
+    Raises:
+        WeightsError: if the network has no list of blocks.
+    """
+    lists = [child for child in backbone.children() if isinstance(child, nn.ModuleList)]
+    if not lists:
+        raise WeightsError(f"{type(backbone).__name__} has no repeated blocks to compile")
+    for block in (block for blocks in lists for block in blocks):
+        block.compile(**options)
+
+
+def recompute_activations(backbone: nn.Module) -> None:
+    """Makes a diffusers network compute activations again in its backward pass.
+
+    Switching adapters between forward and backward then changes gradients: teachers on the same
+    network are asked before the student.
+
+    Raises:
+        WeightsError: if the network cannot.
+    """
+    enable: Callable[[], None] | None = getattr(backbone, "enable_gradient_checkpointing", None)
+    if enable is None or not getattr(backbone, "_supports_gradient_checkpointing", False):
+        raise WeightsError(f"{type(backbone).__name__} has no activation checkpointing")
+    enable()

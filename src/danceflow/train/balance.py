@@ -1,0 +1,59 @@
+"""Loss normalisation: no capability is learned faster only because its velocities are larger."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+_TINY = 1e-12
+
+
+class LossBalance:
+    """Weights that bring every capability's loss to one size.
+
+    The weight of capability m is g / l_m with l_m the running mean of its row losses and g the
+    geometric mean of all l: a capability whose loss is twice as large counts half as much, and the
+    product of all weights is 1. Until every capability was seen all weights are 1.
+    """
+
+    def __init__(self, capabilities: Sequence[str], decay: float | None) -> None:
+        """Starts without any loss.
+
+        Args:
+            capabilities: the names of all that are trained.
+            decay: of the running means, l <- decay * l + (1 - decay) * loss, which start at the
+                first loss; ``None``: every weight stays 1.
+        """
+        self.decay = decay
+        self.capabilities = tuple(capabilities)
+        self.means: dict[str, float] = {}
+        self._update: dict[str, list[Tensor]] = {}
+
+    def weight(self, capability: str) -> float:
+        """Returns the capability's weight, the same until :meth:`close_update`."""
+        if self.decay is None or len(self.means) < len(self.capabilities):
+            return 1.0
+        logs = {name: math.log(max(mean, _TINY)) for name, mean in self.means.items()}
+        return math.exp(sum(logs.values()) / len(logs) - logs[capability])
+
+    def add(self, capability: str, rows_M: Tensor) -> None:
+        """Counts row losses of the present update."""
+        if self.decay is not None:
+            self._update.setdefault(capability, []).append(rows_M.detach().double().cpu())
+
+    def close_update(self) -> None:
+        """Moves the running means towards the losses counted since the last call."""
+        for name, rows in self._update.items():
+            loss = sum(float(part.sum()) for part in rows) / sum(len(part) for part in rows)
+            old = self.means.get(name, loss)
+            self.means[name] = (self.decay or 0.0) * old + (1 - (self.decay or 0.0)) * loss
+        self._update.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the running means."""
+        return dict(self.means)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state`` was taken."""
+        self.means = dict(state)

@@ -1,0 +1,90 @@
+"""What a training costs, counted in field evaluations: one network, one state, one forward pass.
+
+A forward and backward pass of the student counts as three, since the gradient by weights and the
+gradient by states each take about as much as the forward pass. Looking at the student meanwhile
+(validation scores, image grids) is not counted: it does not train.
+"""
+
+from collections.abc import Mapping
+
+from danceflow.errors import TrainingError
+from danceflow.fields import CountingField, VelocityField
+
+FORWARD_AND_BACKWARD = 3
+PARTS = ("rollout", "teachers", "training", "average")
+
+
+class Ledger:
+    """Counts what is spent, and says when a budget allows no further update."""
+
+    def __init__(self, budget: int | None) -> None:
+        """Starts at zero.
+
+        Args:
+            budget: field evaluations in all; ``None``: as many as the updates need.
+        """
+        self.budget = budget
+        self._before = dict.fromkeys(PARTS, 0)
+        self._counted: list[tuple[str, int, CountingField]] = []
+        self._dearest = 0
+        self._last_total = 0
+
+    def count(self, part: str, field: VelocityField, cost: int = 1) -> CountingField:
+        """Returns the field, with its evaluations counted.
+
+        Args:
+            part: one of ``PARTS``.
+            field: what is evaluated.
+            cost: field evaluations per state.
+        """
+        counting = CountingField(field)
+        self._counted.append((part, cost, counting))
+        return counting
+
+    @property
+    def spent(self) -> dict[str, int]:
+        """The field evaluations so far, by part."""
+        spent = dict(self._before)
+        for part, cost, counting in self._counted:
+            spent[part] += cost * counting.num_evaluations
+        return spent
+
+    @property
+    def total(self) -> int:
+        """The field evaluations so far."""
+        return sum(self.spent.values())
+
+    @property
+    def share(self) -> float:
+        """The part of the budget that is spent; 0 without a budget."""
+        return 0.0 if self.budget is None else self.total / self.budget
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether one more update, as dear as the dearest so far, would exceed the budget."""
+        return self.budget is not None and self.total + self._dearest > self.budget
+
+    def close_update(self) -> None:
+        """Takes note of what the update that just ended has cost.
+
+        Raises:
+            TrainingError: if the budget is too small for a single update.
+        """
+        total = self.total
+        self._dearest = max(self._dearest, total - self._last_total)
+        self._last_total = total
+        if self.budget is not None and self._dearest > self.budget:
+            raise TrainingError(
+                f"distill.max_field_evaluations: {self.budget} do not suffice for one update, "
+                f"which takes {self._dearest}"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns what was counted so far."""
+        return {**self.spent, "dearest": self._dearest}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on where ``state`` was taken; nothing may have been evaluated yet."""
+        self._before = {part: int(state[part]) for part in PARTS}
+        self._dearest = int(state["dearest"])
+        self._last_total = self.total

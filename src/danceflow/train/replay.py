@@ -1,0 +1,119 @@
+"""Replay: the states of one rollout are shared out among several updates.
+
+The rollout is most of what an update costs. With R updates per rollout every rollout leaves R
+rounds of states; the first is trained on at once, each later one an update later. So every update
+trains on states of the R latest rollouts, every state is trained on once, and none is older than
+R - 1 updates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from danceflow.fields import Condition, Dynamics, Queries
+
+_TENSORS = ("z", "sigma", "sigma_next", "index")
+
+
+@dataclass(frozen=True)
+class Part:
+    """States of one capability in an update.
+
+    Attributes:
+        capability: its name.
+        share: of the update's loss.
+        queries: the states.
+    """
+
+    capability: str
+    share: float
+    queries: Queries
+
+
+class Replay:
+    """The rounds of recent rollouts that wait for their update."""
+
+    def __init__(self, num_rounds: int, grid: Tensor, dynamics: Dynamics) -> None:
+        """Starts with no state waiting.
+
+        Args:
+            num_rounds: R, the updates per rollout; at 1 nothing ever waits.
+            grid: [N+1] the sigma grid of all states.
+            dynamics: of all states.
+        """
+        self.num_rounds, self.grid, self.dynamics = num_rounds, grid, dynamics
+        # Of the update after the next i ones: a list of parts for each rollout, the oldest first.
+        self.waiting: list[list[list[Part]]] = [[] for _ in range(num_rounds - 1)]
+
+    def exchange(self, fresh: Sequence[Part]) -> list[Part]:
+        """Returns what this update trains on: waiting rounds and the first one of ``fresh``.
+
+        Every rollout has the same weight, and the parts of one capability are joined. In the
+        first R - 1 updates there are fewer rollouts, and fewer states.
+
+        Args:
+            fresh: the parts of this update's rollout, with R rounds each; their shares sum to 1.
+        """
+        rounds: list[list[Part]] = [[] for _ in range(self.num_rounds)]
+        for part in fresh:
+            for number, queries in enumerate(part.queries.rounds(self.num_rounds)):
+                rounds[number].append(Part(part.capability, part.share, queries))
+        self.waiting.append([])
+        for number, parts in enumerate(rounds):
+            self.waiting[number].append(parts)
+        return _joined(self.waiting.pop(0))
+
+    def state_dict(self) -> list[list[list[dict[str, Any]]]]:
+        """Returns what waits, as plain data and tensors."""
+        return [[[_packed(part) for part in parts] for parts in due] for due in self.waiting]
+
+    def load_state_dict(self, state: list[list[list[dict[str, Any]]]]) -> None:
+        """Goes on where ``state`` was taken."""
+        self.waiting = [
+            [[self._unpacked(part) for part in parts] for parts in due] for due in state
+        ]
+
+    def _unpacked(self, packed: dict[str, Any]) -> Part:
+        device = self.grid.device
+        queries = Queries(
+            **{name: packed[name].to(device) for name in _TENSORS},
+            condition=Condition(packed["condition"]).to(device),
+            num_queries=packed["num_queries"],
+            grid=self.grid,
+            dynamics=self.dynamics,
+        )
+        return Part(packed["capability"], packed["share"], queries)
+
+
+def _joined(rollouts: Sequence[Sequence[Part]]) -> list[Part]:
+    """Returns one part per capability; its states have one weight, as its parts are of one size."""
+    found: dict[str, list[Part]] = {}
+    for part in (part for parts in rollouts for part in parts):
+        found.setdefault(part.capability, []).append(part)
+    return [
+        Part(
+            name,
+            sum(part.share for part in parts) / len(rollouts),
+            parts[0].queries if len(parts) == 1 else Queries.cat([p.queries for p in parts]),
+        )
+        for name, parts in found.items()
+    ]
+
+
+def _packed(part: Part) -> dict[str, Any]:
+    queries = part.queries
+    return {
+        "capability": part.capability,
+        "share": part.share,
+        "num_queries": queries.num_queries,
+        "condition": {name: _own(tensor) for name, tensor in queries.condition.tensors.items()},
+        **{name: _own(getattr(queries, name)) for name in _TENSORS},
+    }
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Returns a copy with memory of its own: a saved view would save what it is a view of."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

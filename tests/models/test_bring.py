@@ -1,0 +1,63 @@
+"""Teachers that were trained elsewhere become the folder that the stages read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import PROMPTS, shake, stock_pipeline
+from tiny_stock import stock_family, zimage_pipeline
+
+from danceflow.errors import WeightsError
+from danceflow.fields import normal
+from danceflow.models.adapters import add_student_adapter, save_adapter
+from danceflow.models.bring import bring_teachers
+from danceflow.models.family import open_family
+from danceflow.models.package import Teachers
+
+SIGMA = torch.tensor([0.9, 0.3])
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stock")
+    stock_pipeline(with_t5=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family = open_family("sd3", stock)
+    backbone = family.load_backbone(stock / "transformer")
+    shake(add_student_adapter(family, backbone, rank=2, alpha=2, seed=0))
+    return save_adapter(backbone, tmp_path_factory.mktemp("adapter"))
+
+
+def test_adapters_and_networks_are_brought_along(stock: Path, adapter: Path, tmp_path) -> None:
+    given = {"local": adapter, "whole": stock}
+    bring_teachers("sd3", stock, given, tmp_path / "teachers", edits=True)
+    teachers = Teachers(tmp_path / "teachers", "sd3", ["base", "local", "whole"], "cpu")
+    assert teachers.family.takes_source
+    assert teachers.backbones["local"] is teachers.shared is not teachers.backbones["whole"]
+    family = teachers.family
+    z = normal(family.latent_shape, [1, 2])
+    condition = family.condition(PROMPTS, normal(family.latent_shape, [3, 4]))
+    base, local, whole = (
+        teachers.field(name, 1.0)(z, SIGMA, condition) for name in ("base", "local", "whole")
+    )
+    torch.testing.assert_close(whole, base, rtol=1e-4, atol=1e-5)
+    assert (local - base).abs().max() > 1e-2
+
+
+def test_what_does_not_fit_leaves_nothing_behind(stock: Path, adapter: Path, tmp_path) -> None:
+    place = tmp_path / "teachers"
+    other = stock_family("zimage", zimage_pipeline(), tmp_path / "zimage")
+    assert not other.takes_source
+    for family, pipeline, teachers, edits, message in (
+        ("sd3", stock, {"base": adapter}, False, "can be called 'base'"),
+        ("sd3", stock, {"local": tmp_path / "nowhere"}, False, "weights are missing"),
+        ("zimage", tmp_path / "zimage", {"local": adapter}, False, "belongs to no module"),
+        ("zimage", tmp_path / "zimage", {}, True, "ZImagePipeline cannot edit"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            bring_teachers(family, pipeline, teachers, place, edits=edits)
+        assert not place.exists()

@@ -1,0 +1,180 @@
+"""Teachers in memory: adapters on one shared base, whole networks beside it, waiting or not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import PROMPTS, awake, shake, small_sd3, stock_pipeline
+from torch import nn
+
+from danceflow.errors import WeightsError
+from danceflow.fields import normal
+from danceflow.models.adapters import add_student_adapter, save_adapter
+from danceflow.models.family import open_family
+from danceflow.models.memory import Memory, compile_blocks, recompute_activations
+from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
+
+SIGMA = torch.tensor([0.9, 0.3])
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def family():
+    return small_sd3()
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, two adapters on it and one network of its own."""
+    place = tmp_path_factory.mktemp("teachers")
+    family.save_frozen(place / FROZEN_FOLDER)
+    family.save_backbone(awake(family, 1), place / "base")
+    family.save_backbone(awake(family, 2), place / "whole")
+    for seed, name in enumerate(("local", "global")):
+        network = family.load_backbone(place / "base")
+        shake(add_student_adapter(family, network, rank=2, alpha=4, seed=seed), seed)
+        save_adapter(network, place / name)
+    names = ["base", "local", "global", "whole"]
+    write_manifest(place, {"family": "sd3", "teachers": names, "base": "base"})
+    return place
+
+
+@pytest.fixture(scope="module")
+def inputs(family):
+    return normal(family.latent_shape, [1, 2]), SIGMA, family.condition(PROMPTS)
+
+
+def named(folder: Path, *names: str, **memory) -> Teachers:
+    return Teachers(folder, "sd3", list(names), Memory(**memory))
+
+
+def test_adapters_share_one_network(folder, inputs) -> None:
+    teachers = named(folder, "base", "local", "global", "whole")
+    networks = {name: id(network) for name, network in teachers.backbones.items()}
+    assert networks["base"] == networks["local"] == networks["global"] == id(teachers.shared)
+    assert networks["whole"] != networks["base"]
+    assert teachers.reports.keys() == {"local", "global"}
+    velocities = [teachers.field(name, 1.0)(*inputs) for name in teachers.backbones]
+    for i, one in enumerate(velocities):
+        for other in velocities[i + 1 :]:
+            assert (one - other).abs().max() > 1e-3
+    again = [teachers.field(name, 1.0)(*inputs) for name in teachers.backbones]
+    assert all(torch.equal(a, b) for a, b in zip(velocities, again, strict=True))
+
+
+def test_a_shared_teacher_is_what_it_is_alone(family, folder, inputs) -> None:
+    teachers = named(folder, "base", "local", "global")
+    for name in teachers.backbones:
+        alone = family.new_backbone(0)
+        alone.load_state_dict(teachers.merged({name: 1.0}))
+        with torch.no_grad():
+            expected = family.field(alone.eval())(*inputs)
+        torch.testing.assert_close(teachers.field(name, 1.0)(*inputs), expected, **CLOSE)
+
+
+def test_the_base_need_not_be_a_teacher_that_is_asked_for(folder, inputs) -> None:
+    one, both = named(folder, "local"), named(folder, "base", "local")
+    assert torch.equal(one.field("local", 1.0)(*inputs), both.field("local", 1.0)(*inputs))
+
+
+def test_guidance_reaches_a_shared_teacher(folder, inputs) -> None:
+    teachers = named(folder, "local")
+    family, (z, sigma, condition) = teachers.family, inputs
+    plain, guided = (teachers.field("local", scale)(*inputs) for scale in (1.0, 2.0))
+    empty = teachers.field("local", 1.0)(z, sigma, family.null(condition))
+    torch.testing.assert_close(guided, empty + 2 * (plain - empty), **CLOSE)
+
+
+def test_merged_adapters_are_the_average_of_the_teachers(family, folder, inputs) -> None:
+    teachers = named(folder, "base", "local", "global")
+    weights = {"base": 1.0, "local": 2.0, "global": 1.0}
+    average = family.new_backbone(0)
+    average.load_state_dict(teachers.merged(weights))
+    assert teachers.shares_base(weights)
+    pairs = teachers.merged_adapters(weights, rank=4)
+    student = teachers.shared
+    trained = add_student_adapter(family, student, 6, 12.0, seed=0, start=pairs)
+    assert all(param.requires_grad for param in trained)
+    with torch.no_grad():
+        expected = family.field(average.eval())(*inputs)
+        torch.testing.assert_close(family.field(student)(*inputs), expected, **CLOSE)
+
+
+def test_a_start_that_is_too_wide_is_told(folder, caplog) -> None:
+    teachers = named(folder, "local", "global")
+    pairs = teachers.merged_adapters({"local": 1.0, "global": 1.0}, rank=2)
+    assert all(len(down) <= 2 for down, _ in pairs.values())
+    assert "rank 2 holds" in caplog.text
+
+
+def test_a_network_of_its_own_shares_no_base(folder) -> None:
+    teachers = named(folder, "base", "whole")
+    assert not teachers.shares_base({"base": 1.0, "whole": 1.0})
+    with pytest.raises(WeightsError, match="do not fit"):
+        teachers.merged_adapters({"hole": 1.0}, rank=2)
+
+
+def test_teachers_that_wait_answer_alike(folder, inputs) -> None:
+    here = named(folder, "base", "whole").field("whole", 1.5)(*inputs)
+    for offload in ("teachers", "blocks"):
+        teachers = named(folder, "base", "whole", offload=offload)
+        assert torch.equal(teachers.field("whole", 1.5)(*inputs), here)
+        assert not teachers.field("whole", 1.0)(*inputs).requires_grad
+
+
+def test_a_bfloat16_base_carries_float32_adapters(family, folder, inputs) -> None:
+    teachers = named(folder, "base", "local", dtype="bfloat16")
+    dtypes = {n: p.dtype for n, p in teachers.shared.named_parameters()}
+    assert {d for n, d in dtypes.items() if "lora_" in n} == {torch.float32}
+    assert {d for n, d in dtypes.items() if "lora_" not in n} == {torch.bfloat16}
+    params = add_student_adapter(family, teachers.shared, 2, 2.0, seed=0)
+    assert {p.dtype for p in params} == {torch.float32}
+    coarse, fine = teachers.field("local", 1.0)(*inputs), named(folder, "local").field("local", 1.0)
+    expected = fine(*inputs)
+    assert coarse.dtype == torch.float32
+    assert 0 < (coarse - expected).norm() < 0.1 * expected.norm()
+
+
+def test_an_adapter_without_a_base_is_told(family, folder, tmp_path: Path) -> None:
+    for name in (FROZEN_FOLDER, "local"):
+        (tmp_path / name).symlink_to(folder / name)
+    write_manifest(tmp_path, {"family": "sd3", "teachers": ["local"]})
+    with pytest.raises(WeightsError, match="local: holds an adapter, but manifest.json names no"):
+        named(tmp_path, "local")
+
+
+def test_checkpointing_gives_the_same_gradients_with_teachers_on_the_base(
+    family, folder, inputs
+) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        teachers = named(folder, "base", "local")
+        params = add_student_adapter(family, teachers.shared, 2, 2.0, seed=0)
+        shake(params)
+        if checkpointing:
+            recompute_activations(teachers.shared)
+        target = teachers.field("local", 1.0)(*inputs)
+        loss = (family.field(teachers.shared)(*inputs) - target).square().mean()
+        gradients.append(torch.autograd.grad(loss, params))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_compiled_blocks_compute_the_same(tmp_path: Path) -> None:
+    stock_pipeline(with_t5=False).save_pretrained(tmp_path)
+    family = open_family("sd3", tmp_path)
+    backbone = family.load_backbone(tmp_path / "transformer").eval().requires_grad_(False)
+    given = normal(family.latent_shape, [1, 2]), SIGMA, family.condition(PROMPTS)
+    plain = family.field(backbone)(*given)
+    compile_blocks(backbone, backend="eager")
+    torch.testing.assert_close(family.field(backbone)(*given), plain, **CLOSE)
+
+
+def test_networks_that_cannot_are_told() -> None:
+    network = nn.Linear(1, 1)
+    with pytest.raises(WeightsError, match="Linear has no repeated blocks"):
+        compile_blocks(network)
+    with pytest.raises(WeightsError, match="Linear has no activation checkpointing"):
+        recompute_activations(network)
+    with pytest.raises(WeightsError, match="Linear cannot be offloaded by blocks"):
+        Memory(offload="blocks").place(network, waits=True)
