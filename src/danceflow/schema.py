@@ -169,6 +169,7 @@ class TeacherParams(Section):
 
     init: str  # "scratch" or the teacher it starts from
     bucket: str
+    category_weights: Mapping[str, PositiveCount]  # share of a category; 1 where it is not named
     num_samples: PositiveCount
     num_updates: PositiveCount
     batch_size: PositiveCount
@@ -180,6 +181,7 @@ class TeacherParams(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     caption_dropout: Fraction
     sigma_shift: Positive  # of the training noise
+    sigma_power: NonNegative  # of the loss weight sigma^p; 2 asks for the clean image
 
 
 class CacheParams(Section):

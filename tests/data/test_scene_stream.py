@@ -5,7 +5,7 @@ import torch
 from tiny_models import small_sd3
 
 from danceflow.data.scene_stream import SceneStream, draw_pool
-from danceflow.errors import WeightsError
+from danceflow.errors import ConfigError, WeightsError
 from danceflow.scenes.prompts import CATEGORIES, vocabulary
 from danceflow.scenes.render import render
 from danceflow.scenes.world import split_of
@@ -96,3 +96,18 @@ def test_a_model_without_source_creates_and_cannot_edit() -> None:
     assert "source" not in condition.tensors
     with pytest.raises(WeightsError, match="'local_edit' holds edits, but the model takes no"):
         SceneStream(family, "local_edit", 6, 0)
+
+
+def test_a_category_comes_as_often_as_its_weight_says(family) -> None:
+    weights = {"colors": 3}
+    stream = SceneStream(family, "t2i", 16, seed=0, category_weights=weights)
+    categories = [c for c in CATEGORIES["t2i"] for _ in range(weights.get(c, 1))]
+    assert categories.count("colors") == 3
+    assert len(categories) == 8
+    expected = [s.target.codes() for s in draw_pool(categories, "train", 16, 0)]
+    assert stream.targets.tolist() == expected
+
+
+def test_a_weight_of_an_unknown_category_is_told(family) -> None:
+    with pytest.raises(ConfigError, match=r"unknown category of t2i 'color'.*'colors'"):
+        SceneStream(family, "t2i", 8, seed=0, category_weights={"color": 2})

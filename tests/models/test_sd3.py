@@ -7,7 +7,7 @@ from torch import nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, normal, shifted_grid
-from danceflow.models.sd3 import Sd3Family, Sd3Field
+from danceflow.models.sd3 import Sd3Family, Sd3Field, cosine_positions
 
 
 class Recorder(nn.Module):
@@ -99,3 +99,28 @@ def test_a_number_of_channels_that_makes_no_sense_is_told() -> None:
     transformer = {**SMALL_CONFIG["transformer"], "in_channels": 7}
     with pytest.raises(WeightsError, match="takes 3 channels, or 6 with a source image, not 7"):
         Sd3Family.new({**SMALL_CONFIG, "transformer": transformer}, ("a",), 0)
+
+
+@pytest.mark.parametrize(("size", "width"), [(4, 16), (4, 144), (8, 48)])
+def test_places_of_the_grid_are_equally_far_apart(size: int, width: int) -> None:
+    table = cosine_positions(size, width)[0].view(size, size, width)
+    torch.testing.assert_close(table.square().mean((0, 1)), torch.ones(width), rtol=1e-5, atol=1e-5)
+    column = torch.cdist(table[0], table[0])
+    row = torch.cdist(table[:, 0], table[:, 0])
+    torch.testing.assert_close(column, row)
+    apart = column[~torch.eye(size, dtype=torch.bool)]
+    if (width // 2) % size == 0:
+        torch.testing.assert_close(apart, apart.mean().expand_as(apart))
+    assert float(apart.min()) > 0.9 * float(apart.max())
+
+
+def test_the_place_table_of_a_new_network_is_kept_by_the_stock_class(tmp_path) -> None:
+    from diffusers import SD3Transformer2DModel
+
+    family = small_sd3()
+    backbone = family.new_backbone(3)
+    family.save_backbone(backbone, tmp_path)
+    stock = SD3Transformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    size, width = backbone.pos_embed.pos_embed_max_size, backbone.inner_dim
+    expected = cosine_positions(size, width).half().float()
+    assert torch.equal(stock.pos_embed.pos_embed, expected)

@@ -9,13 +9,14 @@ import torch
 from danceflow.scenes.prompts import CATEGORIES, Request, Sample, draw_sample
 from danceflow.scenes.render import render
 from danceflow.scenes.score import (
+    WORST_RMSE,
     EditScore,
     edited_cell,
     satisfies,
     score_edits,
     score_text_to_image,
 )
-from danceflow.scenes.world import Object, Scene
+from danceflow.scenes.world import STYLES, Object, Scene
 
 EDITS = (*CATEGORIES["local_edit"], *CATEGORIES["global_edit"])
 RED_CIRCLE, BLUE_SQUARE = Object(0, "circle", "red"), Object(5, "square", "blue")
@@ -65,8 +66,8 @@ def test_damage_outside_the_edited_cell_costs_preservation_only(category: str) -
     samples = draw(category)
     images = render([s.target for s in samples])
     for image, sample in zip(images, samples, strict=True):
-        cell = edited_cell(sample.source, sample.target)
-        other = next(c for c in range(15, -1, -1) if c != cell)
+        used = {item.cell for item in (*sample.source.objects, *sample.target.objects)}
+        other = next(c for c in range(15, -1, -1) if c not in used)
         row, column = divmod(other, 4)
         image[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = torch.rand(3, 1, 1)
     scores = score_edits(images, samples)
@@ -134,6 +135,19 @@ def test_preservation_of_a_background_is_about_the_objects() -> None:
     (score,) = score_edits(render([lost]), [sample])
     assert score.sc == 10.0
     assert score.pq < 3.0
+
+
+@pytest.mark.parametrize("style", STYLES[1:])
+def test_an_edit_that_loses_the_objects_preserves_little(style: str) -> None:
+    source = Scene("gray", (RED_CIRCLE, BLUE_SQUARE))
+    target = replace(source, style=style)
+    sample = Sample("style_change", "standard", "", Request("style", style=style), source, target)
+    empty = render([replace(target, objects=())])
+    (kept,) = score_edits(render([target]), [sample])
+    (lost,) = score_edits(empty, [sample])
+    assert kept.pq == pytest.approx(10.0, abs=1e-4)
+    over_all = float((empty - render([target])).square().mean().sqrt())
+    assert lost.pq < 10 * (1 - over_all / WORST_RMSE) - 1  # the wide background does not hide it
 
 
 def test_text_to_image_samples_are_no_edits() -> None:

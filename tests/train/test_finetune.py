@@ -25,6 +25,8 @@ CONFIG = {
     "clip_norm": 1.0,
     "ema_decay": 0.5,
     "caption_dropout": 0.3,
+    "sigma_shift": 2.0,
+    "sigma_power": 0.0,
 }
 
 
@@ -60,7 +62,6 @@ def train(family, work, batches=None, observe=None, **changes):
         batches or Batches(family),
         SimpleNamespace(**{**CONFIG, **changes}),
         seed=0,
-        sigma_shift=2.0,
         work=work,
         checkpoint_every=2,
         observe=observe,
@@ -78,6 +79,23 @@ def rows(work) -> list[dict]:
     """The training curve without its clock."""
     lines = (work / "curve.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def test_the_loss_of_sigma_power_two_is_the_error_of_the_clean_image(family, monkeypatch) -> None:
+    clean, condition = Batches(family).batch(0, 4)
+    config = TeacherParams.model_construct(**CONFIG | {"sigma_power": 2.0})
+    seen = {}
+
+    class Field:
+        def __call__(self, z, sigma, cond):
+            seen["sigma"], seen["z"] = sigma[:, None, None, None], z
+            return torch.full_like(z, 0.25)
+
+    loss = module._loss(family, Field(), clean, condition, config, torch.Generator().manual_seed(1))
+    sigma = seen["sigma"]
+    assert bool((sigma > family.sigma_min).all())
+    predicted = seen["z"] - sigma * 0.25
+    assert float(loss) == pytest.approx(float((predicted - clean).square().mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -1,12 +1,13 @@
 """An endless, counter-based stream of training batches from the scenes world."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from danceflow.errors import WeightsError
+from danceflow.errors import ConfigError, WeightsError, unknown_name
 from danceflow.fields import Condition, seed_for
 from danceflow.models.family import ModelFamily
 from danceflow.scenes.prompts import CATEGORIES, Sample, draw_sample
@@ -26,13 +27,32 @@ def draw_pool(categories: Sequence[str], split: Split, num_samples: int, seed: i
 class SceneStream:
     """Batches of (clean latents, condition) of one bucket's train split."""
 
-    def __init__(self, family: ModelFamily, bucket: str, num_samples: int, seed: int) -> None:
+    def __init__(
+        self,
+        family: ModelFamily,
+        bucket: str,
+        num_samples: int,
+        seed: int,
+        category_weights: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         """Draws the pool and encodes its distinct prompts once.
 
+        Args:
+            family: encodes prompts and images.
+            bucket: whose categories are drawn.
+            num_samples: samples of the pool.
+            seed: decides the pool and the batches.
+            category_weights: how often a category is drawn, 1 where it is not named.
+
         Raises:
+            ConfigError: if a weight is for a category that the bucket does not have.
             WeightsError: if the bucket holds edits and the family takes no source image.
         """
-        samples = draw_pool(CATEGORIES[bucket], "train", num_samples, seed)
+        for name in category_weights:
+            if name not in CATEGORIES[bucket]:
+                raise ConfigError(unknown_name(f"category of {bucket}", name, CATEGORIES[bucket]))
+        categories = [c for c in CATEGORIES[bucket] for _ in range(category_weights.get(c, 1))]
+        samples = draw_pool(categories, "train", num_samples, seed)
         self.family = family
         self.seed = seed
         self.image_size = family.latent_shape[-1]

@@ -6,6 +6,7 @@ the folder holds. Edits give the source latents as further input channels.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -275,12 +276,18 @@ class Sd3Family:
         return self.codec.decode(latents_BCHW)
 
     def new_backbone(self, seed: int) -> nn.Module:
-        """Returns an untrained transformer whose source channels start at zero weight."""
+        """Returns an untrained transformer whose source channels start at zero weight.
+
+        Its position table (a buffer that is saved with the weights) holds a cosine basis of the
+        token grid in place of the stock frequencies, of which a small grid sees few.
+        """
         from diffusers import SD3Transformer2DModel
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone = SD3Transformer2DModel(**self.transformer_config)
+        table = backbone.pos_embed.pos_embed
+        table.copy_(cosine_positions(math.isqrt(table.shape[1]), table.shape[2]))
         if self.takes_source:
             with torch.no_grad():
                 backbone.pos_embed.proj.weight[:, self.latent_shape[0] :] = 0
@@ -302,6 +309,25 @@ class Sd3Family:
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
         """Writes the transformer to ``folder`` as float16 in diffusers' format."""
         save_half(backbone, folder)
+
+
+def cosine_positions(size: int, width: int) -> Tensor:
+    """Returns features of the places of a square grid, [1, size * size, width] float32.
+
+    Half of the features tell the column and half the row, by the discrete cosine basis
+    cos(pi k (p + 1/2) / size), k = 0, 1, ..., repeated to the width. Each has mean square 1 over
+    the grid, so any two columns (or rows) differ by as much as any other two.
+
+    Args:
+        size: places along a side.
+        width: features, an even number.
+    """
+    place = torch.arange(size) + 0.5
+    frequency = torch.arange(width // 2) % size
+    basis = torch.cos(math.pi * frequency * place[:, None] / size)
+    basis = basis / basis.square().mean(0).sqrt()
+    columns = basis.expand(size, size, -1)
+    return torch.cat([columns, columns.transpose(0, 1)], dim=-1).reshape(1, size * size, width)
 
 
 def _stock_settings(folder: Path) -> dict[str, Any]:

@@ -98,9 +98,10 @@ def score_edits(images_B3HW: Tensor, samples: Sequence[Sample]) -> list[EditScor
     Local edits: SC is 10 if the edited cell reads as in the target, 5 if only part of what had to
     change is right (shape or colour), else 0; an image left as it was has 0. Background: SC is 10
     if the requested background is read, style: if the requested style is. PQ falls linearly with
-    the root mean squared error to the target over the pixels that the edit must preserve (other
-    cells for local edits, object cells for a background, all pixels for a style), from 10 to 0 at
-    an error of 0.25.
+    the root mean squared error to the target, from 10 to 0 at an error of 0.25: the error over all
+    cells that the edit must preserve (other cells for local edits, all cells for a background or a
+    style), or over those of them with an object, whichever is worse. Without the second an edit
+    could lose every object on a large background and keep most of its PQ.
 
     Args:
         images_B3HW: float32 in [0, 1].
@@ -120,8 +121,9 @@ def score_edits(images_B3HW: Tensor, samples: Sequence[Sample]) -> list[EditScor
         reading = free if operation == "style" else plain
         sc = _SEMANTICS[operation](reading, row, sample.source, sample)
         cells = _PRESERVED[operation](sample.source, sample.target)
-        errors = _cell_errors(images_B3HW[row] - targets[row])[cells]
-        rmse = float(errors.mean().sqrt())
+        with_object = [item.cell for item in sample.target.objects if item.cell in cells]
+        errors = _cell_errors(images_B3HW[row] - targets[row])
+        rmse = max(float(errors[part].mean().sqrt()) for part in (cells, with_object) if part)
         scores.append(EditScore(sc, 10 * max(0.0, 1 - rmse / WORST_RMSE)))
     return scores
 
@@ -171,10 +173,6 @@ def _other_cells(source: Scene, target: Scene) -> list[int]:
     return [cell for cell in range(GRID_SIZE**2) if cell != edited_cell(source, target)]
 
 
-def _object_cells(source: Scene, _target: Scene) -> list[int]:
-    return [item.cell for item in source.objects]
-
-
 def _all_cells(_source: Scene, _target: Scene) -> list[int]:
     return list(range(GRID_SIZE**2))
 
@@ -187,6 +185,6 @@ _SEMANTICS: Mapping[str, Callable[[Reading, int, Scene, Sample], float]] = {
 }
 _PRESERVED: Mapping[str, Callable[[Scene, Scene], list[int]]] = {
     **dict.fromkeys(_LOCAL, _other_cells),
-    "background": _object_cells,
+    "background": _all_cells,
     "style": _all_cells,
 }

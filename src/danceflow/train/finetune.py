@@ -41,7 +41,6 @@ def finetune(
     config: "TeacherParams",
     *,
     seed: int,
-    sigma_shift: float,
     work: Path,
     checkpoint_every: int = 500,
     observe: Callable[[int, nn.Module], dict[str, float]] | None = None,
@@ -49,16 +48,17 @@ def finetune(
 ) -> None:
     """Trains ``backbone`` in place and leaves its moving average in it.
 
-    Sigma is logit-normal, then shifted like the sampling grid. The loss is the mean squared
-    difference of the field's velocity to the family's target velocity, eps - x.
+    Sigma is logit-normal, then shifted like the sampling grid, sigma' = s sigma / (1 + (s - 1)
+    sigma). The loss is sigma^p times the squared difference of the field's velocity to the family's
+    target velocity, eps - x, on average. At p = 2 that is the squared error of the clean image,
+    since x = z - sigma * v.
 
     Args:
         family: gives the field of ``backbone`` and its target.
         backbone: the network to train.
         batches: clean latents and conditions by step.
-        config: numbers of the training.
+        config: numbers of the training; ``sigma_shift`` is s, ``sigma_power`` is p.
         seed: decides noise, sigma and caption dropout.
-        sigma_shift: shift s of sigma' = s sigma / (1 + (s - 1) sigma).
         work: folder of the rolling checkpoint and ``curve.jsonl``; running again resumes.
         checkpoint_every: updates between checkpoints.
         observe: measures the averaged network; its numbers go to the curve.
@@ -97,7 +97,7 @@ def finetune(
         clean, condition = batches.batch(step, config.batch_size)
         condition = _drop_captions(family, condition, config.caption_dropout, generator)
         clean, condition = clean.to(device), condition.to(device)
-        loss = _loss(family, field, clean, condition, sigma_shift, generator)
+        loss = _loss(family, field, clean, condition, config, generator)
         _require_finite(float(loss.detach()), "loss", step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -139,17 +139,18 @@ def _loss(
     field: VelocityField,
     clean: Tensor,
     condition: Condition,
-    sigma_shift: float,
+    config: "TeacherParams",
     generator: torch.Generator,
 ) -> Tensor:
-    """Returns the mean squared error of the field at one random state per sample."""
+    """Returns the weighted mean squared error of the field at one random state per sample."""
     noise = torch.randn(clean.shape, generator=generator).to(clean)
     sigma = torch.sigmoid(torch.randn(len(clean), generator=generator)).to(clean)
-    sigma = sigma_shift * sigma / (1 + (sigma_shift - 1) * sigma)
+    sigma = config.sigma_shift * sigma / (1 + (config.sigma_shift - 1) * sigma)
     wide = sigma[:, None, None, None]
     z = (1 - wide) * clean + wide * noise
     target = family.target_velocity(z, clean, noise, sigma)
-    return (field(z, sigma, condition) - target).square().mean()
+    error = (field(z, sigma, condition) - target).square()
+    return (wide**config.sigma_power * error).mean()
 
 
 def _require_finite(value: float, what: str, step: int) -> None:

@@ -103,7 +103,9 @@ def _train(
         backbone = family.new_backbone(params.run.seed)
     else:
         backbone = family.load_backbone(trained[config.init] / "final")
-    stream = SceneStream(family, config.bucket, config.num_samples, params.run.seed)
+    stream = SceneStream(
+        family, config.bucket, config.num_samples, params.run.seed, config.category_weights
+    )
     _LOG.info("training teacher %s", name)
     finetune(
         family,
@@ -111,7 +113,6 @@ def _train(
         stream,
         config,
         seed=params.run.seed,
-        sigma_shift=config.sigma_shift,
         work=work,
     )
     with atomic_directory(work / "final") as folder:
