@@ -168,7 +168,7 @@ class TransformerParams(Section):
     head_dim: PositiveCount
     patch_size: PositiveCount
     sample_size: PositiveCount
-    in_channels: PositiveCount  # state and source image, one after the other
+    in_channels: PositiveCount  # state, source image and source mask, one after the other
     out_channels: PositiveCount
 
 

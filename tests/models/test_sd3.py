@@ -34,7 +34,7 @@ def recorded():
 
 def test_the_network_gets_the_time_in_thousandths_and_its_own_dtype(recorded) -> None:
     network, z, source, condition = recorded
-    Sd3Field(network, "velocity", 0.05)(z, torch.tensor([1.0, 0.25]), condition)
+    Sd3Field(network, "velocity", 0.05, source_mask=False)(z, torch.tensor([1.0, 0.25]), condition)
     assert network.given["timestep"].tolist() == [1000.0, 250.0]
     states = network.given["hidden_states"]
     assert states.dtype == torch.bfloat16
@@ -46,16 +46,37 @@ def test_the_network_gets_the_time_in_thousandths_and_its_own_dtype(recorded) ->
 def test_without_a_source_the_network_gets_the_state_alone(recorded) -> None:
     network, z, _, condition = recorded
     text = {name: value for name, value in condition.tensors.items() if name != "source"}
-    Sd3Field(network, "velocity", 0.05)(z, torch.ones(2), Condition(text))
+    Sd3Field(network, "velocity", 0.05, source_mask=False)(z, torch.ones(2), Condition(text))
     assert torch.equal(network.given["hidden_states"], z.bfloat16())
+
+
+def test_a_source_mask_tells_a_source_from_none_row_by_row(recorded) -> None:
+    network, z, source, condition = recorded
+    some = condition.tensors | {"source": torch.stack([source[0], torch.zeros_like(source[1])])}
+    Sd3Field(network, "velocity", 0.05, source_mask=True)(z, torch.ones(2), Condition(some))
+    states = network.given["hidden_states"]
+    assert states.shape == (2, 7, *z.shape[2:])
+    assert torch.equal(states[:, :6], torch.cat([z, some["source"]], dim=1).bfloat16())
+    assert states[0, 6].eq(1).all()
+    assert states[1, 6].eq(0).all()
+
+
+def test_weights_without_source_or_mask_get_zeros_for_them(tmp_path) -> None:
+    plain, whole = small_sd3(source=False), small_sd3()
+    backbone = awake(plain)
+    plain.save_backbone(backbone, tmp_path)
+    wide = whole.load_backbone(tmp_path).pos_embed.proj.weight
+    assert torch.equal(wide[:, :3], backbone.pos_embed.proj.weight.half().float())
+    assert wide.shape[1] == 7
+    assert not wide[:, 3:].any()
 
 
 def test_a_clean_prediction_is_divided_by_at_least_sigma_min(recorded) -> None:
     network, z, _, condition = recorded
     for sigma, divisor in ((1.0, 1.0), (0.2, 0.2), (0.05, 0.05), (0.01, 0.05), (0.0, 0.05)):
-        velocity = Sd3Field(network, "clean", 0.05)(z, torch.full((2,), sigma), condition)
+        velocity = Sd3Field(network, "clean", 0.05, source_mask=False)(z, torch.full((2,), sigma), condition)
         torch.testing.assert_close(velocity, (z - 0.5) / divisor)
-    velocity = Sd3Field(network, "velocity", 0.05)(z, torch.full((2,), 0.2), condition)
+    velocity = Sd3Field(network, "velocity", 0.05, source_mask=False)(z, torch.full((2,), 0.2), condition)
     assert torch.equal(velocity, torch.full_like(z, 0.5))
 
 
@@ -96,8 +117,8 @@ def test_an_unknown_prediction_is_told() -> None:
 
 
 def test_a_number_of_channels_that_makes_no_sense_is_told() -> None:
-    transformer = {**SMALL_CONFIG["transformer"], "in_channels": 7}
-    with pytest.raises(WeightsError, match="takes 3 channels, or 6 with a source image, not 7"):
+    transformer = {**SMALL_CONFIG["transformer"], "in_channels": 8}
+    with pytest.raises(WeightsError, match="or 7 with a source image and its mask, not 8"):
         Sd3Family.new({**SMALL_CONFIG, "transformer": transformer}, ("a",), 0)
 
 

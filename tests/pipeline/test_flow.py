@@ -44,23 +44,27 @@ def outcomes(result) -> dict[str, str]:
     return {stage.name: stage.outcome.value for stage in result.stages}
 
 
-def artifacts(key: str) -> list:
+def newest_artifact(key: str) -> str:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+    from prefect.client.schemas.sorting import ArtifactSort
 
     with get_client(sync_client=True) as client:
         wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
-        return client.read_artifacts(artifact_filter=wanted)
+        return client.read_artifacts(
+            artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=1
+        )[0].data
 
 
 def logged_lines(deadline_s: float = 30.0) -> Iterator[str]:
-    """Yield messages that the server got; they arrive in batches."""
+    """Yield messages that the server got, the newest first; they arrive in batches."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import LogSort
 
     end = time.monotonic() + deadline_s
     with get_client(sync_client=True) as client:
         while time.monotonic() < end:
-            for record in client.read_logs(limit=200):
+            for record in client.read_logs(limit=200, sort=LogSort.TIMESTAMP_DESC):
                 yield record.message
             time.sleep(0.5)
 
@@ -76,9 +80,9 @@ def test_three_doors_lead_to_one_result(project, settings):
     assert first.summary["capabilities"]["t2i"]["student"] == 0.6
     assert not first.standing.champion
     assert first.standing.verdict.reasons[0].startswith("t2i: keeps 60.0%")
-    table, picture = artifacts("danceflow-result"), artifacts("danceflow-samples")
-    assert "| t2i | 0.6 | 1 | 0.1 | 60% (59% to 61%) | 4 |" in table[-1].data
-    assert picture[-1].data.startswith("data:image/png;base64,")
+    table, picture = newest_artifact("danceflow-result"), newest_artifact("danceflow-samples")
+    assert "| t2i | 0.6 | 1 | 0.1 | 60% (59% to 61%) | 4 |" in table
+    assert picture.startswith("data:image/png;base64,")
     assert "distill: hello" in logged_lines()
     lock = (project.root / "dvc.lock").read_bytes()
 

@@ -21,7 +21,7 @@ CONFIG = {
         "head_dim": 16,
         "patch_size": 4,
         "sample_size": 8,
-        "in_channels": 6,
+        "in_channels": 7,
         "out_channels": 3,
     },
     "text_encoder": {"num_layers": 1, "num_heads": 1, "width": 16, "max_length": 8},

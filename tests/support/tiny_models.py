@@ -26,7 +26,7 @@ SMALL_CONFIG: Mapping[str, Any] = {
         "head_dim": 8,
         "patch_size": 4,
         "sample_size": 16,
-        "in_channels": 6,
+        "in_channels": 7,
         "out_channels": 3,
     },
     "text_encoder": {"num_layers": 1, "num_heads": 2, "width": 16, "max_length": 8},
@@ -35,7 +35,7 @@ SMALL_CONFIG: Mapping[str, Any] = {
 
 def small_sd3(prediction: str = "clean", *, source: bool = True, words=WORDS) -> Sd3Family:
     config = {**SMALL_CONFIG, "prediction": prediction}
-    config["transformer"] = {**config["transformer"], "in_channels": 6 if source else 3}
+    config["transformer"] = {**config["transformer"], "in_channels": 7 if source else 3}
     return Sd3Family.new(config, words, seed=0)
 
 

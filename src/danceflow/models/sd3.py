@@ -2,7 +2,8 @@
 
 One adapter serves the small pixel-space model of the embedded default and a pretrained SD3.5: the
 codec is the VAE when the folder has one, the pixels otherwise, and the prompt encoders are those
-the folder holds. Edits give the source latents as further input channels.
+the folder holds. Edits give the source latents as further input channels, and a source mask that
+tells them from no source at all.
 """
 
 import copy
@@ -53,18 +54,24 @@ class Sd3Field:
     v = (z - x) / max(sigma, sigma_min); with ``"velocity"`` it gives v.
     """
 
-    def __init__(self, backbone: nn.Module, prediction: str, sigma_min: float) -> None:
+    def __init__(
+        self, backbone: nn.Module, prediction: str, sigma_min: float, source_mask: bool
+    ) -> None:
         """Wraps ``backbone``; see :class:`Sd3Family` for the parameters."""
         self.backbone = backbone
         self.prediction = prediction
         self.sigma_min = sigma_min
+        self.source_mask = source_mask
 
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
         """Returns the velocity, [B, C, H, W] float32."""
         dtype = next(self.backbone.parameters()).dtype
         inputs = z_BCHW
         if "source" in condition.tensors:
-            inputs = torch.cat([z_BCHW, condition.tensors["source"]], dim=1)
+            source = condition.tensors["source"]
+            inputs = torch.cat([z_BCHW, source], dim=1)
+            if self.source_mask:
+                inputs = torch.cat([inputs, _source_mask(source)], dim=1)
         output: Tensor = self.backbone(
             hidden_states=inputs.to(dtype),
             encoder_hidden_states=condition.tensors["prompt_embeds"].to(dtype),
@@ -102,7 +109,8 @@ class Sd3Family:
             prompts: the text encoders.
             codec: pixels to latents and back.
             transformer_config: arguments of ``SD3Transformer2DModel``; ``in_channels`` is twice
-                ``out_channels`` when the model takes source latents.
+                ``out_channels`` when the model takes source latents, and one more when it takes a
+                source mask too: 1 where there is a source, 0 where there is none.
             prediction: ``velocity`` or ``clean``, what the network's output means.
             sigma_min: smallest divisor of the clean prediction.
             shift: timestep shift of the sigma grid.
@@ -116,10 +124,11 @@ class Sd3Family:
             raise WeightsError(unknown_name("prediction", prediction, PREDICTIONS))
         channels, size = transformer_config["out_channels"], transformer_config["sample_size"]
         in_channels = transformer_config["in_channels"]
-        if in_channels not in (channels, 2 * channels):
+        if in_channels not in (channels, 2 * channels, 2 * channels + 1):
             raise WeightsError(
                 f"an SD3 transformer of {channels} output channels takes {channels} channels, or "
-                f"{2 * channels} with a source image, not {in_channels}"
+                f"{2 * channels} with a source image, or {2 * channels + 1} with a source image "
+                f"and its mask, not {in_channels}"
             )
         self.prompts = prompts
         self.codec = codec
@@ -130,7 +139,8 @@ class Sd3Family:
         self.scheduler = scheduler
         self.latent_shape = (channels, size, size)
         self.image_size = (size * codec.factor, size * codec.factor)
-        self.takes_source = in_channels == 2 * channels
+        self.takes_source = in_channels > channels
+        self.source_mask = in_channels > 2 * channels
         # Source channels start at zero weight: an adapter that learns to edit must reach them.
         self.adapter_targets = (
             *_ATTENTION,
@@ -172,7 +182,7 @@ class Sd3Family:
         return resized
 
     def editing(self) -> "Sd3Family":
-        """Returns this family with source channels beside the state's: it can edit.
+        """Returns this family with source channels and mask beside the state's: it can edit.
 
         Its ``load_backbone`` takes a transformer without them and starts them at zero weight, so
         that it gives the same velocities until it is trained. A family that can edit is itself.
@@ -182,7 +192,7 @@ class Sd3Family:
         return Sd3Family(
             self.prompts,
             self.codec,
-            {**self.transformer_config, "in_channels": 2 * self.latent_shape[0]},
+            {**self.transformer_config, "in_channels": 2 * self.latent_shape[0] + 1},
             prediction=self.prediction,
             sigma_min=self.sigma_min,
             shift=self.shift,
@@ -309,7 +319,7 @@ class Sd3Family:
 
     def field(self, backbone: nn.Module) -> VelocityField:
         """Returns the velocity field of ``backbone``."""
-        return Sd3Field(backbone, self.prediction, self.sigma_min)
+        return Sd3Field(backbone, self.prediction, self.sigma_min, self.source_mask)
 
     def guided(self, field: VelocityField, scale: float) -> GuidedField:
         """Returns ``field`` with classifier-free guidance."""
@@ -373,7 +383,7 @@ class Sd3Family:
         backbone: nn.Module = SD3Transformer2DModel(**self.transformer_config)
         state = read_state(folder)
         if self.takes_source:
-            state = _with_source_channels(state, self.latent_shape[0])
+            state = _with_source_channels(state, self.transformer_config["in_channels"])
         load_state(backbone, state, folder)
         return backbone
 
@@ -397,12 +407,19 @@ class Sd3Family:
             save_adapter(backbone, folder / "stock", num_inputs=inputs)
 
 
-def _with_source_channels(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
-    """Returns ``state`` with zero weights for source channels if it has none."""
+def _source_mask(source_BCHW: Tensor) -> Tensor:
+    """Returns 1 for a source and 0 for none (a source of zeros), [B, 1, H, W]."""
+    present_B = source_BCHW.flatten(1).any(dim=1).to(source_BCHW.dtype)
+    return present_B[:, None, None, None].expand(-1, 1, *source_BCHW.shape[2:])
+
+
+def _with_source_channels(state: dict[str, Tensor], in_channels: int) -> dict[str, Tensor]:
+    """Returns ``state`` with zero weights for the source channels that it lacks."""
     weight = state.get(_SOURCE_WEIGHT)
-    if weight is None or weight.shape[1] != channels:
+    if weight is None or weight.shape[1] >= in_channels:
         return state
-    return {**state, _SOURCE_WEIGHT: torch.cat([weight, torch.zeros_like(weight)], dim=1)}
+    missing = weight.new_zeros(len(weight), in_channels - weight.shape[1], *weight.shape[2:])
+    return {**state, _SOURCE_WEIGHT: torch.cat([weight, missing], dim=1)}
 
 
 def cosine_positions(size: int, width: int) -> Tensor:
