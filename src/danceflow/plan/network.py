@@ -21,6 +21,23 @@ Stream = Literal["image", "prompt", "vision", "all", "sample"]
 ATTENTION_BACKWARD = 2.5
 """Cost of attention's backward pass in forward passes: five matrix products for two."""
 
+_FULL, _ADAPTER, _ADAPTER_HALF = range(3)
+# What a forward pass keeps for the backward pass, in units of the inputs and outputs of all linear
+# modules that see tokens: of networks that are trained whole, of adapters on a float32 base, and of
+# adapters on a half-precision base (beside the float32 copies that peft makes of their inputs).
+# Measured on small networks of the families' own classes; tests/plan/test_network.py holds them.
+_KEPT: Mapping[tuple[str, bool], tuple[float, float, float]] = {
+    ("sd3", False): (1.48, 1.07, 1.03),
+    ("sd3", True): (1.48, 1.07, 1.03),
+    ("flux2", True): (1.58, 1.24, 1.16),
+    ("qwen_image", False): (1.45, 1.06, 1.07),
+    ("qwen_image", True): (1.45, 1.06, 1.07),
+    ("zimage", False): (1.72, 1.17, 1.53),
+    ("zimage", True): (1.93, 1.36, 1.72),  # every token has its own modulation
+}
+_ENDS = 2
+"""Inputs of blocks that are kept in front of and behind them, when all else is computed again."""
+
 # Names of modules, and the stream of tokens they see; the first that fits counts.
 _STREAMS: Mapping[str, Sequence[tuple[str, Stream]]] = {
     "sd3": (
@@ -124,15 +141,17 @@ class Network:
     Attributes:
         family: its family's name.
         parameters: all of them.
+        edits: whether it takes a source.
         buffers: elements of what is kept beside the parameters, such as a place table.
         matrix_parameters: those of two dimensions with both above 1, as Muon sorts them.
         linears: its linear and convolution modules.
         attentions: its attention modules.
-        blocks: elements (parameters and buffers) of every repeated block.
+        blocks: parameters of every repeated block.
     """
 
     family: str
     parameters: int
+    edits: bool
     buffers: int
     matrix_parameters: int
     linears: tuple[Linear, ...]
@@ -184,6 +203,48 @@ class Network:
     def _attention_flops(self, tokens: Tokens) -> float:
         return float(sum(4 * a.width * tokens.of(a.stream) ** 2 for a in self.attentions))
 
+    def activation_bytes(
+        self, tokens: Tokens, num_bytes: int, rank: int | None = None, *, recomputed: bool = False
+    ) -> float:
+        """Return what one state's forward pass keeps in memory for the backward pass, in bytes.
+
+        Args:
+            tokens: of the state.
+            num_bytes: of a number in the network's dtype.
+            rank: of the trained adapter; ``None``: all weights are trained.
+            recomputed: whether only the inputs of the blocks are kept, and one block is computed
+                again at a time.
+        """
+        if not recomputed:
+            return self._kept_bytes(self.linears, tokens, num_bytes, rank)
+        streams = {attention.block: attention for attention in reversed(self.attentions)}
+        inputs = [a.width * tokens.of(a.stream) for a in streams.values()]
+        again = max(
+            self._kept_bytes(
+                [linear for linear in self.linears if linear.block == block],
+                tokens,
+                num_bytes,
+                rank,
+            )
+            for block in streams
+        )
+        return num_bytes * (sum(inputs) + _ENDS * max(inputs)) + again
+
+    def _kept_bytes(
+        self, linears: Sequence[Linear], tokens: Tokens, num_bytes: int, rank: int | None
+    ) -> float:
+        seen = [(tokens.of(li.stream), li) for li in linears if li.stream != "sample"]
+        unit = sum(rows * (li.fan_in + li.fan_out) for rows, li in seen)
+        shares = _KEPT[self.family, self.edits]
+        if rank is None:
+            return shares[_FULL] * unit * num_bytes
+        targets = [(rows, li) for rows, li in seen if li.is_target]
+        factors = 4 * sum(rows * rank for rows, _ in targets)
+        if num_bytes == 4:
+            return shares[_ADAPTER] * unit * num_bytes + factors
+        copies = 4 * sum(rows * li.fan_in for rows, li in targets)
+        return shares[_ADAPTER_HALF] * unit * num_bytes + factors + copies
+
     def adapter_parameters(self, rank: int) -> int:
         """Return the parameters of a LoRA adapter of this rank on the family's targets."""
         return rank * sum(li.fan_in + li.fan_out for li in self.linears if li.is_target)
@@ -221,16 +282,19 @@ def network_of(
                 targets, backbone = made.adapter_targets, made.new_backbone(seed=0)
     except (TypeError, KeyError) as error:
         raise WeightsError(f"these are no sizes of a {family} transformer: {error}") from error
-    return measured(family, backbone, targets)
+    return measured(family, backbone, targets, edits=edits)
 
 
-def measured(family: str, backbone: nn.Module, targets: Sequence[str]) -> Network:
+def measured(
+    family: str, backbone: nn.Module, targets: Sequence[str], *, edits: bool
+) -> Network:
     """Return the sizes of a network that may have weights or none.
 
     Args:
         family: its name.
         backbone: the network, without adapters.
         targets: ends of the names of the modules that an adapter changes.
+        edits: whether it takes a source.
 
     Raises:
         WeightsError: a module's stream is not known.
@@ -262,6 +326,7 @@ def measured(family: str, backbone: nn.Module, targets: Sequence[str]) -> Networ
     return Network(
         family=family,
         parameters=sum(p.numel() for p in backbone.parameters()),
+        edits=edits,
         buffers=sum(b.numel() for b in backbone.buffers()),
         matrix_parameters=sum(
             p.numel() for p in backbone.parameters() if p.ndim == 2 and min(p.shape) > 1
