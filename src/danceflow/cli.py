@@ -258,8 +258,8 @@ def plan(
     ] = False,
 ) -> None:
     """Say what a training costs before it runs: parameters, memory, evaluations, hours."""
-    if (recipe is None) != table:
-        raise UsageError("plan takes a recipe, or --table without one")
+    if (recipe is None) != table or (table and (as_json or model or assignments)):
+        raise UsageError("plan takes a recipe, or --table with neither recipe nor its options")
     if recipe is None:
         from danceflow.plan.show import as_table
 

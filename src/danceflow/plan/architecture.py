@@ -120,8 +120,9 @@ def architecture_of(
 ) -> Architecture:
     """Return the networks of a recipe.
 
-    Without a model: for SD3, the recipe's own sizes, which may be those of a published one; for
-    other families the teachers that lie in the checkout, else the family's usual published model.
+    Without a model: for SD3, the recipe's own sizes where they are those of a published model or
+    of its images; for other families the teachers that lie in the checkout; else the family's
+    usual published model.
 
     Args:
         params: the recipe.
@@ -152,7 +153,10 @@ def _unnamed(params: "Params", teachers: Path | None, *, edits: bool) -> Archite
         name = _published_sizes(params)
         if name is not None:
             return published_architecture(name, edits=edits)
-        return _own_architecture(params)
+        # The small family paints pixels: images of another size are another network's.
+        if params.data.image_size == params.family.transformer.sample_size:
+            return _own_architecture(params)
+        return published_architecture(_DEFAULTS[family][edits], edits=edits)
     frozen = None if teachers is None else teachers / "frozen"
     if frozen is not None and (frozen / FROZEN_FILE).is_file():
         settings = read_json(frozen / FROZEN_FILE)

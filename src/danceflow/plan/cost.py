@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from danceflow.errors import UsageError
 from danceflow.plan.architecture import Architecture, architecture_of
 from danceflow.plan.devices import CPU, DEFAULT_GPU, Device, device_of
+from danceflow.plan.measure import network_of
 from danceflow.plan.memory import BYTES, Item, memory_items, skill_tokens
-from danceflow.plan.network import Network, network_of
+from danceflow.plan.network import Network
 from danceflow.plan.training import (
     Evaluations,
     Skill,
@@ -183,9 +184,7 @@ def plan_training(training: Training, architecture: Architecture, device: Device
     )
 
 
-def _cache_flops(
-    training: Training, network: Network, skill: Skill, tokens: "Tokens"
-) -> float:
+def _cache_flops(training: Training, network: Network, skill: Skill, tokens: "Tokens") -> float:
     """Return the operations of a capability's teacher samples."""
     count = min(training.cache_samples, skill.num_rows) * training.cache_steps * skill.cost
     return count * network.forward_flops(tokens, training.adapters.get(skill.teacher))

@@ -38,9 +38,7 @@ def shares_base(training: Training) -> bool:
     return training.rank is not None and bool(loaded) and set(training.start) <= shared
 
 
-def memory_items(
-    training: Training, architecture: Architecture, network: Network
-) -> list[Item]:
+def memory_items(training: Training, architecture: Architecture, network: Network) -> list[Item]:
     """Return what stage ``distill`` holds; what lives for a moment is left out.
 
     Args:
@@ -73,16 +71,14 @@ def memory_items(
             Item("average of the student (EMA)", trained * FLOAT),
             _activations(training, architecture, network, student),
         ]
-    items += [
-        Item(part, count * FLOAT) for part, count in architecture.frozen.items()
-    ]
+    items += [Item(part, count * FLOAT) for part, count in architecture.frozen.items()]
     items.append(Item("condition caches", _caches(training, architecture), "main", True))
     return items
 
 
 def _teachers(training: Training, network: Network, whole: float) -> list[Item]:
     """Return the networks of the teachers, and their adapters."""
-    adapters = {name: training.adapters[name] for name in training.adapters}
+    adapters = training.adapters
     own = [n for n in training.teachers if n not in adapters and n != training.base]
     items = []
     if adapters or training.base in training.teachers:

@@ -1,6 +1,7 @@
 """A plan as text for the terminal, and the table of all published models for docs/scale.md."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from danceflow.method import METHODS
 from danceflow.plan.architecture import published, published_architecture
@@ -10,7 +11,6 @@ from danceflow.plan.memory import Item
 from danceflow.plan.training import Skill, Training
 
 _SIZES = (512, 1024)
-_EDITS = (False, True)
 REFERENCE_ROWS = 10_000
 REFERENCE = Training(
     method=METHODS["danceopd"],
@@ -71,13 +71,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield from _fits(plan)
     yield ""
     yield f"Field evaluations ({training.method.name})"
-    rows = [("part", "per update", "training")]
+    rows: list[tuple[str, ...]] = [("part", "per update", "training")]
     for part, count in plan.per_update.items():
         if count:
             rows.append((part, f"{count:.1f}", f"{plan.total[part]:,.0f}"))
-    rows.append(
-        ("all", f"{sum(plan.per_update.values()):.1f}", f"{sum(plan.total.values()):,.0f}")
-    )
+    rows.append(("all", f"{sum(plan.per_update.values()):.1f}", f"{sum(plan.total.values()):,.0f}"))
     yield from _table(rows)
     budget = "" if training.budget is None else f", at most {training.budget:,} evaluations"
     yield f"  {plan.num_updates:,} updates of {training.batch_size} samples{budget}"
@@ -98,8 +96,9 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"  assumed: {plan.architecture.prompt_tokens} tokens per prompt"
     yield ""
     yield f"Time on {device.label}: {_hours(plan.hours)} for the updates"
-    yield f"  {sum(plan.update_seconds.values()):.3g} s per update; teacher samples of the caches: " + (
-        _hours(plan.cache_hours)
+    yield (
+        f"  {sum(plan.update_seconds.values()):.3g} s per update; teacher samples of the caches: "
+        + (_hours(plan.cache_hours))
     )
     yield f"  {_speed(device)}"
 
@@ -142,7 +141,7 @@ def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
         UsageError: unknown GPU.
     """
     device = device_of(gpu or DEFAULT_GPU, utilisation)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             "model",
             "pixels",
@@ -158,8 +157,7 @@ def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
     ]
     for name, model in published()["models"].items():
         edits = model["edits"] or model["family"] == "sd3"
-        for side in _SIZES:
-            rows.append(_row(name, side, device, edits=edits))
+        rows += [_row(name, side, device, edits=edits) for side in _SIZES]
     return "\n".join(
         ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
         + ["| " + " | ".join(row) + " |" for row in rows[1:]]
@@ -170,8 +168,6 @@ def reference(*, edits: bool) -> Training:
     """Return the reference training; for a model that cannot edit, its text-to-image alone."""
     if edits:
         return REFERENCE
-    from dataclasses import replace
-
     only = replace(REFERENCE.skills[0], share=1.0)
     return replace(REFERENCE, skills=(only,), adapters={}, teachers=("base",), start=("base",))
 
@@ -185,7 +181,7 @@ def _row(name: str, side: int, device: Device, *, edits: bool) -> tuple[str, ...
     flops = [f"{plan.forward_flops[skill] / 1e12:.1f}" for skill in dict.fromkeys((first, last))]
     kept = [
         plan.network.activation_bytes(plan.tokens[last], 2, training.rank, recomputed=recomputed)
-        for recomputed in _EDITS
+        for recomputed in (False, True)
     ]
     return (
         name,
