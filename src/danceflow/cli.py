@@ -257,30 +257,34 @@ def plan(
         typer.Option("--table", help="Compare all published models at docs/scale.md's training."),
     ] = False,
 ) -> None:
-    """Say what a training costs before it runs: parameters, memory, evaluations, hours."""
-    if (recipe is None) != table or (table and (as_json or model or assignments)):
-        raise UsageError("plan takes a recipe, or --table with neither recipe nor its options")
-    if recipe is None:
+    """Say what a training costs before it runs: parameters, memory, evaluations, hours.
+
+    Without a recipe it is the training of docs/scale.md, with one published model or with all.
+    """
+    is_alone = not (recipe or model or as_json)
+    if table != is_alone or (recipe is None and (assignments or not (table or model))):
+        raise UsageError("plan takes a recipe and its options, or --model alone, or --table alone")
+    import json
+
+    if table:
         from danceflow.plan.show import as_table
 
         typer.echo(as_table(gpu, utilisation))
         return
-    from danceflow.config import override, parse_params, read_assignments, read_yaml
-
-    values = read_assignments(assignments or [])
-    source = f"{recipe} with --set" if values else str(recipe)
-    params = parse_params(override(read_yaml(_recipe(recipe)), values), source)
-    import json
-
-    from danceflow.paths import Paths, find_root
     from danceflow.plan.cost import as_data, plan_recipe
-    from danceflow.plan.show import as_text
+    from danceflow.plan.show import as_text, plan_reference
 
-    try:
-        teachers = Paths(find_root(Path.cwd())).teachers
-    except DanceflowError:
-        teachers = None  # a recipe can be planned anywhere
-    found = plan_recipe(params, model=model, gpu=gpu, utilisation=utilisation, teachers=teachers)
+    if recipe is None:
+        found = plan_reference(str(model), gpu, utilisation)
+    else:
+        from danceflow.config import override, parse_params, read_assignments, read_yaml
+
+        values = read_assignments(assignments or [])
+        source = f"{recipe} with --set" if values else str(recipe)
+        params = parse_params(override(read_yaml(_recipe(recipe)), values), source)
+        found = plan_recipe(
+            params, model=model, gpu=gpu, utilisation=utilisation, teachers=_teachers()
+        )
     typer.echo(json.dumps(as_data(found), indent=2) if as_json else as_text(found))
 
 
@@ -402,6 +406,16 @@ def _recipe(path: Path) -> Path:
 
     folder = path.parent if path.parent != Path() else Path("recipes")
     raise UsageError(unknown_name("recipe", path.name, [f.name for f in folder.glob("*.yaml")]))
+
+
+def _teachers() -> Path | None:
+    """Return the checkout's folder of teachers; a recipe can be planned outside of one."""
+    from danceflow.paths import Paths, find_root
+
+    try:
+        return Paths(find_root(Path.cwd())).teachers
+    except UsageError:
+        return None
 
 
 def _student(source: str, device: str) -> "Student":

@@ -2,8 +2,7 @@
 
 import dataclasses
 import importlib
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,12 +39,6 @@ WIDE: dict[str, dict[str, Any]] = {
     "zimage": {"dim": 128, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [16, 24, 24]},
 }
 DEPTH = {"zimage": "n_layers"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet() -> Iterator[None]:
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +187,7 @@ def kept_bytes(family: Any, backbone: nn.Module, z: Any, condition: Any) -> int:
         ("zimage", "omni"),
     ],
 )
-@pytest.mark.parametrize(
-    ("dtype", "rank"), [("float32", None), ("float32", 16), ("bfloat16", 16)]
-)
+@pytest.mark.parametrize(("dtype", "rank"), [("float32", None), ("float32", 16), ("bfloat16", 16)])
 def test_kept_activations_are_near_those_of_a_real_network(
     opened, name: str, shape: str, dtype: str, rank: int | None
 ) -> None:

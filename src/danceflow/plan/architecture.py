@@ -252,7 +252,7 @@ def folder_architecture(family: str, folder: Path, *, edits: bool) -> Architectu
 def _prompt_tokens(family: str, folder: Path) -> int | None:
     """Return the tokens of every prompt, or ``None`` where prompts keep their own length."""
     if family == "sd3":
-        clip = read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]
+        clip = read_json(folder / "tokenizer" / "tokenizer_config.json")["model_max_length"]
         return int(clip) + (STOCK_T5_TOKENS if (folder / "text_encoder_3").is_dir() else 0)
     if family == "flux2":
         from danceflow.models.flux2 import NUM_PROMPT_TOKENS

@@ -155,9 +155,8 @@ def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
             f"hours on {device.name}",
         )
     ]
-    for name, model in published()["models"].items():
-        edits = model["edits"] or model["family"] == "sd3"
-        rows += [_row(name, side, device, edits=edits) for side in _SIZES]
+    for name in published()["models"]:
+        rows += [_row(plan_reference(name, gpu, utilisation, side)) for side in _SIZES]
     return "\n".join(
         ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
         + ["| " + " | ".join(row) + " |" for row in rows[1:]]
@@ -172,10 +171,29 @@ def reference(*, edits: bool) -> Training:
     return replace(REFERENCE, skills=(only,), adapters={}, teachers=("base",), start=("base",))
 
 
-def _row(name: str, side: int, device: Device, *, edits: bool) -> tuple[str, ...]:
+def plan_reference(
+    model: str, gpu: str | None = None, utilisation: float | None = None, side: int = _SIZES[-1]
+) -> Plan:
+    """Return what the reference training costs with a published model.
+
+    Args:
+        model: its name.
+        gpu: where; by default the usual GPU.
+        utilisation: share of its peak, in place of the assumed one.
+        side: of the images, in pixels.
+
+    Raises:
+        UsageError: unknown model or GPU.
+    """
+    entry = published()["models"].get(model, {"edits": False, "family": ""})
+    edits = entry["edits"] or entry["family"] == "sd3"
+    architecture = published_architecture(model, edits=edits)
     training = resized(reference(edits=edits), side)
-    architecture = published_architecture(name, edits=edits)
-    plan = plan_training(training, architecture, device)
+    return plan_training(training, architecture, device_of(gpu or DEFAULT_GPU, utilisation))
+
+
+def _row(plan: Plan) -> tuple[str, ...]:
+    training, device = plan.training, plan.device
     first, last = training.skills[0].name, training.skills[-1].name
     tokens = [str(plan.tokens[skill].of("all")) for skill in dict.fromkeys((first, last))]
     flops = [f"{plan.forward_flops[skill] / 1e12:.1f}" for skill in dict.fromkeys((first, last))]
@@ -184,8 +202,8 @@ def _row(name: str, side: int, device: Device, *, edits: bool) -> tuple[str, ...
         for recomputed in (False, True)
     ]
     return (
-        name,
-        str(side),
+        plan.architecture.name,
+        str(training.size[0]),
         _count(plan.network.parameters),
         f"{_count(plan.trained)}, {_megabytes(4 * plan.trained)}",
         _pair(tokens),
