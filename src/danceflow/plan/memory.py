@@ -5,7 +5,7 @@ from typing import Literal
 
 from danceflow.plan.architecture import Architecture
 from danceflow.plan.network import Network, Tokens
-from danceflow.plan.tokens import picture_tokens, tokens_of
+from danceflow.plan.tokens import VISION_TOKENS, picture_tokens, tokens_of
 from danceflow.plan.training import Skill, Training, rows_together
 
 FLOAT = 4
@@ -141,17 +141,22 @@ def _caches(training: Training, architecture: Architecture) -> float:
     }[architecture.family]()
     latent = channels * height * width
     for skill in training.skills:
-        tokens, copies = architecture.prompt_tokens, 1
-        if architecture.family == "zimage":
+        tokens, copies, extra = architecture.prompt_tokens, 1, 0
+        is_seen = skill.has_source and architecture.edits
+        if architecture.family == "sd3":
+            features, extra = (
+                transformer["joint_attention_dim"],
+                transformer["pooled_projection_dim"],
+            )
+        elif architecture.family == "zimage":
             features = transformer["cap_feat_dim"]
+            extra = VISION_TOKENS * transformer["siglip_feat_dim"] if is_seen else 0
         else:
             features = transformer["joint_attention_dim"]
-        if architecture.family == "qwen_image" and architecture.edits:
+        if architecture.family == "qwen_image" and is_seen:
+            tokens += picture_tokens(training.size)
             copies = 2  # the empty prompt's embeddings depend on the picture
-            tokens += picture_tokens(training.size) if skill.has_source else 0
-        prompt = copies * tokens * features
-        if architecture.family == "sd3":
-            prompt += transformer["pooled_projection_dim"]
+        prompt = copies * tokens * features + extra
         rows = skill.num_rows * (prompt + latent * (2 if skill.has_source else 1))
         samples = min(training.cache_samples, skill.num_rows) * latent
         total += FLOAT * (rows + samples)

@@ -193,7 +193,7 @@ def plan_reference(
 
 
 def _row(plan: Plan) -> tuple[str, ...]:
-    training, device = plan.training, plan.device
+    training = plan.training
     first, last = training.skills[0].name, training.skills[-1].name
     tokens = [str(plan.tokens[skill].of("all")) for skill in dict.fromkeys((first, last))]
     flops = [f"{plan.forward_flops[skill] / 1e12:.1f}" for skill in dict.fromkeys((first, last))]
