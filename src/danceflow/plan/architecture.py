@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from danceflow.errors import UsageError, WeightsError, unknown_name
 from danceflow.models.family import family_class
 from danceflow.models.pipeline_folder import (
-    PIPELINE_FILE,
     read_pipeline_class,
     read_transformer_config,
 )
@@ -244,7 +243,7 @@ def folder_architecture(family: str, folder: Path, *, edits: bool) -> Architectu
         prompt_tokens=ASSUMED_PROMPT_TOKENS if prompt is None else prompt,
         is_padded=prompt is not None,
         frozen=_parts(folder),
-        is_brought=(folder / PIPELINE_FILE).is_file() or family != "sd3",
+        is_brought=family != "sd3" or (folder / "vae").is_dir(),
         is_verified=True,
     )
 

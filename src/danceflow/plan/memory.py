@@ -85,9 +85,9 @@ def _teachers(training: Training, network: Network, whole: float) -> list[Item]:
         items.append(Item(f"shared base {training.base!r}", whole))
     if adapters:
         count = sum(network.adapter_parameters(rank) for rank in adapters.values())
-        items.append(Item(f"{len(adapters)} teachers' adapters", count * FLOAT))
+        items.append(Item(f"teachers' adapters ({', '.join(adapters)})", count * FLOAT))
     if own:
-        name = f"{len(own)} whole teachers ({', '.join(own)})"
+        name = f"whole teachers ({', '.join(own)})"
         total = len(own) * whole
         if training.offload == "none":
             items.append(Item(name, total))

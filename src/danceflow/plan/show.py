@@ -240,7 +240,7 @@ def _count(number: float) -> str:
 
 
 def _gigabytes(number: float) -> str:
-    return f"{number / 1e9:.3f}" if number < 1e9 else f"{number / 1e9:.1f}"
+    return f"{number / 1e9:.2g}" if number < 1e9 else f"{number / 1e9:.1f}"
 
 
 def _megabytes(number: float) -> str:
