@@ -4,13 +4,14 @@ What is computed together has one size. Everything that must keep to that (cache
 evaluation, serving) groups its rows here.
 """
 
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
-from danceflow.errors import DataError
+from danceflow.errors import DataError, UsageError
 from danceflow.fields import uniform
 
 Size = tuple[int, int]
@@ -70,5 +71,17 @@ def draw_group(counts: Sequence[int], seed: int) -> int:
 
 
 def shown(size: Size) -> str:
-    """Returns a size as people write it, width first."""
-    return f"{size[1]} x {size[0]}"
+    """Returns a size as people write it, width first: ``768x512``."""
+    return f"{size[1]}x{size[0]}"
+
+
+def read_size(text: str) -> Size:
+    """Returns the size that people write as ``768x512``, width first.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
+    if found is None:
+        raise UsageError(f"{text!r}: write a size as WIDTHxHEIGHT, such as 768x512")
+    return int(found[2]), int(found[1])
