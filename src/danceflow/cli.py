@@ -309,9 +309,16 @@ def generate(
     num_steps: NumSteps = None,
     guidance: Guidance = 1.0,
     device: Device = "cpu",
+    size: Annotated[
+        str | None,
+        typer.Option(help="WIDTHxHEIGHT, one that it was made for; default: the usual one."),
+    ] = None,
 ) -> None:
     """Make images from prompts."""
-    images = _student(source, device).generate(prompts, seed, num_steps, guidance)
+    from danceflow.data.sizes import read_size
+
+    wanted = None if size is None else read_size(size)
+    images = _student(source, device).generate(prompts, seed, num_steps, guidance, wanted)
     _save(images, out)
 
 
@@ -326,7 +333,10 @@ def edit(
     guidance: Guidance = 1.0,
     device: Device = "cpu",
 ) -> None:
-    """Change an image as told."""
+    """Change an image as told.
+
+    Of the sizes that the student makes, the result has the one of the image's aspect.
+    """
     pictures = [_read(image)] * len(instructions)
     images = _student(source, device).edit(pictures, instructions, seed, num_steps, guidance)
     _save(images, out)

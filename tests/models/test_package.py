@@ -37,7 +37,7 @@ def family():
 
 @pytest.fixture
 def package(family, tmp_path: Path) -> Path:
-    save_package(tmp_path, family, awake(family), {"num_steps": 4, "image_size": 16})
+    save_package(tmp_path, family, awake(family), {"num_steps": 4, "image_sizes": [[16, 16]]})
     return tmp_path
 
 

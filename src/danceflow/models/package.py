@@ -42,13 +42,19 @@ class Package:
         family: the frozen parts.
         field: the student's velocity field.
         device: where it computes.
-        meta: how it was made; holds ``image_size`` (pixels) and ``num_steps`` at least.
+        meta: how it was made; holds ``num_steps`` at least.
     """
 
     family: ModelFamily
     field: VelocityField
     device: torch.device
     meta: Mapping[str, Any]
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width in pixels of the images it was trained to make, the usual one first."""
+        found = self.meta.get("image_sizes", [self.family.image_size])
+        return tuple((int(height), int(width)) for height, width in found)
 
 
 def save_package(

@@ -275,12 +275,12 @@ def _draw(
 ) -> None:
     """Writes a grid: source, every teacher, exact target, with the prompts beside."""
     part = batch.head(_GRID_ROWS)
-    columns = {} if part.source is None else {"source": part.source}
+    columns = {"source": part.sources} if part.sources else {}
     for name, config in params.capabilities.items():
         field = teachers.field(config.teacher, config.guidance)
         label = f"{config.teacher} teacher" + (" (its own)" if name == capability else "")
         columns[label] = part.sample(field, params.evaluate.num_steps, _GRID_ROWS)
-    columns["exact target"] = part.target
+    columns["exact target"] = part.targets
     image_grid(columns, part.prompts).save(path)
 
 
