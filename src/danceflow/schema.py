@@ -158,7 +158,8 @@ class RunParams(Section):
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")]
     dtype: Literal["float32", "bfloat16", "float16"]
     num_threads: PositiveCount
-    offload: Literal["none", "teachers", "blocks"]  # of teachers with weights of their own
+    # Of teachers with weights of their own, and of student and start while they are scored.
+    offload: Literal["none", "teachers", "blocks"]
     compile: bool  # the repeated blocks of every network
 
 

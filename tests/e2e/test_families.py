@@ -55,6 +55,11 @@ def erased(image: Image.Image) -> Image.Image:
     return changed
 
 
+def letters(number: int) -> str:
+    """A word of its own; the tiny tokenizer of SD3 knows neither digits nor commas."""
+    return "abcdefgh"[number % 8] + "abcdefgh"[number // 8]
+
+
 def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
@@ -79,7 +84,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 def write_pictures(raw: Path) -> None:
     looks = ("photo", "illustration")
     rows = [
-        {"look": looks[n % 2], "caption": f"a {looks[n % 2]}, part {n}", "picture": image}
+        {"look": looks[n % 2], "caption": f"a {looks[n % 2]} {letters(n)}", "picture": image}
         for n, image in enumerate(crops(2 * ROWS))
     ]
     write_table(raw / "pictures" / "pictures.csv", rows)
@@ -241,7 +246,7 @@ def runs(
     asked = {
         item.callspec.params["name"]
         for item in request.session.items
-        if item.path == Path(__file__) and "name" in getattr(item, "callspec").params
+        if item.path == Path(__file__) and "name" in item.callspec.params
     }
     folders = {name: tmp_path_factory.mktemp(name) for name in SMOKE if name in asked}
     pipelines = {name: write_teachers(name, folder) for name, folder in folders.items()}
@@ -296,11 +301,11 @@ def test_a_family_is_distilled_by_dvc_repro(name: str, runs: dict[str, Future[Fi
     pipeline = smoke.stock.build()
 
     def distance() -> float:
-        """How far the stock pipeline's latents are from the student's, relative to noise."""
+        """Of the stock pipeline's latents to the student's, in parts of their way from noise."""
         options = {"num_inference_steps": steps, "output_type": "latent"}
         found = smoke.stock.call(pipeline, [PROMPT], noise, 1.0, (size, size), source, **options)
         return float((found - expected).norm() / (expected - noise).norm())
 
-    before = distance()
+    without = distance()
     pipeline.load_lora_weights(checkout.paths.student / smoke.adapter)
-    assert distance() < 0.02 < 0.1 < before  # the package's weights are float16
+    assert distance() < min(0.01, without / 20)  # the package's weights are float16
