@@ -235,6 +235,61 @@ def bring_teachers(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A params file, such as those in recipes/.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="Where it would run, such as h100.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A published model, such as z-image, or the folder of a pipeline."),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-S", metavar="NAME=VALUE", help="Change one parameter."),
+    ] = None,
+    utilisation: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1.0, help="Share of the GPU's peak; default: an assumption."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    table: Annotated[
+        bool,
+        typer.Option("--table", help="Compare all published models at docs/scale.md's training."),
+    ] = False,
+) -> None:
+    """Say what a training costs before it runs: parameters, memory, evaluations, hours.
+
+    Without a recipe it is the training of docs/scale.md, with one published model or with all.
+    """
+    is_alone = not (recipe or model or as_json)
+    if table != is_alone or (recipe is None and (assignments or not (table or model))):
+        raise UsageError("plan takes a recipe and its options, or --model alone, or --table alone")
+    import json
+
+    if table:
+        from danceflow.plan.show import as_table
+
+        typer.echo(as_table(gpu, utilisation))
+        return
+    from danceflow.plan.cost import as_data, plan_recipe
+    from danceflow.plan.show import as_text, plan_reference
+
+    if recipe is None:
+        found = plan_reference(str(model), gpu, utilisation)
+    else:
+        from danceflow.config import override, parse_params, read_assignments, read_yaml
+
+        values = read_assignments(assignments or [])
+        source = f"{recipe} with --set" if values else str(recipe)
+        params = parse_params(override(read_yaml(_recipe(recipe)), values), source)
+        found = plan_recipe(
+            params, model=model, gpu=gpu, utilisation=utilisation, teachers=_teachers()
+        )
+    typer.echo(json.dumps(as_data(found), indent=2) if as_json else as_text(found))
+
+
+@app.command()
 def digits() -> None:
     """Write scikit-learn's handwritten digits to data/raw/digits, for recipes/digits.yaml."""
     root = _checkout()
@@ -342,6 +397,26 @@ def _checkout() -> Path:
     root = find_root(Path.cwd())
     runtime.use_code_of(root)
     return root
+
+
+def _recipe(path: Path) -> Path:
+    """Return a params file; raises ``UsageError`` naming the nearest if there is none."""
+    if path.is_file():
+        return path
+    from danceflow.errors import unknown_name
+
+    folder = path.parent if path.parent != Path() else Path("recipes")
+    raise UsageError(unknown_name("recipe", path.name, [f.name for f in folder.glob("*.yaml")]))
+
+
+def _teachers() -> Path | None:
+    """Return the checkout's folder of teachers; a recipe can be planned outside of one."""
+    from danceflow.paths import Paths, find_root
+
+    try:
+        return Paths(find_root(Path.cwd())).teachers
+    except UsageError:
+        return None
 
 
 def _student(source: str, device: str) -> "Student":

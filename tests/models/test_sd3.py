@@ -74,9 +74,13 @@ def test_weights_without_source_or_mask_get_zeros_for_them(tmp_path) -> None:
 def test_a_clean_prediction_is_divided_by_at_least_sigma_min(recorded) -> None:
     network, z, _, condition = recorded
     for sigma, divisor in ((1.0, 1.0), (0.2, 0.2), (0.05, 0.05), (0.01, 0.05), (0.0, 0.05)):
-        velocity = Sd3Field(network, "clean", 0.05, source_mask=False)(z, torch.full((2,), sigma), condition)
+        velocity = Sd3Field(network, "clean", 0.05, source_mask=False)(
+            z, torch.full((2,), sigma), condition
+        )
         torch.testing.assert_close(velocity, (z - 0.5) / divisor)
-    velocity = Sd3Field(network, "velocity", 0.05, source_mask=False)(z, torch.full((2,), 0.2), condition)
+    velocity = Sd3Field(network, "velocity", 0.05, source_mask=False)(
+        z, torch.full((2,), 0.2), condition
+    )
     assert torch.equal(velocity, torch.full_like(z, 0.5))
 
 

@@ -253,7 +253,12 @@ def test_another_pipeline_is_told(tmp_path: Path) -> None:
     ("part", "file", "values", "message"),
     [
         ("transformer", "config.json", {"_class_name": "UNet"}, "expected a SD3Transformer2DModel"),
-        ("transformer", "config.json", {"in_channels": 5}, "takes 4 channels, or 8 with a source image, or 9"),
+        (
+            "transformer",
+            "config.json",
+            {"in_channels": 5},
+            "channels, or 8 with a source image, or 9",
+        ),
         ("scheduler", "scheduler_config.json", {"_class_name": "DDIM"}, "found DDIM"),
         ("scheduler", "scheduler_config.json", {"stochastic_sampling": True}, "without stochastic"),
         ("text_encoder", "config.json", {"intermediate_size": 20}, "text_encoder: "),

@@ -1,0 +1,1 @@
+"""What a training costs, worked out before anything runs: size, memory, evaluations, hours."""

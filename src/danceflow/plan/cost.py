@@ -1,0 +1,263 @@
+"""A whole plan: sizes, memory, evaluations, operations and hours of one training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danceflow.errors import UsageError
+from danceflow.plan.architecture import Architecture, architecture_of
+from danceflow.plan.devices import CPU, DEFAULT_GPU, Device, device_of
+from danceflow.plan.measure import network_of
+from danceflow.plan.memory import BYTES, Item, memory_items, skill_tokens
+from danceflow.plan.network import Network
+from danceflow.plan.training import (
+    Evaluations,
+    Skill,
+    Training,
+    evaluations,
+    num_updates,
+    training_of,
+    warm_up,
+)
+from danceflow.train.budget import PARTS
+
+if TYPE_CHECKING:
+    from danceflow.plan.network import Tokens
+    from danceflow.schema import Params
+
+SECONDS_PER_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training costs.
+
+    Attributes:
+        architecture: which networks.
+        network: the transformer's sizes.
+        training: what is trained, and how.
+        device: where.
+        memory: what is held, part by part.
+        evaluations: expected field evaluations per update, by capability.
+        num_updates: how many there are.
+        tokens: of one state, by capability.
+        forward_flops: operations of one of the student's evaluations, by capability.
+        training_flops: operations of its forward and backward pass, by capability.
+        update_seconds: of an update, by part of the ledger.
+        cache_seconds: of the teacher samples in the caches.
+    """
+
+    architecture: Architecture
+    network: Network
+    training: Training
+    device: Device
+    memory: tuple[Item, ...]
+    evaluations: tuple[Evaluations, ...]
+    num_updates: int
+    tokens: Mapping[str, "Tokens"]
+    forward_flops: Mapping[str, float]
+    training_flops: Mapping[str, float]
+    update_seconds: Mapping[str, float]
+    cache_seconds: float
+
+    @property
+    def per_update(self) -> dict[str, float]:
+        """Expected field evaluations of an update, by part of the ledger."""
+        return {part: sum(e.parts[part] for e in self.evaluations) for part in PARTS}
+
+    @property
+    def total(self) -> dict[str, float]:
+        """Expected field evaluations of the whole training, by part of the ledger."""
+        share = warm_up(self.training, self.num_updates)
+        return {
+            part: count * self.num_updates * (1.0 if part == "rollout" else share)
+            for part, count in self.per_update.items()
+        }
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        rank = self.training.rank
+        return self.network.parameters if rank is None else self.network.adapter_parameters(rank)
+
+    @property
+    def hours(self) -> float:
+        """Estimated hours of the updates."""
+        share = warm_up(self.training, self.num_updates)
+        each = sum(
+            seconds * (1.0 if part == "rollout" else share)
+            for part, seconds in self.update_seconds.items()
+        )
+        return self.num_updates * each / SECONDS_PER_HOUR
+
+    @property
+    def cache_hours(self) -> float:
+        """Estimated hours of the teacher samples in the caches."""
+        return self.cache_seconds / SECONDS_PER_HOUR
+
+    def held(self, place: str) -> float:
+        """Return the bytes that are held in ``device`` or ``main`` memory."""
+        return sum(item.num_bytes for item in self.memory if item.place == place)
+
+
+def plan_recipe(
+    params: "Params",
+    *,
+    model: str | None = None,
+    gpu: str | None = None,
+    utilisation: float | None = None,
+    teachers: Path | None = None,
+) -> Plan:
+    """Return what a recipe's distillation costs.
+
+    Args:
+        params: the recipe.
+        model: a published model or a pipeline's folder; see ``architecture_of``.
+        gpu: where it runs; by default the usual GPU, or the processor if ``run.device`` is that.
+        utilisation: share of the GPU's peak, in place of the assumed one.
+        teachers: the checkout's folder of teachers, if there is one.
+
+    Raises:
+        UsageError: unknown model or GPU, or images that the network cannot make.
+        ConfigError: the method's parts do not fit.
+        WeightsError: a folder cannot be read.
+    """
+    usual = CPU if params.run.device == "cpu" and model is None else DEFAULT_GPU
+    device = device_of(gpu or usual, utilisation)
+    architecture = architecture_of(params, model, teachers)
+    training = training_of(params, is_brought=architecture.is_brought)
+    return plan_training(training, architecture, device)
+
+
+def plan_training(training: Training, architecture: Architecture, device: Device) -> Plan:
+    """Return what a training of these networks costs on a machine.
+
+    Raises:
+        UsageError: images that the network cannot make.
+        WeightsError: sizes that its class does not take.
+    """
+    _check_size(training, architecture)
+    network = network_of(
+        architecture.family,
+        architecture.transformer,
+        architecture.factor,
+        edits=architecture.edits,
+    )
+    costs = evaluations(training)
+    tokens = {s.name: skill_tokens(training, architecture, s) for s in training.skills}
+    half = BYTES[training.dtype]
+    student = 4 if training.rank is None else half
+    seconds = dict.fromkeys(PARTS, 0.0)
+    forward, backward = {}, {}
+    for skill in training.skills:
+        at = tokens[skill.name]
+        forward[skill.name] = network.forward_flops(at, training.rank)
+        backward[skill.name] = network.training_flops(
+            at, training.rank, recomputed=training.recomputed
+        )
+    for cost in costs:
+        name, fast, slow = cost.skill.name, device.speed(half), device.speed(student)
+        seconds["rollout"] += cost.rollout * forward[name] / slow
+        seconds["average"] += cost.average * forward[name] / slow
+        seconds["training"] += cost.states * backward[name] / slow
+        for teacher, count in cost.teachers.items():
+            rank = training.adapters.get(teacher)
+            seconds["teachers"] += count * network.forward_flops(tokens[name], rank) / fast
+    per_update = sum(sum(cost.parts.values()) for cost in costs)
+    return Plan(
+        architecture=architecture,
+        network=network,
+        training=training,
+        device=device,
+        memory=tuple(memory_items(training, architecture, network)),
+        evaluations=tuple(costs),
+        num_updates=num_updates(training, per_update),
+        tokens=tokens,
+        forward_flops=forward,
+        training_flops=backward,
+        update_seconds=seconds,
+        cache_seconds=sum(
+            _cache_flops(training, network, skill, tokens[skill.name]) for skill in training.skills
+        )
+        / device.speed(half),
+    )
+
+
+def _cache_flops(training: Training, network: Network, skill: Skill, tokens: "Tokens") -> float:
+    """Return the operations of a capability's teacher samples."""
+    count = min(training.cache_samples, skill.num_rows) * training.cache_steps * skill.cost
+    return count * network.forward_flops(tokens, training.adapters.get(skill.teacher))
+
+
+def _check_size(training: Training, architecture: Architecture) -> None:
+    transformer = architecture.transformer
+    side = {"sd3": lambda: transformer["patch_size"], "flux2": lambda: 1}
+    unit = architecture.factor * side.get(architecture.family, lambda: 2)()
+    if any(length % unit for length in training.size):
+        height, width = training.size
+        raise UsageError(
+            f"data.image_size: {architecture.name} makes images whose sides are multiples of "
+            f"{unit} pixels, not {height} x {width}"
+        )
+
+
+def resized(training: Training, side: int) -> Training:
+    """Return the same training on square images of another side in pixels."""
+    return replace(training, size=(side, side))
+
+
+def as_data(plan: Plan) -> dict[str, Any]:
+    """Return a plan as plain data, for JSON."""
+    training, network, device = plan.training, plan.network, plan.device
+    return {
+        "model": {
+            "name": plan.architecture.name,
+            "family": plan.architecture.family,
+            "origin": plan.architecture.origin,
+            "verified": plan.architecture.is_verified,
+            "parameters": network.parameters,
+            "buffers": network.buffers,
+            "frozen_parts": dict(plan.architecture.frozen),
+        },
+        "image_size": list(training.size),
+        "student": {
+            "trained_parameters": plan.trained,
+            "adapter_rank": training.rank,
+            "adapter_bytes": None if training.rank is None else 4 * plan.trained,
+        },
+        "memory_bytes": [
+            {
+                "part": item.name,
+                "bytes": round(item.num_bytes),
+                "place": item.place,
+                "estimate": item.is_estimate,
+            }
+            for item in plan.memory
+        ],
+        "device_bytes": round(plan.held("device")),
+        "main_bytes": round(plan.held("main")),
+        "field_evaluations": {
+            "per_update": plan.per_update,
+            "per_update_total": sum(plan.per_update.values()),
+            "num_updates": plan.num_updates,
+            "training": plan.total,
+            "training_total": sum(plan.total.values()),
+        },
+        "capabilities": {
+            skill.name: {
+                "tokens": plan.tokens[skill.name].of("all"),
+                "forward_tflops": plan.forward_flops[skill.name] / 1e12,
+                "training_tflops": plan.training_flops[skill.name] / 1e12,
+            }
+            for skill in training.skills
+        },
+        "time": {
+            "gpu": device.name,
+            "utilisation": device.utilisation,
+            "measured": device.is_measured,
+            "seconds_per_update": dict(plan.update_seconds),
+            "hours": plan.hours,
+            "cache_hours": plan.cache_hours,
+        },
+    }

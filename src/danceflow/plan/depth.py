@@ -1,0 +1,79 @@
+"""How deep a rollout is expected to go: the mean of the deepest of a sample's queries."""
+
+import torch
+from torch import Tensor
+
+from danceflow.fields.query import beta_index_probabilities
+from danceflow.method import Method
+
+_SHAPES = {"low": (5.0, 2.0), "median": (5.0, 5.0), "high": (2.0, 5.0), "uniform": (1.0, 1.0)}
+"""Beta distributions of the queries, as ``fields.query`` draws them; a test holds them together."""
+_NUM_POINTS = 512
+_NUM_PROGRESS = 64
+
+
+def expected_depth(method: Method, num_steps: int) -> float:
+    """Return the student's expected evaluations per sample in the rollout of an update.
+
+    A rollout of a sample ends at its deepest query, and goes one step further where the objective
+    needs successors; a warm start saves the steps before it. Averaged over the whole training, for
+    a query that changes with its progress.
+
+    Args:
+        method: with states from a rollout; noised states cost none.
+        num_steps: N, the steps of the rollout.
+    """
+    warm_start = getattr(method.states, "warm_start", None)
+    if warm_start is None or not method.trains:
+        return 0.0
+    below = _below(method, num_steps)  # P(deepest < index), index 0..N
+    probability = below.diff()
+    depth = torch.arange(num_steps, dtype=torch.float64) + float(method.objective.needs_successors)
+    return float((probability * (depth - warm_start).clamp_min(0)).sum())
+
+
+def _below(method: Method, num_steps: int) -> Tensor:
+    """Return P(the deepest of all rounds' queries < index), [N + 1] float64."""
+    num_queries, rounds = method.queries_per_sample(num_steps), method.updates_per_rollout
+    if method.query == "stratified":
+        # One query in each of K runs of indices: the deepest is uniform in the last run.
+        first = (num_queries - 1) * num_steps // num_queries
+        below = (torch.arange(num_steps + 1, dtype=torch.float64) - first) / (num_steps - first)
+        return below.clamp_min(0).pow(rounds)
+    if method.query == "curriculum":
+        progress = (torch.arange(_NUM_PROGRESS, dtype=torch.float64) + 0.5) / _NUM_PROGRESS
+        shapes = [(2.0 + 3.0 * p, 5.0 - 3.0 * p) for p in progress.tolist()]
+    else:
+        shapes = [_SHAPES[method.query]]
+    each = [
+        _all_below(beta_index_probabilities(*shape, num_steps), num_queries).pow(rounds)
+        for shape in shapes
+    ]
+    return torch.stack(each).mean(0)
+
+
+def _all_below(probability_N: Tensor, num_queries: int) -> Tensor:
+    """Return P(K draws without replacement are all < index), [N + 1] float64.
+
+    The draws are the first K arrivals of an exponential race with these rates. All are below the
+    index when K indices below arrive before the first of the others, whose arrival is exponential
+    too: the integral over that arrival of a Poisson-binomial tail.
+    """
+    num_steps = len(probability_N)
+    result = torch.zeros(num_steps + 1, dtype=torch.float64)
+    result[num_steps] = 1.0
+    survival = (torch.arange(_NUM_POINTS, dtype=torch.float64) + 0.5) / _NUM_POINTS
+    for index in range(num_queries, num_steps):
+        rest = probability_N[index:].sum()
+        time = -survival.log() / rest
+        # [points, 0..K]: how many of the indices below have arrived, K and more in one place.
+        arrived = torch.zeros(_NUM_POINTS, num_queries + 1, dtype=torch.float64)
+        arrived[:, 0] = 1.0
+        for rate in probability_N[:index]:
+            there = (1.0 - (-rate * time).exp())[:, None]
+            moved = arrived * there
+            arrived = arrived - moved
+            arrived[:, 1:] += moved[:, :-1]
+            arrived[:, -1] += moved[:, -1]
+        result[index] = arrived[:, -1].mean()
+    return result

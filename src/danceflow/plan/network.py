@@ -1,0 +1,205 @@
+"""The sizes of a transformer and what one state costs in it: operations and kept activations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Stream = Literal["image", "prompt", "vision", "all", "sample"]
+ATTENTION_BACKWARD = 2.5
+"""Cost of attention's backward pass in forward passes: five matrix products for two."""
+
+_FULL, _ADAPTER, _ADAPTER_HALF = range(3)
+# What a forward pass keeps for the backward pass, in units of the inputs and outputs of all linear
+# modules that see tokens: of networks that are trained whole, of adapters on a float32 base, and of
+# adapters on a half-precision base (beside the float32 copies that peft makes of their inputs).
+# Measured on small networks of the families' own classes; tests/plan/test_network.py holds them.
+_KEPT: Mapping[tuple[str, bool], tuple[float, float, float]] = {
+    ("sd3", False): (1.48, 1.07, 1.03),
+    ("sd3", True): (1.48, 1.07, 1.03),
+    ("flux2", True): (1.58, 1.24, 1.16),
+    ("qwen_image", False): (1.45, 1.06, 1.07),
+    ("qwen_image", True): (1.45, 1.06, 1.07),
+    ("zimage", False): (1.72, 1.17, 1.53),
+    ("zimage", True): (1.93, 1.36, 1.72),  # every token has its own modulation
+}
+_ENDS = 2
+"""Inputs of blocks that are kept in front of and behind them, when all else is computed again."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How many rows one state's evaluation has in each stream.
+
+    Attributes:
+        image: tokens of the state and, where the family lays it beside it, of the source.
+        prompt: tokens of the prompt.
+        vision: tokens of a vision encoder's features.
+        sample: rows of what is computed once per state, such as the embedding of sigma.
+    """
+
+    image: int
+    prompt: int
+    vision: int = 0
+    sample: int = 1
+
+    def of(self, stream: Stream) -> int:
+        """Return the rows of a stream."""
+        if stream == "all":
+            return self.image + self.prompt + self.vision
+        return int(getattr(self, stream))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear or convolution module.
+
+    Attributes:
+        name: in the network.
+        fan_in: inputs per row; of a convolution, those of a whole patch.
+        fan_out: outputs per row.
+        stream: whose rows it sees.
+        block: the member of a list of blocks that it belongs to, if any.
+        is_target: whether the family's adapters change it.
+        is_convolution: whether its adapter's factors are convolutions too.
+    """
+
+    name: str
+    fan_in: int
+    fan_out: int
+    stream: Stream
+    block: str | None
+    is_target: bool
+    is_convolution: bool
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention module: its stream, its width in features and its block."""
+
+    stream: Stream
+    width: int
+    block: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """The sizes of a transformer.
+
+    Attributes:
+        family: its family's name.
+        parameters: all of them.
+        edits: whether it takes a source.
+        buffers: elements of what is kept beside the parameters, such as a place table.
+        matrix_parameters: those of two dimensions with both above 1, as Muon sorts them.
+        linears: its linear and convolution modules.
+        attentions: its attention modules.
+        blocks: parameters of every repeated block.
+    """
+
+    family: str
+    parameters: int
+    edits: bool
+    buffers: int
+    matrix_parameters: int
+    linears: tuple[Linear, ...]
+    attentions: tuple[Attention, ...]
+    blocks: Mapping[str, int]
+
+    def forward_flops(self, tokens: Tokens, rank: int | None = None) -> float:
+        """Return the floating-point operations of one forward pass of one state.
+
+        Two per weight and row of every linear and convolution module, and 4 S^2 d for attention
+        among S tokens of d features. Norms, activations and embeddings of places are left out.
+
+        Args:
+            tokens: of the state.
+            rank: of an active adapter, if any.
+        """
+        return self._linear_flops(tokens, rank) + self.attention_flops(tokens)
+
+    def training_flops(
+        self, tokens: Tokens, rank: int | None = None, *, recomputed: bool = False
+    ) -> float:
+        """Return the floating-point operations of a forward and backward pass of one state.
+
+        The backward pass takes the gradient by activations (as much as the forward pass) and by
+        weights (as much again, but of an adapter only its own), and attention's, which costs
+        ``ATTENTION_BACKWARD`` forward passes.
+
+        Args:
+            tokens: of the state.
+            rank: of the trained adapter; ``None``: all weights are trained.
+            recomputed: whether activations are computed again in the backward pass.
+        """
+        linear, attention = self._linear_flops(tokens, None), self.attention_flops(tokens)
+        adapter = 0.0 if rank is None else self._linear_flops(tokens, rank) - linear
+        trained = linear if rank is None else 2 * adapter
+        forward = linear + adapter + attention
+        backward = linear + trained + ATTENTION_BACKWARD * attention
+        return forward + backward + (forward if recomputed else 0.0)
+
+    def _linear_flops(self, tokens: Tokens, rank: int | None) -> float:
+        total = 0
+        for linear in self.linears:
+            weights = linear.fan_in * linear.fan_out
+            if rank is not None and linear.is_target:
+                weights += rank * (linear.fan_in + linear.fan_out)
+            total += 2 * weights * tokens.of(linear.stream)
+        return float(total)
+
+    def attention_flops(self, tokens: Tokens) -> float:
+        """Return the operations of all attention of one forward pass of one state."""
+        return float(sum(4 * a.width * tokens.of(a.stream) ** 2 for a in self.attentions))
+
+    def activation_bytes(
+        self, tokens: Tokens, num_bytes: int, rank: int | None = None, *, recomputed: bool = False
+    ) -> float:
+        """Return what one state's forward pass keeps in memory for the backward pass, in bytes.
+
+        Args:
+            tokens: of the state.
+            num_bytes: of a number in the network's dtype.
+            rank: of the trained adapter; ``None``: all weights are trained.
+            recomputed: whether only the inputs of the blocks are kept, and one block is computed
+                again at a time.
+        """
+        if not recomputed:
+            return self._kept_bytes(self.linears, tokens, num_bytes, rank)
+        streams = {attention.block: attention for attention in reversed(self.attentions)}
+        inputs = [a.width * tokens.of(a.stream) for a in streams.values()]
+        again = max(
+            self._kept_bytes(
+                [linear for linear in self.linears if linear.block == block],
+                tokens,
+                num_bytes,
+                rank,
+            )
+            for block in streams
+        )
+        return num_bytes * (sum(inputs) + _ENDS * max(inputs)) + again
+
+    def _kept_bytes(
+        self, linears: Sequence[Linear], tokens: Tokens, num_bytes: int, rank: int | None
+    ) -> float:
+        seen = [(tokens.of(li.stream), li) for li in linears if li.stream != "sample"]
+        unit = sum(rows * (li.fan_in + li.fan_out) for rows, li in seen)
+        shares = _KEPT[self.family, self.edits]
+        if rank is None:
+            return shares[_FULL] * unit * num_bytes
+        targets = [(rows, li) for rows, li in seen if li.is_target]
+        factors = 4 * sum(rows * rank for rows, _ in targets)
+        if num_bytes == 4:
+            return shares[_ADAPTER] * unit * num_bytes + factors
+        copies = 4 * sum(rows * li.fan_in for rows, li in targets)
+        return shares[_ADAPTER_HALF] * unit * num_bytes + factors + copies
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Return the parameters of a LoRA adapter of this rank on the family's targets."""
+        return rank * sum(li.fan_in + li.fan_out for li in self.linears if li.is_target)
+
+    def adapter_matrices(self, rank: int) -> int:
+        """Return those of an adapter's parameters that are matrices, as Muon sorts them."""
+        if rank == 1:
+            return 0
+        targets = (li for li in self.linears if li.is_target and not li.is_convolution)
+        return rank * sum(li.fan_in + li.fan_out for li in targets)

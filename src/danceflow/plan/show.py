@@ -1,0 +1,253 @@
+"""A plan as text for the terminal, and the table of all published models for docs/scale.md."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from danceflow.method import METHODS
+from danceflow.plan.architecture import published, published_architecture
+from danceflow.plan.cost import Plan, plan_training, resized
+from danceflow.plan.devices import DEFAULT_GPU, Device, device_of
+from danceflow.plan.memory import Item
+from danceflow.plan.training import Skill, Training
+
+_SIZES = (512, 1024)
+REFERENCE_ROWS = 10_000
+REFERENCE = Training(
+    method=METHODS["danceopd"],
+    skills=(
+        Skill("t2i", 1 / 3, False, "base", 2, REFERENCE_ROWS),
+        Skill("local_edit", 1 / 3, True, "local", 1, REFERENCE_ROWS),
+        Skill("global_edit", 1 / 3, True, "global", 1, REFERENCE_ROWS),
+    ),
+    adapters={"local": 128, "global": 128},
+    base="base",
+    teachers=("base", "local", "global"),
+    start=("local",),
+    num_steps=16,
+    num_updates=2000,
+    budget=None,
+    batch_size=4,
+    together=False,
+    rank=128,
+    optimizer="adamw",
+    recomputed=True,
+    dtype="bfloat16",
+    offload="none",
+    size=(1024, 1024),
+    cache_samples=256,
+    cache_steps=16,
+)
+"""The training of the table: DanceOPD as published (rank 128, 16 steps, 4 samples per update)."""
+
+
+def as_text(plan: Plan) -> str:
+    """Return a plan as readable lines."""
+    return "\n".join(_lines(plan))
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    training, network, device = plan.training, plan.network, plan.device
+    height, width = training.size
+    yield f"{plan.architecture.name} ({plan.architecture.family}), {height} x {width} pixels"
+    yield f"  sizes from: {plan.architecture.origin}"
+    if not plan.architecture.is_verified:
+        yield "  some of these sizes are assumptions: src/danceflow/plan/models.json names them"
+    yield ""
+    yield "Parameters"
+    yield from _table(
+        [
+            ("transformer", _count(network.parameters)),
+            *((part, _count(count)) for part, count in plan.architecture.frozen.items()),
+            (_student(plan), _count(plan.trained)),
+        ]
+    )
+    yield ""
+    yield "Memory in GB (10^9 bytes); ~ is an estimate"
+    for place, name in (("device", "where networks compute"), ("main", "main memory")):
+        items = [item for item in plan.memory if item.place == place]
+        if items:
+            yield f"  {name}: {_gigabytes(plan.held(place))}"
+            yield from _table([(f"  {item.name}", _held(item)) for item in items])
+    yield from _fits(plan)
+    yield ""
+    yield f"Field evaluations ({training.method.name})"
+    rows: list[tuple[str, ...]] = [("part", "per update", "training")]
+    for part, count in plan.per_update.items():
+        if count:
+            rows.append((part, f"{count:.1f}", f"{plan.total[part]:,.0f}"))
+    rows.append(("all", f"{sum(plan.per_update.values()):.1f}", f"{sum(plan.total.values()):,.0f}"))
+    yield from _table(rows)
+    budget = "" if training.budget is None else f", at most {training.budget:,} evaluations"
+    yield f"  {plan.num_updates:,} updates of {training.batch_size} samples{budget}"
+    yield ""
+    yield "Operations of one state in TFLOP"
+    rows = [("capability", "tokens", "forward", "forward and backward")]
+    for skill in training.skills:
+        rows.append(
+            (
+                skill.name,
+                str(plan.tokens[skill.name].of("all")),
+                f"{plan.forward_flops[skill.name] / 1e12:.3g}",
+                f"{plan.training_flops[skill.name] / 1e12:.3g}",
+            )
+        )
+    yield from _table(rows)
+    if not plan.architecture.is_padded:
+        yield f"  assumed: {plan.architecture.prompt_tokens} tokens per prompt"
+    yield ""
+    yield f"Time on {device.label}: {_hours(plan.hours)} for the updates"
+    yield (
+        f"  {sum(plan.update_seconds.values()):.3g} s per update; teacher samples of the caches: "
+        + (_hours(plan.cache_hours))
+    )
+    yield f"  {_speed(device)}"
+
+
+def _student(plan: Plan) -> str:
+    rank = plan.training.rank
+    if rank is None:
+        return "trained: all weights"
+    return f"trained: adapter of rank {rank}, {_megabytes(4 * plan.trained)} file"
+
+
+def _fits(plan: Plan) -> Iterator[str]:
+    memory = plan.device.memory_gb
+    if memory is None:
+        return
+    held = plan.held("device") / 1e9
+    if held > memory:
+        yield f"  does not fit: {held:.1f} GB of the {memory:g} GB of {plan.device.label}"
+    else:
+        yield f"  leaves {memory - held:.1f} of {memory:g} GB for workspace and fragmentation"
+
+
+def _speed(device: Device) -> str:
+    if device.is_measured:
+        return f"measured speed, scaled by operations: {device.source}"
+    return (
+        f"assumed: {device.utilisation:.0%} of the vendor's peak; no GPU was measured "
+        "(docs/scale.md)"
+    )
+
+
+def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
+    """Return what the reference training costs with every published model, as Markdown.
+
+    Args:
+        gpu: where; by default the usual GPU.
+        utilisation: share of its peak, in place of the assumed one.
+
+    Raises:
+        UsageError: unknown GPU.
+    """
+    device = device_of(gpu or DEFAULT_GPU, utilisation)
+    rows: list[tuple[str, ...]] = [
+        (
+            "model",
+            "pixels",
+            "parameters",
+            "adapter",
+            "tokens (edit)",
+            "TFLOP per evaluation (edit)",
+            "activations per state, GB (recomputed)",
+            "on the device, GB",
+            "evaluations per update",
+            f"hours on {device.name}",
+        )
+    ]
+    for name in published()["models"]:
+        rows += [_row(plan_reference(name, gpu, utilisation, side)) for side in _SIZES]
+    return "\n".join(
+        ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+        + ["| " + " | ".join(row) + " |" for row in rows[1:]]
+    )
+
+
+def reference(*, edits: bool) -> Training:
+    """Return the reference training; for a model that cannot edit, its text-to-image alone."""
+    if edits:
+        return REFERENCE
+    only = replace(REFERENCE.skills[0], share=1.0)
+    return replace(REFERENCE, skills=(only,), adapters={}, teachers=("base",), start=("base",))
+
+
+def plan_reference(
+    model: str, gpu: str | None = None, utilisation: float | None = None, side: int = _SIZES[-1]
+) -> Plan:
+    """Return what the reference training costs with a published model.
+
+    Args:
+        model: its name.
+        gpu: where; by default the usual GPU.
+        utilisation: share of its peak, in place of the assumed one.
+        side: of the images, in pixels.
+
+    Raises:
+        UsageError: unknown model or GPU.
+    """
+    entry = published()["models"].get(model, {"edits": False, "family": ""})
+    edits = entry["edits"] or entry["family"] == "sd3"
+    architecture = published_architecture(model, edits=edits)
+    training = resized(reference(edits=edits), side)
+    return plan_training(training, architecture, device_of(gpu or DEFAULT_GPU, utilisation))
+
+
+def _row(plan: Plan) -> tuple[str, ...]:
+    training = plan.training
+    first, last = training.skills[0].name, training.skills[-1].name
+    tokens = [str(plan.tokens[skill].of("all")) for skill in dict.fromkeys((first, last))]
+    flops = [f"{plan.forward_flops[skill] / 1e12:.1f}" for skill in dict.fromkeys((first, last))]
+    kept = [
+        plan.network.activation_bytes(plan.tokens[last], 2, training.rank, recomputed=recomputed)
+        for recomputed in (False, True)
+    ]
+    return (
+        plan.architecture.name,
+        str(training.size[0]),
+        _count(plan.network.parameters),
+        f"{_count(plan.trained)}, {_megabytes(4 * plan.trained)}",
+        _pair(tokens),
+        _pair(flops),
+        _pair([f"{value / 1e9:.2f}" for value in kept]),
+        f"{plan.held('device') / 1e9:.1f}",
+        f"{sum(plan.per_update.values()):.1f}",
+        f"{plan.hours:.1f}",
+    )
+
+
+def _pair(texts: Sequence[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{texts[0]} ({texts[1]})"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Yield rows with aligned columns, the first to the left and the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [text.rjust(size) for text, size in zip(others, widths[1:], strict=True)]
+        yield "  " + "  ".join(cells)
+
+
+def _held(item: Item) -> str:
+    return ("~" if item.is_estimate else "") + _gigabytes(item.num_bytes)
+
+
+def _count(number: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number / 1e9:.2g}" if number < 1e9 else f"{number / 1e9:.1f}"
+
+
+def _megabytes(number: float) -> str:
+    return f"{number / 1e6:,.1f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"
+
+
+def _hours(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"

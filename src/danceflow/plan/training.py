@@ -1,0 +1,233 @@
+"""What a distillation does per update: which fields are evaluated, and how often."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from danceflow.method import Method
+from danceflow.plan.depth import expected_depth
+from danceflow.train.budget import FORWARD_AND_BACKWARD, PARTS
+
+if TYPE_CHECKING:
+    from danceflow.schema import Params
+
+MAX_ROWS = 256
+"""States of one backward pass at most, as ``train.distill`` cuts them; a test holds it there."""
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A capability that is trained.
+
+    Attributes:
+        name: its own.
+        share: of the training; all sum to 1.
+        has_source: whether its states have a source.
+        teacher: its teacher's name.
+        cost: evaluations of the teacher's network per state: 2 with guidance, else 1.
+        num_rows: rows of its training split at most.
+    """
+
+    name: str
+    share: float
+    has_source: bool
+    teacher: str
+    cost: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """What decides the cost of a distillation, beside its network.
+
+    Attributes:
+        method: which states, how many, which teachers.
+        skills: the capabilities that are trained.
+        adapters: rank of every teacher that is a LoRA adapter, by name.
+        base: the teacher that adapters stand on, if there is one that is shared.
+        teachers: names of the teachers that are loaded.
+        start: the teachers that the student's start is made of.
+        num_steps: of the student's rollout.
+        num_updates: at most.
+        budget: field evaluations that end the training earlier, if any.
+        batch_size: samples per update.
+        together: whether every update trains all capabilities, or one.
+        rank: of the student's adapter; ``None``: all its weights are trained.
+        optimizer: ``adamw`` or ``muon``.
+        recomputed: whether activations are computed again in the backward pass.
+        dtype: of the frozen networks.
+        offload: what teachers with weights of their own do while they are not asked.
+        size: height and width of the images in pixels.
+        cache_samples: teacher samples per capability, in the cache.
+        cache_steps: of those samples.
+    """
+
+    method: Method
+    skills: tuple[Skill, ...]
+    adapters: Mapping[str, int]
+    base: str | None
+    teachers: tuple[str, ...]
+    start: tuple[str, ...]
+    num_steps: int
+    num_updates: int
+    budget: int | None
+    batch_size: int
+    together: bool
+    rank: int | None
+    optimizer: str
+    recomputed: bool
+    dtype: str
+    offload: str
+    size: tuple[int, int]
+    cache_samples: int
+    cache_steps: int
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Expected field evaluations of one capability's states per update, by part of the ledger.
+
+    Attributes:
+        skill: the capability.
+        states: states that are trained on.
+        rollout: of the student, to get there.
+        teachers: by teacher.
+        training: of the student, forward and backward passes counted threefold.
+        average: of the averaged student.
+    """
+
+    skill: Skill
+    states: float
+    rollout: float
+    teachers: Mapping[str, float]
+    training: float
+    average: float
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The evaluations by ``train.budget.PARTS``."""
+        values = (self.rollout, sum(self.teachers.values()), self.training, self.average)
+        return dict(zip(PARTS, values, strict=True))
+
+
+def evaluations(training: Training) -> list[Evaluations]:
+    """Return what an update costs once as many rollouts are under way as the method mixes."""
+    method = training.method
+    if not method.trains:
+        return []
+    depth = expected_depth(method, training.num_steps)
+    num_queries = method.queries_per_sample(training.num_steps)
+    found = []
+    for skill in training.skills:
+        # How often the capability is drawn, times the samples it then has.
+        samples = rows(training, skill) * (1.0 if training.together else skill.share)
+        states = samples * num_queries * method.updates_per_rollout
+        asked: dict[str, float] = {}
+        if method.target == "teacher":
+            for other in training.skills if method.routing == "soft" else (skill,):
+                asked[other.teacher] = asked.get(other.teacher, 0.0) + states * other.cost
+        found.append(
+            Evaluations(
+                skill=skill,
+                states=states,
+                rollout=samples * depth,
+                teachers=asked,
+                training=states * FORWARD_AND_BACKWARD,
+                average=states if method.objective.needs_ema else 0.0,
+            )
+        )
+    return found
+
+
+def rows(training: Training, skill: Skill) -> int:
+    """Return how many samples of a capability one update rolls out: whole groups."""
+    group = training.method.group_size
+    samples = training.batch_size / training.method.updates_per_rollout
+    return max(1, round(samples * (skill.share if training.together else 1.0) / group)) * group
+
+
+def rows_together(training: Training, skill: Skill) -> int:
+    """Return the most states of a capability that one backward pass holds."""
+    num_queries = training.method.queries_per_sample(training.num_steps)
+    samples = rows(training, skill) * training.method.updates_per_rollout
+    return min(samples, max(1, MAX_ROWS // num_queries)) * num_queries
+
+
+def num_updates(training: Training, per_update: float) -> int:
+    """Return how many updates are made; a budget may end the training earlier."""
+    if not training.method.trains:
+        return 0
+    if training.budget is None or per_update == 0:
+        return training.num_updates
+    return min(training.num_updates, int(training.budget / per_update))
+
+
+def warm_up(training: Training, updates: int) -> float:
+    """Return the share of states that are trained on, of updates that all had as many.
+
+    With R updates per rollout the first R - 1 updates have fewer.
+    """
+    missing = training.method.updates_per_rollout - 1
+    return 1.0 - missing / (2 * updates) if updates > missing else 1.0
+
+
+def training_of(params: "Params", *, is_brought: bool) -> Training:
+    """Return what a params file asks for.
+
+    Args:
+        params: the parameters.
+        is_brought: whether the teachers come from a stock pipeline, whose own network is then the
+            teacher ``base`` that adapters share.
+
+    Raises:
+        ConfigError: the method's parts do not fit.
+    """
+    from danceflow.train.distill import capabilities_of, method_of, teacher_names
+    from danceflow.train.start import MERGE, trained_teachers
+
+    config, method = params.distill, method_of(params.distill)
+    capabilities = capabilities_of(params)
+    total = sum(capability.weight for capability in capabilities)
+    ranks = {
+        name: teacher.adapter_rank
+        for name, teacher in params.teachers.items()
+        if teacher.adapter_rank is not None
+    }
+    names = teacher_names(params)
+    bases = [params.teachers[name].init for name in ranks]
+    start = method.init or config.init
+    averaged = (
+        trained_teachers(params) if config.merge_weights is None else list(config.merge_weights)
+    )
+    side = params.data.image_size
+    return Training(
+        method=method,
+        skills=tuple(
+            Skill(
+                name=capability.name,
+                share=capability.weight / total,
+                has_source=capability.needs_source,
+                teacher=capability.teacher.base,
+                cost=1 if capability.teacher.guidance_scale == 1.0 else 2,
+                num_rows=params.data.buckets[capability.bucket].num_train,
+            )
+            for capability in capabilities
+        ),
+        adapters={name: ranks[name] for name in names if name in ranks},
+        base=bases[0] if bases else "base" if is_brought else None,
+        teachers=tuple(names),
+        start=tuple(averaged) if start == MERGE else (start,),
+        num_steps=config.num_steps,
+        num_updates=config.num_updates,
+        budget=config.max_field_evaluations,
+        batch_size=config.batch_size,
+        together=config.capabilities_per_update == "all",
+        rank=config.lora_rank if config.student == "lora" else None,
+        optimizer=config.optimizer,
+        recomputed=config.activation_checkpointing,
+        dtype=params.run.dtype,
+        offload=params.run.offload,
+        size=(side, side),
+        cache_samples=params.cache.num_samples,
+        cache_steps=params.cache.num_steps,
+    )

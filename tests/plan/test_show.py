@@ -1,0 +1,164 @@
+"""What the command prints, and that docs/scale.md says the same."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from danceflow import cli
+from danceflow.ops import runtime
+from danceflow.plan.architecture import published_architecture
+from danceflow.plan.cost import plan_training
+from danceflow.plan.devices import CPU, device_of, table
+from danceflow.plan.show import REFERENCE, as_table, as_text, reference
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "scale.md"
+
+
+@pytest.fixture
+def danceflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Calls the command in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(runtime, "start", lambda verbose: None)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["danceflow", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call
+
+
+def test_a_plan_of_the_embedded_default(danceflow) -> None:
+    code, out, _ = danceflow("plan", str(ROOT / "params.yaml"))
+    assert code == 0
+    for text in ("Parameters", "Memory", "Field evaluations", "Time on two x86-64 cores"):
+        assert text in out
+    code, out, _ = danceflow("plan", str(ROOT / "params.yaml"), "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["time"]["gpu"] == CPU
+    assert found["time"]["measured"]
+    assert found["device_bytes"] == pytest.approx(
+        sum(part["bytes"] for part in found["memory_bytes"] if part["place"] == "device"), abs=20
+    )
+    evaluations = found["field_evaluations"]
+    assert evaluations["per_update_total"] == pytest.approx(sum(evaluations["per_update"].values()))
+
+
+def test_recipe_and_options_change_the_plan(danceflow) -> None:
+    def plan(*options: str) -> dict:
+        code, out, err = danceflow("plan", str(ROOT / "params.yaml"), "--json", *options)
+        assert code == 0, err
+        return json.loads(out)
+
+    base = plan()
+    dense = plan("-S", "distill.method=diffusionopd")
+    assert (
+        dense["field_evaluations"]["training_total"] > base["field_evaluations"]["training_total"]
+    )
+    h100, a100 = plan("--gpu", "h100"), plan("--gpu", "a100")
+    assert a100["time"]["hours"] > h100["time"]["hours"]
+    assert not h100["time"]["measured"]
+    half = plan("--gpu", "h100", "--utilisation", "0.2")
+    assert half["time"]["hours"] == pytest.approx(2 * h100["time"]["hours"])
+    photos = plan("--model", "sd3.5-medium", "-S", "data.image_size=512")
+    assert photos["model"]["parameters"] > 2e9
+    assert photos["time"]["gpu"] == "h100"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recipes/smoky.yaml"], "unknown recipe 'smoky.yaml': did you mean 'smoke.yaml'"),
+        (["params.yaml", "--gpu", "h10"], "unknown GPU 'h10': did you mean 'h100'"),
+        (["params.yaml", "--model", "sd3.5-medum"], "did you mean 'sd3.5-medium'"),
+        (["params.yaml", "-S", "distill.metod=danceopd"], "did you mean 'method'"),
+        (["params.yaml", "-S", "data.image_size=36", "--model", "sd3.5-medium"], "multiples of 16"),
+        ([], "takes a recipe and its options, or --model alone"),
+        (["params.yaml", "--table"], "takes a recipe and its options"),
+        (["--table", "--json"], "takes a recipe and its options"),
+        (["--model", "z-image", "-S", "run.seed=1"], "takes a recipe and its options"),
+        (["--model", "z-imag"], "did you mean 'z-image'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(danceflow, monkeypatch, arguments, message: str) -> None:
+    monkeypatch.chdir(ROOT)
+    code, out, err = danceflow("plan", *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_recipe_can_be_planned_outside_of_a_checkout(danceflow, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = danceflow("plan", str(ROOT / "recipes" / "smoke.yaml"))
+    assert code == 0, err
+
+
+def test_the_plans_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['danceflow', 'plan', '--help']\n"
+        "from danceflow import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "print([n for n in ('torch', 'diffusers', 'numpy', 'yaml') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_does_not_fit_is_said() -> None:
+    architecture = published_architecture("qwen-image-edit", edits=True)
+    small = plan_training(REFERENCE, architecture, device_of("rtx-4090"))
+    assert "does not fit" in as_text(small)
+    assert "assumed: 40%" in as_text(small)
+    one = replace(reference(edits=False), size=(256, 256))
+    fits = plan_training(
+        one, published_architecture("sd3.5-medium", edits=False), device_of("h200")
+    )
+    assert "leaves" in as_text(fits)
+
+
+def test_every_device_has_a_source() -> None:
+    for name in table():
+        device = device_of(name)
+        assert device.source
+        assert device.speed(2) >= device.speed(4) > 0
+
+
+# ---------------------------------------------------------------------------------------------
+# docs/scale.md
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Every command of the page with what stands below it."""
+    pattern = r"^`(danceflow plan [^`]*)`:\n\n(?:```\n(.*?)\n```|((?:\|[^\n]*\n)+))"
+    found = re.findall(pattern, DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [(command, (fenced or table).strip()) for command, fenced, table in found]
+
+
+def test_the_page_shows_what_the_commands_print(danceflow, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = blocks()
+    assert len(shown) >= 2
+    for command, text in shown:
+        code, out, err = danceflow(*shlex.split(command)[1:])
+        assert code == 0, err
+        assert out.strip() == text, command
+
+
+def test_the_table_has_every_model_at_both_sizes() -> None:
+    rows = as_table().splitlines()
+    assert len(rows) == 2 + 2 * 7
+    slower = as_table("a100").splitlines()
+    for fast, slow in zip(rows[2:], slower[2:], strict=True):
+        assert float(fast.split("|")[-2]) < float(slow.split("|")[-2])

@@ -1,0 +1,143 @@
+"""Expected field evaluations against the ledger of real trainings."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_project import small_data, small_params, write_project
+
+from danceflow.data import cache, prepare
+from danceflow.data.cache import ConditionCache
+from danceflow.models.package import Teachers
+from danceflow.ops import runtime
+from danceflow.ops.tracking.tracker import NoTracker
+from danceflow.paths import Paths
+from danceflow.plan.cost import Plan, plan_recipe
+from danceflow.plan.training import MAX_ROWS, evaluations, rows_together, training_of
+from danceflow.train import distill
+from danceflow.train.budget import PARTS
+
+CAPABILITIES = ("t2i", "local_edit")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_a_stage_runs() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    runtime.prepare_torch(small_params().run)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    paths = Paths(tmp_path_factory.mktemp("made"))
+    params = write_project(paths.root, small_data(CAPABILITIES))
+    prepare.run(params, paths)
+    for capability in CAPABILITIES:
+        cache.run(params, paths, capability)
+    shutil.rmtree(paths.scratch)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def teachers(made: Paths) -> Teachers:
+    return Teachers(made.teachers, "sd3", ["base", "local"], "cpu")
+
+
+class Blind:
+    image_size = 32
+
+    def observe(self, student, step: int, *, score: bool, draw: bool) -> dict[str, float]:
+        return {}
+
+
+def both(made: Paths, teachers: Teachers, work: Path, **changes) -> tuple[dict[str, int], Plan]:
+    """What a real training has spent, and what was planned for it."""
+    params = small_params(CAPABILITIES, **{f"distill__{k}": v for k, v in changes.items()})
+    caches = {name: ConditionCache(made.cache(name)) for name in params.capabilities}
+    work.mkdir(parents=True)
+    trainer = distill.Trainer(
+        params,
+        distill.method_of(params.distill),
+        teachers,
+        caches,
+        work,
+        NoTracker(),
+        Blind(),  # type: ignore[arg-type]
+    )
+    trainer.train()
+    plan = plan_recipe(params)
+    assert plan.num_updates == trainer.step
+    return trainer.ledger.spent, plan
+
+
+EXACT = [
+    {"method": "diffusionopd", "capabilities_per_update": "all"},
+    {"method": "joint", "capabilities_per_update": "all"},
+    {"method": "flowopd", "group_size": 2, "capabilities_per_update": "all"},
+    {"method": "diffusionopd", "routing": "soft"},
+    {"method": "merge"},
+    {
+        "method": "diffusionopd",
+        "capabilities_per_update": "all",
+        "num_updates": 50,
+        "max_field_evaluations": 700,
+    },
+]
+
+
+@pytest.mark.parametrize("changes", EXACT, ids=str)
+def test_what_is_not_drawn_is_planned_exactly(made, teachers, tmp_path, changes) -> None:
+    spent, plan = both(made, teachers, tmp_path / "work", **changes)
+    assert plan.total == pytest.approx(spent)
+    if changes["method"] != "merge":
+        assert sum(spent.values()) > 0
+
+
+DRAWN = [
+    {},
+    {"capabilities_per_update": "all", "num_queries": 2},
+    {"updates_per_rollout": 2, "capabilities_per_update": "balanced"},
+    {"objective": "dmd-ema", "query": "curriculum", "warm_start": 1},
+]
+
+
+@pytest.mark.parametrize("changes", DRAWN, ids=str)
+def test_what_is_drawn_is_planned_up_to_chance(made, teachers, tmp_path, changes) -> None:
+    """40 updates of 8 samples: depth and route are drawn, the trained states are not."""
+    spent, plan = both(
+        made, teachers, tmp_path / "work", batch_size=8, num_updates=40, log_every=40, **changes
+    )
+    total = plan.total
+    assert total["training"] == pytest.approx(spent["training"])
+    assert total["average"] == pytest.approx(spent["average"])
+    # The depth of 320 samples, of standard deviation 1 at most; the route of 40 updates.
+    assert total["rollout"] == pytest.approx(spent["rollout"], abs=4 * 320**0.5)
+    assert total["teachers"] == pytest.approx(spent["teachers"], abs=4 * 8 * 40**0.5 / 2)
+    assert sum(plan.per_update.values()) * 40 == pytest.approx(sum(spent.values()), rel=0.1)
+
+
+def test_the_ledgers_parts_are_the_plans() -> None:
+    training = training_of(small_params(CAPABILITIES), is_brought=False)
+    assert all(tuple(cost.parts) == PARTS for cost in evaluations(training))
+
+
+def test_the_largest_backward_pass_is_the_trainers() -> None:
+    assert MAX_ROWS == distill._MAX_ROWS
+    data = {"distill__batch_size": 600, "distill__num_queries": 3}
+    training = training_of(small_params(CAPABILITIES, **data), is_brought=False)
+    assert {rows_together(training, skill) for skill in training.skills} == {255}
+
+
+def test_a_starts_and_bases_names_are_those_of_the_recipe() -> None:
+    data = {"distill__init": "local", "distill__student": "lora"}
+    training = training_of(small_params(CAPABILITIES, **data), is_brought=True)
+    assert (training.base, training.start) == ("base", ("local",))
+    assert training.teachers == ("base", "local")
+    assert [(s.name, s.cost, s.has_source) for s in training.skills] == [
+        ("t2i", 2, False),
+        ("local_edit", 1, True),
+    ]
