@@ -179,7 +179,7 @@ def test_the_papers_settings(name: str) -> None:
     assert (distill.student, distill.lora_rank) == ("lora", 128)
     assert (distill.optimizer, distill.learning_rate) == ("adamw", 2e-4)
     assert (distill.weight_decay, distill.clip_norm) == (0, 1)
-    assert (distill.warmup, distill.ema_decay) == (0, 0)
+    assert (distill.warmup, distill.schedule, distill.ema_decay) == (0, "constant", 0)
     assert distill.capabilities_per_update == "one"
     assert (params.run.dtype, params.data.image_size) == ("bfloat16", 1024)
     assert {c.guidance for c in params.capabilities.values()} == {1}

@@ -307,6 +307,7 @@ class DistillParams(Section):
     optimizer: Optimizer
     learning_rate: Positive
     warmup: Count
+    schedule: Literal["cosine", "constant"]  # of the learning rate after the warm-up
     weight_decay: NonNegative
     clip_norm: Positive
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
