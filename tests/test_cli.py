@@ -223,8 +223,12 @@ def test_teachers_are_brought_into_the_checkout(
     noted: list[Any] = []
     monkeypatch.setattr(bring, "bring_teachers", lambda *a, **k: noted.append((a, k)))
     given = ["bring-teachers", "stock", "--family", "zimage", "--edits"]
+    pictures = checkout / "reports" / "teachers"
+    pictures.mkdir(parents=True)
+    (pictures / "t2i.png").write_bytes(b"of other teachers")
     code, out, _ = danceflow(*given, "--teacher", "local=a.safetensors", "--teacher", "far=b=c")
     assert code == 0
+    assert list(pictures.iterdir()) == []
     place = checkout / "models" / "teachers"
     assert out.strip() == str(place)
     named = {"local": Path("a.safetensors"), "far": Path("b=c")}

@@ -218,7 +218,7 @@ def bring_teachers(
     """Put teachers that were trained elsewhere where the stages look for them."""
     root = _checkout()
     from danceflow.models.bring import bring_teachers as bring
-    from danceflow.ops.files import write_json
+    from danceflow.ops.files import atomic_directory, write_json
     from danceflow.paths import Paths
 
     given = [item.partition("=") for item in teacher or []]
@@ -228,7 +228,8 @@ def bring_teachers(
     paths = Paths(root)
     named = {name: Path(path) for name, _, path in given}
     bring(family, pipeline, named, paths.teachers, edits=edits)
-    paths.teachers_images.mkdir(parents=True, exist_ok=True)
+    with atomic_directory(paths.teachers_images):
+        pass  # pictures of other teachers would stay
     write_json(paths.teachers_report, {"teachers": {}})
     typer.echo(str(paths.teachers))
 

@@ -561,6 +561,14 @@ def test_a_budget_ends_the_training_and_its_schedule(
     assert done.step == 10
 
 
+def test_a_constant_rate_stays(made: Paths, teachers: Teachers, tmp_path: Path) -> None:
+    found = trained(made, teachers, tmp_path, schedule="constant", warmup=2)
+    record = [row for row in rows(tmp_path / "metrics.jsonl") if "loss" in row]
+    rates = {row["step"]: row["learning_rate"] for row in record}
+    full = found.config.learning_rate
+    assert rates == {1: full / 2} | dict.fromkeys(range(2, found.step + 1), full)
+
+
 def test_a_budget_that_is_not_spent_changes_nothing(
     made: Paths, teachers: Teachers, tmp_path: Path
 ) -> None:

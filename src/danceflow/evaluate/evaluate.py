@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ from danceflow.evaluate.scenes import shading
 from danceflow.evaluate.weighted import open_metrics
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.method import METHODS
-from danceflow.models.memory import memory_of
+from danceflow.models.memory import Memory, memory_of
 from danceflow.models.package import (
     FROZEN_FOLDER,
     MANIFEST,
@@ -78,7 +79,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     metrics, notes = open_metrics(config.weights)
     model = _judge_model(params, paths, capability)
     dataset = read_bucket(paths.bucket(params.capabilities[capability].bucket), _SPLIT)
-    student = load_package(paths.student, params.run.device)
+    student = load_package(paths.student, _as_stored(params))
     teachers = Teachers(
         paths.teachers,
         params.family.name,
@@ -298,8 +299,15 @@ def _start_field(params: "Params", teachers: Teachers) -> GuidedField:
     """Returns the student as it was before its first update, guided as the student is."""
     init = METHODS[params.distill.method].init
     backbone = start_backbone(params.distill, teachers, init, trained_teachers(params))
-    field = teachers.family.field(backbone.eval().requires_grad_(False))
+    memory = _as_stored(params)
+    backbone = memory.place(backbone.cpu(), waits=True)
+    field = memory.field(teachers.family.field(backbone), backbone, waits=True)
     return teachers.family.guided(field, params.evaluate.guidance)
+
+
+def _as_stored(params: "Params") -> Memory:
+    """Returns how student and start are held: bfloat16 would round off what was learned."""
+    return replace(memory_of(params.run), dtype="float32")
 
 
 def _teacher_fields(

@@ -279,7 +279,7 @@ class Trainer:
             self._observe(force=True)
         while not self._is_finished():
             position = self._position()
-            factor = schedule(position, num_updates, self.config.warmup)
+            factor = schedule(position, num_updates, self.config.warmup, self.config.schedule)
             set_learning_rate(self.optimizer, factor)
             norm = self._update(position / num_updates)
             self.ledger.close_update()
