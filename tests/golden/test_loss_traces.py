@@ -33,8 +33,6 @@ CAPABILITIES = ("t2i", "local_edit")
 
 # Everything that a trace depends on and that params.yaml may change.
 COMMON = {
-    "query": None,
-    "objective": None,
     "num_updates": 4,
     "batch_size": 8,
     "num_steps": 4,
