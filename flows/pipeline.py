@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.tasks import Task, exponential_backoff
 
-from danceflow.config import Params, load_params
+from danceflow.config import Params, load_params, require_trained_here
 from danceflow.errors import DanceflowError, TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store
 from danceflow.paths import Paths, find_root
@@ -198,7 +198,7 @@ def run_teachers(root: Path | None = None) -> tuple[StageResult, ...]:
         root: the checkout; None: the one that the working folder lies in.
     """
     root = begin(root)
-    load_params(Paths(root).params)
+    require_trained_here(load_params(Paths(root).params), str(Paths(root).params))
     with dvc_stage.unfrozen(root, "teachers"), ProcessGroups() as processes:
         nodes = dvc_graph.ancestry(dvc_graph.stage_graph(root), "teachers")
         return _run_stages(root, nodes, processes, None, _Settings(force="teachers"))
@@ -234,6 +234,8 @@ def _run(
 ) -> PipelineResult:
     """Run the stages and what follows them, in a checkout or an experiment's worktree."""
     paths = Paths(root)
+    if settings.with_teachers:
+        require_trained_here(params, str(paths.params))
     register = settings.enter_registry and params.tracking.enabled
     if register:
         # Before hours of training; and a new database is made before stages share it.

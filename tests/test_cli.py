@@ -147,7 +147,7 @@ def test_the_commands_are_frozen() -> None:
             "recipe",
         ],
         "digits": [],
-        "generate": [*student, "prompts"],
+        "generate": [*student, "--size", "prompts"],
         "edit": [*student, "image", "instructions"],
         "promote": ["version"],
         "rollback": [],
@@ -223,8 +223,12 @@ def test_teachers_are_brought_into_the_checkout(
     noted: list[Any] = []
     monkeypatch.setattr(bring, "bring_teachers", lambda *a, **k: noted.append((a, k)))
     given = ["bring-teachers", "stock", "--family", "zimage", "--edits"]
+    pictures = checkout / "reports" / "teachers"
+    pictures.mkdir(parents=True)
+    (pictures / "t2i.png").write_bytes(b"of other teachers")
     code, out, _ = danceflow(*given, "--teacher", "local=a.safetensors", "--teacher", "far=b=c")
     assert code == 0
+    assert list(pictures.iterdir()) == []
     place = checkout / "models" / "teachers"
     assert out.strip() == str(place)
     named = {"local": Path("a.safetensors"), "far": Path("b=c")}
@@ -376,7 +380,8 @@ def student(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def answer(*asked: Any) -> list[Image.Image]:
         noted.asked = asked
-        return [Image.new("RGB", (4, 4), "red") for _ in asked[-4]]
+        prompts = asked[1] if isinstance(asked[1], list) else asked[0]
+        return [Image.new("RGB", (4, 4), "red") for _ in prompts]
 
     def open_student(*args: Any, **kwargs: Any) -> SimpleNamespace:
         noted.opened = (args, kwargs)
@@ -403,12 +408,14 @@ def test_generate_writes_a_png_per_prompt(
         "5",
         "--num-steps",
         "4",
+        "--size",
+        "48x32",
     )
     assert code == 0
     assert text.split() == [str(out / "000.png"), str(out / "001.png")]
     with Image.open(out / "001.png") as image:
         assert (image.format, image.getpixel((0, 0))) == ("PNG", (255, 0, 0))
-    assert student.asked == (["a red circle", "two squares"], 5, 4, 1.0)
+    assert student.asked == (["a red circle", "two squares"], 5, 4, 1.0, (32, 48))
     assert student.opened == ((str(tmp_path),), {"device": "cpu"})
 
 
@@ -424,6 +431,15 @@ def test_edit_gives_every_instruction_the_image(
     assert rest == [["make it green", "make it night"], 0, None, 1.0]
     (source, settings, device), _ = student.opened
     assert (source, settings.root, device) == ("champion", checkout, "cpu")
+
+
+@pytest.mark.parametrize("size", ["48", "48x", "0x32", "48X32", "-4x4", "big"])
+def test_a_size_that_is_none_is_told_before_weights_load(
+    danceflow: Danceflow, student: SimpleNamespace, size: str
+) -> None:
+    code, _, err = danceflow("generate", "a red circle", f"--size={size}")
+    assert (code, student.opened) == (2, None)
+    assert err == f"error: {size!r}: write a size as WIDTHxHEIGHT, such as 768x512\n"
 
 
 @pytest.mark.parametrize("content", [None, b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)])

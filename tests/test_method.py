@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from danceflow.fields import (
     Request,
     Sde,
     shifted_grid,
+    velocity_mse,
 )
 from danceflow.method import METHODS, Method, resolve_method
 
@@ -39,8 +42,8 @@ def request(num_samples=6, field=None, first=0):
 
 def test_the_table_is_the_one_of_the_description():
     assert sorted(METHODS) == [
-        "danceopd", "diffusionopd", "diffusionopd_uniform", "flowopd", "flowopd_detached", "joint",
-        "merge", "offpolicy", "offpolicy_random_latent", "soft",
+        "danceopd", "danceopd_clean", "diffusionopd", "diffusionopd_uniform", "flowopd",
+        "flowopd_detached", "joint", "merge", "offpolicy", "offpolicy_random_latent", "soft",
     ]  # fmt: skip
     assert all(name == method.name for name, method in METHODS.items())
 
@@ -56,6 +59,21 @@ def test_danceopd_is_one_low_noise_query_on_the_students_ode_with_plain_mse():
         target="teacher",
         group_size=1,
     )
+
+
+def test_the_clean_variant_regresses_the_clean_image_on_uniform_queries():
+    clean = METHODS["danceopd_clean"]
+    assert (
+        replace(clean, name="danceopd", query="low", objective=OBJECTIVES["mse"])
+        == (METHODS["danceopd"])
+    )
+    queries = clean.collect(request(num_samples=64))
+    assert set(queries.sigma.tolist()) <= set(GRID.tolist())
+    assert len(set(queries.sigma.tolist())) == len(GRID) - 1
+    target = queries.z - 1.0
+    _, rows = clean.objective(queries.z, target, queries)
+    images = (queries.z - queries.sigma[:, None, None, None] * v for v in (queries.z, target))
+    torch.testing.assert_close(rows, velocity_mse(*images))
 
 
 def test_dense_methods_ask_at_every_state():

@@ -218,7 +218,7 @@ def bring_teachers(
     """Put teachers that were trained elsewhere where the stages look for them."""
     root = _checkout()
     from danceflow.models.bring import bring_teachers as bring
-    from danceflow.ops.files import write_json
+    from danceflow.ops.files import atomic_directory, write_json
     from danceflow.paths import Paths
 
     given = [item.partition("=") for item in teacher or []]
@@ -228,7 +228,8 @@ def bring_teachers(
     paths = Paths(root)
     named = {name: Path(path) for name, _, path in given}
     bring(family, pipeline, named, paths.teachers, edits=edits)
-    paths.teachers_images.mkdir(parents=True, exist_ok=True)
+    with atomic_directory(paths.teachers_images):
+        pass  # pictures of other teachers would stay
     write_json(paths.teachers_report, {"teachers": {}})
     typer.echo(str(paths.teachers))
 
@@ -309,9 +310,16 @@ def generate(
     num_steps: NumSteps = None,
     guidance: Guidance = 1.0,
     device: Device = "cpu",
+    size: Annotated[
+        str | None,
+        typer.Option(help="WIDTHxHEIGHT, one that it was made for; default: the usual one."),
+    ] = None,
 ) -> None:
     """Make images from prompts."""
-    images = _student(source, device).generate(prompts, seed, num_steps, guidance)
+    from danceflow.data.sizes import read_size
+
+    wanted = None if size is None else read_size(size)
+    images = _student(source, device).generate(prompts, seed, num_steps, guidance, wanted)
     _save(images, out)
 
 
@@ -326,7 +334,10 @@ def edit(
     guidance: Guidance = 1.0,
     device: Device = "cpu",
 ) -> None:
-    """Change an image as told."""
+    """Change an image as told.
+
+    Of the sizes that the student makes, the result has the one of the image's aspect.
+    """
     pictures = [_read(image)] * len(instructions)
     images = _student(source, device).edit(pictures, instructions, seed, num_steps, guidance)
     _save(images, out)

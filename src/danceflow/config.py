@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.schema import (
+    BROUGHT,
     COUPLING_NAMES,
     DYNAMICS_NAMES,
     FAMILY_NAMES,
@@ -26,6 +27,7 @@ from danceflow.schema import (
     REDUCTION_NAMES,
     ROUTING_NAMES,
     SCENE_BUCKETS,
+    SCRATCH,
     SOURCE_NAMES,
     BucketParams,
     CacheParams,
@@ -82,6 +84,7 @@ __all__ = [
     "parse_section",
     "read_assignments",
     "read_yaml",
+    "require_trained_here",
 ]
 
 
@@ -139,6 +142,24 @@ def parse_params(data: Any, source: str) -> Params:
     if problems:
         raise ConfigError(_message(source, problems))
     return Params.model_validate(sections)
+
+
+def require_trained_here(params: Params, source: str) -> None:
+    """Check that all teachers can be trained, before the weights that are there are removed.
+
+    Args:
+        params: the parameters.
+        source: Name of their file, for messages.
+
+    Raises:
+        ConfigError: A teacher was brought along.
+    """
+    for name, teacher in params.teachers.items():
+        if teacher.init == BROUGHT:
+            raise ConfigError(
+                f"{source}: teachers.{name}: was brought along (danceflow bring-teachers) and "
+                "cannot be trained anew"
+            )
 
 
 def parse_section(data: Any, kind: type[_Section], source: str) -> _Section:
@@ -270,8 +291,8 @@ def _rule_teachers(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"{path}.init", f"starts from itself: {' < '.join([*seen, init])}")
                 break
             seen.append(init)
-        if teacher.init not in {"scratch", *teachers}:
-            text = unknown_name("teacher", teacher.init, {"scratch", *teachers})
+        if teacher.init not in (known := {SCRATCH, BROUGHT, *teachers}):
+            text = unknown_name("teacher", teacher.init, known)
             yield Problem(f"{path}.init", text)
 
 
@@ -280,7 +301,7 @@ def _rule_adapters(sections: Mapping[str, Any]) -> Iterator[Problem]:
     teachers: Mapping[str, TeacherParams] = sections.get("teachers", {})
     bases = {name: t.init for name, t in teachers.items() if t.adapter_rank is not None}
     for name, base in bases.items():
-        if base == "scratch" or base in bases:
+        if base in {SCRATCH, BROUGHT} or base in bases:
             text = f"an adapter stands on a teacher with weights of its own, not on {base!r}"
             yield Problem(f"teachers.{name}.init", text)
         elif base != next(iter(bases.values())):

@@ -209,6 +209,7 @@ METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         Method("danceopd"),
+        Method("danceopd_clean", query="uniform", objective=OBJECTIVES["consistency"]),
         Method(
             "diffusionopd",
             query="uniform",

@@ -16,6 +16,7 @@ from danceflow.errors import unknown_name
 # file is checked without it; tests hold them equal to those tables.
 METHOD_NAMES = (
     "danceopd",
+    "danceopd_clean",
     "diffusionopd",
     "diffusionopd_uniform",
     "flowopd",
@@ -45,6 +46,8 @@ ROUTING_NAMES = ("hard", "soft")
 COUPLING_NAMES = ("independent", "antithetic", "stratified")
 FAMILY_NAMES = ("flux2", "qwen_image", "sd3", "zimage")
 SOURCE_NAMES = ("scenes", "table", "folder", "dataset")
+SCRATCH, BROUGHT = "scratch", "brought"
+"""What a teacher's ``init`` can say beside another teacher's name."""
 SCENE_BUCKETS = ("t2i", "local_edit", "global_edit", "realism")
 COLUMN_NAMES = (
     "uid",
@@ -156,7 +159,8 @@ class RunParams(Section):
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")]
     dtype: Literal["float32", "bfloat16", "float16"]
     num_threads: PositiveCount
-    offload: Literal["none", "teachers", "blocks"]  # of teachers with weights of their own
+    # Of teachers with weights of their own, and of student and start while they are scored.
+    offload: Literal["none", "teachers", "blocks"]
     compile: bool  # the repeated blocks of every network
 
 
@@ -246,9 +250,9 @@ class CapabilityParams(Section):
 
 
 class TeacherParams(Section):
-    """How one teacher of the embedded default is trained."""
+    """How one teacher is trained; of one that was brought along only its name counts."""
 
-    init: str  # "scratch" or the teacher it starts from
+    init: str  # "scratch", "brought" (never trained here) or the teacher it starts from
     adapter_rank: PositiveCount | None  # of a LoRA adapter on init; null: weights of its own
     bucket: str
     category_weights: Mapping[str, PositiveCount]  # share of a category; 1 where it is not named
@@ -304,6 +308,7 @@ class DistillParams(Section):
     optimizer: Optimizer
     learning_rate: Positive
     warmup: Count
+    schedule: Literal["cosine", "constant"]  # of the learning rate after the warm-up
     weight_decay: NonNegative
     clip_norm: Positive
     ema_decay: Annotated[float, Field(ge=0, lt=1)]

@@ -10,7 +10,7 @@ from tiny_project import SIZES, small_data, write_project
 
 from danceflow.data import cache, prepare
 from danceflow.data.buckets import encode_png, images_of, read_bucket, write_bucket
-from danceflow.data.cache import ConditionCache
+from danceflow.data.condition_cache import ConditionCache
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
 from danceflow.models.package import Teachers
@@ -54,7 +54,8 @@ def test_conditions_are_those_computed_afresh(made, capability: str) -> None:
     family = Teachers(paths.teachers, "sd3", [], "cpu").family
     assert len(cached) == len(dataset) == SIZES["num_train"]
     rows = [7, 0, 11, 7]
-    found = cached.condition(torch.tensor(rows)).tensors
+    (group,) = cached.groups
+    found = group.condition(torch.tensor(rows)).tensors
     source = None
     if capability == "local_edit":
         source = family.encode(images_of(dataset, rows, "source"))
@@ -63,7 +64,7 @@ def test_conditions_are_those_computed_afresh(made, capability: str) -> None:
     for name, value in fresh.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
     target = family.encode(images_of(dataset, rows, "target"))
-    assert torch.equal(cached.clean("data", torch.tensor(rows)), target)
+    assert torch.equal(group.clean("data", torch.tensor(rows)), target)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -72,8 +73,9 @@ def test_teacher_samples_follow_from_their_seeds(made, capability: str) -> None:
 
     params, paths = made
     config = params.capabilities[capability]
-    cached = ConditionCache(paths.cache(capability))
-    shards = [load_file(paths.cache(capability) / n) for n in cached.index["teacher_samples"]]
+    whole = ConditionCache(paths.cache(capability))
+    (cached,), (entry,) = whole.groups, whole.index["sizes"]
+    shards = [load_file(paths.cache(capability) / name) for name in entry["teacher_samples"]]
     seeds = torch.cat([shard["seed"] for shard in shards])
     assert seeds.tolist() == [
         seed_for(params.run.seed, f"cache/{capability}", 0, row)
@@ -95,12 +97,12 @@ def test_teacher_samples_follow_from_their_seeds(made, capability: str) -> None:
 
 def test_a_capability_without_sources_has_blank_ones(made) -> None:
     _, paths = made
-    blank = ConditionCache(paths.cache("t2i"))
+    (blank,) = ConditionCache(paths.cache("t2i")).groups
     assert blank.source is None
     condition = blank.condition(torch.tensor([0, 3]))
     assert isinstance(condition, Condition)
     assert not condition.tensors["source"].any()
-    assert ConditionCache(paths.cache("local_edit")).source is not None
+    assert ConditionCache(paths.cache("local_edit")).groups[0].source is not None
 
 
 def test_an_interrupted_stage_goes_on_from_its_shards(

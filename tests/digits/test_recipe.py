@@ -80,7 +80,7 @@ def test_the_teachers_are_trained_on_the_rows(run: Paths) -> None:
 
 def test_the_student_knows_the_words(run: Paths) -> None:
     package = load_package(run.student)
-    assert package.meta["image_size"] == 16
+    assert package.image_sizes == ((16, 16),)
     assert package.family.unknown_words("turn the digit upside down") == []
     assert package.family.unknown_words("a red circle") == ["red", "circle"]
 

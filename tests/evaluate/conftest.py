@@ -25,7 +25,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     prepare.run(params, paths)
     family = open_family(params.family.name, paths.teachers / FROZEN_FOLDER)
     paths.student.mkdir(parents=True)
-    meta = {"image_size": 32, "num_steps": 2, "num_updates": 60}
+    meta = {"image_sizes": [[32, 32]], "num_steps": 2, "num_updates": 60}
     meta["field_evaluations"] = {"rollout": 400, "training": 180}
     save_package(paths.student, family, awake(family, 9), meta)
     write_metrics(paths.distill_metrics)

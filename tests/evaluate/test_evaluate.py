@@ -225,15 +225,10 @@ def test_a_truncated_teacher_is_told(copy) -> None:
 
 def test_a_student_of_another_size_is_told(copy) -> None:
     params, paths = copy
-    settings = next(paths.student.rglob("danceflow_family.json"))
-    content = json.loads(settings.read_text())
-    content["image_size"] = [16, 16]
-    settings.write_text(json.dumps(content))
     manifest = paths.student / "manifest.json"
     meta = json.loads(manifest.read_text())
-    del meta["files"][settings.relative_to(paths.student).as_posix()]
-    manifest.write_text(json.dumps(meta))
-    with pytest.raises(WeightsError):
+    manifest.write_text(json.dumps(meta | {"image_sizes": [[16, 16], [24, 40]]}))
+    with pytest.raises(WeightsError, match="images of 16x16, 40x24 pixels, the data has 32x32;"):
         evaluate.run(params, paths, "t2i")
 
 

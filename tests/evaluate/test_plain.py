@@ -8,7 +8,7 @@ import torch
 from danceflow.data.buckets import PlainSample
 from danceflow.digits.score import digit_images
 from danceflow.digits.world import load_digits, questions
-from danceflow.evaluate.evaluator import Row, Task
+from danceflow.evaluate.evaluator import Part, Row, Task
 from danceflow.evaluate.images import kept_pixels, preservation
 from danceflow.evaluate.main_score import main_evaluator
 from danceflow.fields import Condition, normal
@@ -20,16 +20,21 @@ def plain_task(items, *, edits: bool) -> Task:
     facts = [{"kind": "digit", "digit": item.digit.label} for item in items]
     return Task(
         capability="x",
-        family=None,
         rows=tuple(Row(str(n), i.category, i.variant, i.prompt, 0) for n, i in enumerate(items)),
         samples=tuple(
             PlainSample(i.category, i.variant, i.prompt, edits, {} if edits else fact)
             for i, fact in zip(items, facts, strict=True)
         ),
-        condition=Condition({"x": torch.zeros(len(items), 1)}),
-        noise=torch.zeros(len(items), 1),
-        source=digit_images(digits) if edits else None,
-        target=target[:, None].expand(-1, 3, -1, -1).contiguous(),
+        parts=(
+            Part(
+                places=tuple(range(len(items))),
+                family=None,
+                condition=Condition({"x": torch.zeros(len(items), 1)}),
+                noise=torch.zeros(len(items), 1),
+                source=digit_images(digits) if edits else None,
+                target=target[:, None].expand(-1, 3, -1, -1).contiguous(),
+            ),
+        ),
     )
 
 

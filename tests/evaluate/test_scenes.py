@@ -45,7 +45,9 @@ def test_shading_is_measured_where_it_is_asked_for(tasks) -> None:
     scenes = [item.target for item in flat.samples]
     lit = render(scenes, rendering="shaded")
     asked = replace(
-        flat, samples=tuple(replace(item, rendering="shaded") for item in flat.samples), target=lit
+        flat,
+        samples=tuple(replace(item, rendering="shaded") for item in flat.samples),
+        parts=(replace(flat.only, target=lit),),
     )
     assert list(shading(flat, lit)) == []
     (found,) = shading(asked, lit)

@@ -17,7 +17,7 @@ import torch
 from tiny_project import small_data, small_params, write_project
 
 from danceflow.data import cache, prepare
-from danceflow.data.cache import ConditionCache
+from danceflow.data.condition_cache import ConditionCache
 from danceflow.fields import OBJECTIVES
 from danceflow.method import METHODS
 from danceflow.models.package import Teachers
@@ -79,8 +79,6 @@ CASES = METHOD_CASES | OBJECTIVE_CASES | VARIANT_CASES
 
 
 class Blind:
-    image_size = 32
-
     def observe(self, student: Any, step: int, *, score: bool, draw: bool) -> dict[str, float]:
         return {}
 

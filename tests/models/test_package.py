@@ -17,6 +17,7 @@ from danceflow.models.adapters import (
     merge_adapter,
     save_adapter,
 )
+from danceflow.models.memory import Memory
 from danceflow.models.package import (
     FROZEN_FOLDER,
     MANIFEST,
@@ -37,7 +38,7 @@ def family():
 
 @pytest.fixture
 def package(family, tmp_path: Path) -> Path:
-    save_package(tmp_path, family, awake(family), {"num_steps": 4, "image_size": 16})
+    save_package(tmp_path, family, awake(family), {"num_steps": 4, "image_sizes": [[16, 16]]})
     return tmp_path
 
 
@@ -64,6 +65,15 @@ def test_a_package_samples_as_the_student_did(family, package) -> None:
     ]
     # Weights are stored as float16.
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("offload", ["teachers", "blocks"])
+def test_a_package_can_wait_in_main_memory(family, package, offload) -> None:
+    z, condition = normal(family.latent_shape, [1, 2]), family.condition(PROMPTS)
+    with torch.no_grad():
+        expected = load_package(package).field(z, SIGMA, condition)
+        waiting = load_package(package, Memory(offload=offload)).field(z, SIGMA, condition)
+    assert torch.equal(waiting, expected)
 
 
 def test_an_adapter_is_packaged_merged_and_beside(family, tmp_path: Path) -> None:

@@ -25,6 +25,15 @@ class ColourFamily:
     name = "colour"
     latent_shape = (3, SIZE, SIZE)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.latent_shape[1:]
+
+    def sized(self, height: int, width: int) -> "ColourFamily":
+        made = ColourFamily()
+        made.latent_shape = (3, height, width)
+        return made
+
     def condition(
         self,
         prompts: Sequence[str],
@@ -62,7 +71,11 @@ class ColourPackage:
     strength: float
     family: ColourFamily = field(default_factory=ColourFamily)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    meta: dict[str, Any] = field(default_factory=lambda: {"image_size": SIZE, "num_steps": 4})
+    meta: dict[str, Any] = field(default_factory=lambda: {"num_steps": 4})
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        return tuple(map(tuple, self.meta.get("image_sizes", [self.family.image_size])))
 
     def field(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
         target = (condition.tensors["colour"] + condition.tensors["source"]) / 2
@@ -75,7 +88,8 @@ def load_package(folder: Path, device: str) -> ColourPackage:
         data = json.loads((folder / "weights.json").read_text())
     except (OSError, ValueError) as error:
         raise WeightsError(f"{folder}: {error}") from None
-    return ColourPackage(data["strength"])
+    meta = {"num_steps": 4, **data.get("meta", {})}
+    return ColourPackage(data["strength"], meta=meta)
 
 
 @pytest.fixture

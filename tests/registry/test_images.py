@@ -58,7 +58,7 @@ def test_text_that_is_no_base64_is_named(picture):
 
 
 def test_pixels_and_images_are_inverse(picture):
-    pixels = to_pixels(picture, 16)
+    pixels = to_pixels(picture, 16, 16)
     assert pixels.shape == (3, 16, 16)
     assert 0.0 <= float(pixels.min()) <= float(pixels.max()) <= 1.0
     (back,) = to_images(pixels[None])

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     family = Sd3Family.new(CONFIG, ["a", "red", "circle", "make", "it", "blue"], seed=0)
     path = tmp_path_factory.mktemp("scenes") / "student"
     path.mkdir()
-    save_package(path, family, family.new_backbone(0), {"image_size": 8, "num_steps": 2})
+    save_package(path, family, family.new_backbone(0), {"image_sizes": [[8, 8]], "num_steps": 2})
     return path
 
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,37 @@ def test_another_size_is_cropped_around_its_centre(student_folder):
     wide.paste("white", (16, 0, 32, 16))
     (result,) = open_student(student_folder).edit([wide], ["red"])
     assert pixels(result)[2:6, 2:6].reshape(-1, 3).min(0).tolist() == [255, 128, 128]
+
+
+@pytest.fixture
+def shaped_folder(student_folder):
+    """A student that makes 8x8, 12x6 and 6x12 pixels (width first)."""
+    meta = {"image_sizes": [[8, 8], [6, 12], [12, 6]]}
+    (student_folder / "weights.json").write_text(json.dumps({"strength": 0.5, "meta": meta}))
+    return student_folder
+
+
+def test_images_have_the_usual_size_or_the_one_asked_for(shaped_folder):
+    student = open_student(shaped_folder)
+    assert student.image_sizes == ((8, 8), (6, 12), (12, 6))
+    assert [image.size for image in student.generate(["red", "blue"])] == [(8, 8)] * 2
+    assert student.generate(["red"], size=(6, 12))[0].size == (12, 6)
+    with pytest.raises(UsageError, match="no images of 6x8 pixels, but of 8x8, 12x6, 6x12"):
+        student.generate(["red"], size=(8, 6))
+
+
+def test_an_edit_has_the_size_of_nearest_aspect_whatever_is_beside_it(shaped_folder):
+    student = open_student(shaped_folder)
+    shapes = [(30, 20), (20, 20), (21, 20), (10, 30), (9, 16)]
+    sources = [Image.new("RGB", shape, "white") for shape in shapes]
+    together = student.run(["red"] * 6, [*sources, None])
+    expected = [(12, 6), (8, 8), (8, 8), (6, 12), (6, 12), (8, 8)]
+    assert [image.size for image in together] == expected
+    # Each is what it is in a call of its own size alone.
+    for place, source in enumerate(sources):
+        alone = student.run(["red"] * (place + 1), [*[None] * place, source])
+        assert np.array_equal(pixels(alone[-1]), pixels(together[place]))
+    assert not np.array_equal(pixels(together[1]), pixels(together[2]))
 
 
 def test_guidance_reaches_the_field(student_folder):

@@ -49,8 +49,16 @@ SIZES = {"num_train": 24, "num_validation": 12, "num_test": 12}
 class Checkout:
     """A git and DVC repository with everything that this one tracks."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        """Copies the tracked files as they are in the working tree, and commits them."""
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], recipe: Path | None = None
+    ) -> None:
+        """Copies the tracked files as they are in the working tree, and commits them.
+
+        Args:
+            folder: where to.
+            environment: added to that of this process.
+            recipe: takes the place of ``params.yaml``; None: that file, made small.
+        """
         self.root = folder / "checkout"
         self.paths = Paths(self.root)
         programs = Path(sys.executable).parent
@@ -70,9 +78,12 @@ class Checkout:
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 (self.root / name).write_bytes((ROOT / name).read_bytes())
                 (self.root / name).chmod((ROOT / name).stat().st_mode)
-        data = override(read_yaml(ROOT / "params.yaml"), SMALL)
-        data["data"]["buckets"] = {name: dict(SIZES) for name in data["data"]["buckets"]}
-        self.paths.params.write_text(dump_yaml(data))
+        if recipe is None:
+            data = override(read_yaml(ROOT / "params.yaml"), SMALL)
+            data["data"]["buckets"] = {name: dict(SIZES) for name in data["data"]["buckets"]}
+            self.paths.params.write_text(dump_yaml(data))
+        else:
+            self.paths.params.write_bytes(recipe.read_bytes())
         (self.root / "dvc.lock").unlink(missing_ok=True)  # it is about other parameters
         self.run("git", "init", "--quiet", "--initial-branch", "main")
         self.commit()

@@ -27,6 +27,7 @@ SMALL = {
     "cache.num_samples": 6,
     "cache.num_steps": 2,
     "cache.batch_size": 4,
+    "distill.method": "danceopd",
     "distill.init": "merge",
     "distill.capabilities_per_update": "one",
     "distill.num_steps": 4,

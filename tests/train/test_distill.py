@@ -15,7 +15,7 @@ from tiny_project import small_data, small_params, write_project
 
 from danceflow.config import override
 from danceflow.data import cache, prepare
-from danceflow.data.cache import ConditionCache
+from danceflow.data.condition_cache import CachedRows, ConditionCache
 from danceflow.errors import ConfigError, DataError, TrainingError, WeightsError
 from danceflow.fields import CountingField
 from danceflow.method import METHODS
@@ -67,8 +67,6 @@ def project(made: Paths, tmp_path: Path) -> Paths:
 
 class Blind:
     """Looks at the student without a picture of it."""
-
-    image_size = 32
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -365,9 +363,9 @@ def test_a_warm_start_draws_rows_with_teacher_samples_alone(
     made: Paths, teachers: Teachers, tmp_path: Path
 ) -> None:
     found = trainer(made, teachers, tmp_path, warm_start=2)
-    assert max(int(found._draw(c, 40).max()) for c in found.router.capabilities) == 5
+    assert max(int(found._draw(c, 1.0, 40).rows.max()) for c in found.router.capabilities) == 5
     cold = trainer(made, teachers, tmp_path / "cold")
-    assert max(int(cold._draw(c, 40).max()) for c in cold.router.capabilities) == 11
+    assert max(int(cold._draw(c, 1.0, 40).rows.max()) for c in cold.router.capabilities) == 11
     found.train()
     cold.train()
     assert 0 < found.ledger.spent["rollout"] < cold.ledger.spent["rollout"]
@@ -416,7 +414,7 @@ def test_the_package_holds_the_average(
     assert not same({n: live[n] for n in found.ema.values}, found.ema.values)
     folder = tmp_path / "student"
     folder.mkdir()
-    found.package(folder, {"image_size": 32, "num_steps": 2})
+    found.package(folder, {"image_sizes": [[32, 32]], "num_steps": 2})
     saved = teachers.family.load_backbone(folder / "transformer").state_dict()
     expected = found.backbone.state_dict()
     assert saved.keys() == expected.keys()
@@ -430,7 +428,7 @@ def test_the_stage_writes_student_and_record(project: Paths) -> None:
     distill.run(params, project)
     package = load_package(project.student)
     assert package.meta["method"] == "danceopd"
-    assert (package.meta["image_size"], package.meta["num_steps"]) == (32, 2)
+    assert (package.image_sizes, package.meta["num_steps"]) == (((32, 32),), 2)
     names = sorted(file.name for file in project.distill_report.iterdir())
     assert names == ["curves.csv", "grids", "metrics.jsonl", "run.json"]
     grids = sorted(file.name for file in (project.distill_report / "grids").iterdir())
@@ -561,6 +559,14 @@ def test_a_budget_ends_the_training_and_its_schedule(
     done.stop_at = 10
     done.train()
     assert done.step == 10
+
+
+def test_a_constant_rate_stays(made: Paths, teachers: Teachers, tmp_path: Path) -> None:
+    found = trained(made, teachers, tmp_path, schedule="constant", warmup=2)
+    record = [row for row in rows(tmp_path / "metrics.jsonl") if "loss" in row]
+    rates = {row["step"]: row["learning_rate"] for row in record}
+    full = found.config.learning_rate
+    assert rates == {1: full / 2} | dict.fromkeys(range(2, found.step + 1), full)
 
 
 def test_a_budget_that_is_not_spent_changes_nothing(
@@ -709,7 +715,7 @@ def test_teacher_samples_that_are_missing_are_told(
     made: Paths, teachers: Teachers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = trainer(made, teachers, tmp_path, method="offpolicy")
-    monkeypatch.setattr(ConditionCache, "num_rows", lambda cached, kind: len(cached))
+    monkeypatch.setattr(CachedRows, "num_rows", lambda cached, kind: len(cached))
     with pytest.raises(WeightsError, match=r"raise cache\.num_samples"):
         found.train()
 

@@ -12,7 +12,7 @@ from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family, zimage
 
 from danceflow.config import dump_yaml, parse_params
 from danceflow.data import cache, prepare
-from danceflow.data.cache import ConditionCache
+from danceflow.data.condition_cache import ConditionCache
 from danceflow.models.adapters import add_student_adapter, load_adapter, save_adapter
 from danceflow.models.family import FAMILIES
 from danceflow.models.package import FROZEN_FOLDER, load_package, write_manifest
@@ -80,7 +80,7 @@ def test_a_family_is_distilled_end_to_end(name: str, tmp_path: Path) -> None:
     prepare.run(params, paths)
     for capability in CAPABILITIES:
         cache.run(params, paths, capability)
-    edits = ConditionCache(paths.cache("local_edit")).condition(torch.arange(4))
+    edits = ConditionCache(paths.cache("local_edit")).groups[0].condition(torch.arange(4))
     assert edits.tensors["source"].flatten(1).any(dim=1).all()
     distill.run(params, paths)
 

@@ -52,7 +52,6 @@ def pictures(work: Path) -> list[str]:
 
 def test_scores_are_those_of_the_students_images(made, tmp_path: Path) -> None:
     watching = observer(made, tmp_path)
-    assert watching.image_size == made.params.data.image_size
     field = made.teachers.field("local", 1.0)
     scores = watching.observe(field, 3, score=True, draw=False)
     assert list(scores) == list(CAPABILITIES)

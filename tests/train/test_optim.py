@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from danceflow.train.optim import Muon, make_optimizer, orthogonalise, schedule, set_learning_rate
+from danceflow.schema import DistillParams
+from danceflow.train.optim import (
+    FINAL_FACTORS,
+    Muon,
+    make_optimizer,
+    orthogonalise,
+    schedule,
+    set_learning_rate,
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -175,6 +183,16 @@ def test_a_schedule_without_warmup_or_of_one_update_works() -> None:
     assert schedule(0, 10, 0) == 1.0
     assert schedule(0, 1, 0) == 1.0
     assert schedule(0, 2, 5) == 0.2
+
+
+def test_a_constant_schedule_stays_after_its_warmup() -> None:
+    factors = [schedule(step, 20, 2, "constant") for step in range(21)]
+    assert factors == [0.5, 1.0] + [1.0] * 19
+
+
+def test_every_schedule_of_the_parameters_is_known() -> None:
+    names = DistillParams.model_fields["schedule"].annotation.__args__
+    assert set(names) == set(FINAL_FACTORS)
 
 
 def test_setting_the_rate_does_not_add_up() -> None:

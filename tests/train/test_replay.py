@@ -11,6 +11,7 @@ from danceflow.method import resolve_method
 from danceflow.train.replay import Part, Replay
 
 GRID = shifted_grid(8, 3.0)
+CPU = torch.device("cpu")
 
 
 def rolled_out(step, num_rounds, sizes):
@@ -39,7 +40,7 @@ def labels(part):
 
 
 def test_without_replay_an_update_trains_on_its_own_rollout():
-    replay = Replay(1, GRID, Ode())
+    replay = Replay(1, CPU, Ode())
     for step in range(3):
         fresh = rolled_out(step, 1, {"a": 3, "b": 2})
         parts = replay.exchange(fresh)
@@ -50,7 +51,7 @@ def test_without_replay_an_update_trains_on_its_own_rollout():
 
 @pytest.mark.parametrize("num_rounds", [2, 4])
 def test_every_state_is_trained_on_once_and_in_time(num_rounds):
-    replay = Replay(num_rounds, GRID, Ode())
+    replay = Replay(num_rounds, CPU, Ode())
     seen, due = [], []
     for step in range(10):
         fresh = rolled_out(step, num_rounds, {"a": 3, "b": 2})
@@ -70,7 +71,7 @@ def test_every_state_is_trained_on_once_and_in_time(num_rounds):
 
 
 def test_rollouts_of_different_capabilities_have_the_same_weight():
-    replay = Replay(3, GRID, Ode())
+    replay = Replay(3, CPU, Ode())
     for step, name in enumerate("aba"):
         parts = replay.exchange(rolled_out(step, 3, {name: 4}))
     assert {part.capability: part.share for part in parts} == pytest.approx(
@@ -80,7 +81,7 @@ def test_rollouts_of_different_capabilities_have_the_same_weight():
 
 
 def test_what_waits_survives_a_checkpoint_and_takes_no_more_room_than_it_needs():
-    replay, other = Replay(3, GRID, Ode()), Replay(3, GRID, Ode())
+    replay, other = Replay(3, CPU, Ode()), Replay(3, CPU, Ode())
     sizes = {"a": 3, "b": 2}
     for step in range(4):
         replay.exchange(rolled_out(step, 3, sizes))

@@ -202,3 +202,25 @@ def test_a_text_encoder_that_was_cut_short_is_named(
         module.run(tiny(), paths)
     assert trained == []
     assert not paths.teachers.exists()
+
+
+def test_teachers_that_were_brought_along_are_not_trained(made: Paths) -> None:
+    data = small_data(CAPABILITIES)
+    data["teachers"]["base"]["init"] = "brought"
+    data["teachers"]["local"]["init"] = "base"
+    params = parse_params(data, "test")
+    before = (made.teachers / "manifest.json").read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"teachers\.base: was brought along .* cannot be trained"
+    ):
+        module.run(params, made)
+    assert (made.teachers / "manifest.json").read_bytes() == before
+    data["teachers"]["other"] = data["teachers"]["base"]
+    with pytest.raises(ConfigError, match=r"teachers\.other: is not in .*bring-teachers puts it"):
+        module.add(parse_params(data, "test"), made)
+    data["family"]["name"] = "zimage"
+    data["teachers"] = {
+        name: data["teachers"][name] | {"init": "scratch"} for name in data["teachers"]
+    }
+    with pytest.raises(WeightsError, match="a zimage model is not trained from scratch"):
+        module.run(parse_params(data, "test"), made)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from danceflow.data.buckets import images_of
+from danceflow.data.sizes import by_size, draw_group, sizes_of
 from danceflow.errors import ConfigError, WeightsError, unknown_name
 from danceflow.fields import Condition, seed_for, uniform
 from danceflow.models.family import ModelFamily
@@ -16,7 +17,11 @@ _PROMPTS_AT_ONCE = 512
 
 
 class BucketStream:
-    """Batches of (clean latents, condition) of a bucket's rows; pictures stay on disk."""
+    """Batches of (clean latents, condition) of a bucket's rows; pictures stay on disk.
+
+    A batch has pictures of one size. A size is drawn as often as it has rows, so that every row is
+    drawn as often as in a bucket of a single size.
+    """
 
     def __init__(
         self,
@@ -37,7 +42,9 @@ class BucketStream:
 
         Raises:
             ConfigError: if a weight is for a category that the bucket does not have.
-            WeightsError: if the bucket holds edits and the family takes no source image.
+            DataError: naming the row whose image is missing or corrupt.
+            WeightsError: if the bucket holds edits and the family takes no source image, or
+                pictures of a size that the family cannot make.
         """
         self.family, self.seed = family, seed
         self.dataset = dataset.select(range(min(num_samples, len(dataset))))
@@ -46,12 +53,17 @@ class BucketStream:
             if name not in categories:
                 raise ConfigError(unknown_name("category of the bucket", name, set(categories)))
         counts = torch.tensor([category_weights.get(name, 1) for name in categories])
-        self.rows = torch.arange(len(categories)).repeat_interleave(counts)
+        rows = torch.arange(len(categories)).repeat_interleave(counts)
+        sizes = sizes_of(self.dataset, range(len(categories)))
+        groups = by_size(sizes[row] for row in rows.tolist())
+        for size in groups:
+            family.sized(*size)
+        self.groups = [rows[places] for places in groups.values()]
         self.has_source = self.dataset[0]["source"] is not None
         texts: Sequence[str] = self.dataset["prompt"]
         prompts = sorted(set(texts))
-        rows = {prompt: row for row, prompt in enumerate(prompts)}
-        self.prompt_rows = torch.tensor([rows[prompt] for prompt in texts])
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        self.prompt_rows = torch.tensor([places[prompt] for prompt in texts])
         parts = [
             family.condition(prompts[start : start + _PROMPTS_AT_ONCE])
             for start in range(0, len(prompts), _PROMPTS_AT_ONCE)
@@ -69,7 +81,9 @@ class BucketStream:
             DataError: naming the row whose image is missing or corrupt.
         """
         seeds = [seed_for(self.seed, "batch", step, index) for index in range(batch_size)]
-        index = self.rows[(uniform(seeds) * len(self.rows)).long()]
+        counts = [len(group) for group in self.groups]
+        group = self.groups[draw_group(counts, seed_for(self.seed, "size", step, 0))]
+        index = group[(uniform(seeds) * len(group)).long()]
         rows = index.tolist()
         tensors = {name: table[self.prompt_rows[index]] for name, table in self.texts.items()}
         clean = self.family.encode(images_of(self.dataset, rows, "target"))

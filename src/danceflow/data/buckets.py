@@ -133,7 +133,7 @@ def images_of(dataset: Any, rows: Sequence[int], column: str) -> Tensor:
     """Returns the images of ``column``, [B, 3, H, W] float32 in [0, 1].
 
     Raises:
-        DataError: naming the row whose image is missing or corrupt.
+        DataError: naming the row whose image is missing or corrupt, or images of several sizes.
     """
     part = dataset.select(list(rows))
     cells = zip(rows, part["uid"], part[column], strict=True)
@@ -141,10 +141,7 @@ def images_of(dataset: Any, rows: Sequence[int], column: str) -> Tensor:
     sizes = {image.shape for image in images}
     if len(sizes) > 1:
         shown = " and ".join(f"{width} x {height}" for _, height, width in sorted(sizes)[:2])
-        raise DataError(
-            f"{column}: images of {shown} pixels cannot be computed together; give "
-            "data.input.aspect_ratios a single one"
-        )
+        raise DataError(f"{column}: images of {shown} pixels cannot be computed together")
     return torch.stack(images)
 
 

@@ -1,13 +1,14 @@
 """Stage ``cache``: everything about a capability that training would otherwise compute each step.
 
 Prompt embeddings (one row per distinct prompt), source and target latents, and the teacher's own
-samples with their noise seeds. Shards are written to the work folder first, so an interrupted stage
-goes on where it stopped.
+samples with their noise seeds. Rows of one size lie together. Shards are written to the work folder
+first, so an interrupted stage goes on where it stopped.
 """
 
 import json
 import logging
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from danceflow.data.buckets import images_of, read_bucket
+from danceflow.data.condition_cache import INDEX, TEXTS, load_tensors
+from danceflow.data.sizes import Size, by_size, sizes_of
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
 from danceflow.models.memory import memory_of
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _ROWS_PER_SHARD = 512
-_TEXTS = "prompts.safetensors"
 _SPLIT = "train"
 
 
@@ -46,7 +48,9 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     if config.needs_source and any(cell is None for cell in dataset["source"]):
         raise DataError(f"{folder / _SPLIT}: capability {capability!r} needs a source in every row")
     teachers = Teachers(paths.teachers, params.family.name, [config.teacher], memory_of(params.run))
-    family = sized_to(teachers.family, dataset)
+    family = teachers.family
+    groups = by_size(sizes_of(dataset, range(len(dataset))))
+    families = {size: family.sized(*size) for size in groups}
     if config.needs_source and not family.takes_source:
         raise WeightsError(
             f"capability {capability!r} edits, but the model in {paths.teachers} takes no source"
@@ -62,39 +66,44 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     work = paths.work(f"cache-{capability}-{key[:16]}")
     work.mkdir(parents=True, exist_ok=True)
     # Where the prompt encoders see the source, a prompt has as many embeddings as it has sources.
-    edits = dataset if config.needs_source and family.sees_source else None
-    prompts = sorted(set(dataset["prompt"])) if edits is None else list(dataset["prompt"])
-    texts = _write_texts(work, family, prompts, params.cache.batch_size, edits)
-    prompt_row = torch.arange(len(dataset))
-    if edits is None:
-        rows = {prompt: row for row, prompt in enumerate(prompts)}
-        prompt_row = torch.tensor([rows[prompt] for prompt in dataset["prompt"]])
-    shards = _write_latents(work, family, dataset, prompt_row, has_source=config.needs_source)
+    batch_size = params.cache.batch_size
+    if config.needs_source and family.sees_source:
+        texts = _write_seen_texts(work, families, dataset, groups, batch_size)
+        prompt_row = torch.cat([torch.tensor(rows) for rows in groups.values()]).argsort()
+    else:
+        prompts = sorted(set(dataset["prompt"]))
+        texts = _write_texts(work, family, prompts, batch_size)
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        prompt_row = torch.tensor([places[prompt] for prompt in dataset["prompt"]])
+    shards = _write_latents(
+        work, family, dataset, groups, prompt_row, has_source=config.needs_source
+    )
     samples = _write_teacher_samples(
-        work, params, capability, teachers, family, texts, prompt_row, dataset
+        work, params, capability, teachers, families, texts, prompt_row, dataset, groups
     )
     index = {
         "capability": capability,
-        "image_size": family.image_size,
         "takes_source": family.takes_source,
         "key": key,
         "num_rows": len(dataset),
-        "num_prompts": len(prompts),
-        "latents": shards,
-        "teacher_samples": samples,
+        "num_prompts": len(next(iter(texts.values()))),
+        "sizes": [
+            {
+                "image_size": size,
+                "num_rows": len(rows),
+                "latents": shards[size],
+                "teacher_samples": samples[size],
+            }
+            for size, rows in groups.items()
+        ],
         "teacher": config.teacher,
         "guidance": config.guidance,
     }
+    names = [name for found in (shards, samples) for part in found.values() for name in part]
     with atomic_directory(paths.cache(capability)) as place:
-        for name in (_TEXTS, *shards, *samples):
+        for name in (TEXTS, *names):
             shutil.copyfile(work / name, place / name)
-        (place / "index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def sized_to(family: "ModelFamily", dataset: Any) -> "ModelFamily":
-    """Returns ``family`` for images of the size that ``dataset`` holds."""
-    height, width = images_of(dataset, [0], "target").shape[-2:]
-    return family.sized(height, width)
+        (place / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -104,57 +113,98 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: the cache is missing or damaged: {error}") from error
+def _chunks(
+    groups: dict[Size, list[int]], most: int, what: str
+) -> Iterator[tuple[Size, list[int]]]:
+    """Yields runs of at most ``most`` rows of one size, size by size, with a progress bar."""
+    chunks = [
+        (size, rows[start : start + most])
+        for size, rows in groups.items()
+        for start in range(0, len(rows), most)
+    ]
+    yield from tqdm(chunks, desc=what, mininterval=2)
 
 
 def _write_texts(
-    work: Path, family: "ModelFamily", prompts: list[str], batch_size: int, edits: Any | None
+    work: Path, family: "ModelFamily", prompts: list[str], batch_size: int
 ) -> dict[str, Tensor]:
-    """Writes and returns the prompt tables, a row per prompt, without the source.
-
-    With ``edits`` the prompts are those of its rows, read together with their source images.
-    """
-    path = work / _TEXTS
+    """Writes and returns the prompt tables, a row per prompt."""
+    path = work / TEXTS
     if not path.exists():
-        unknown = sorted({word for prompt in prompts for word in family.unknown_words(prompt)})
-        if unknown:
-            _LOG.warning("the text encoder does not know: %s", ", ".join(unknown[:20]))
+        _warn_of_unknown_words(family, prompts)
+        starts = range(0, len(prompts), batch_size)
+        _save_texts(
+            path,
+            [
+                family.condition(prompts[start : start + batch_size])
+                for start in tqdm(starts, desc="prompts", mininterval=2)
+            ],
+        )
+    return load_tensors(path)
+
+
+def _write_seen_texts(
+    work: Path,
+    families: dict[Size, "ModelFamily"],
+    dataset: Any,
+    groups: dict[Size, list[int]],
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Writes and returns prompt tables, a row per row of the data, read beside its source.
+
+    The rows are those of the first size, then those of the next.
+    """
+    path = work / TEXTS
+    if not path.exists():
+        prompts = list(dataset["prompt"])
+        _warn_of_unknown_words(next(iter(families.values())), sorted(set(prompts)))
         parts = []
-        for start in tqdm(range(0, len(prompts), batch_size), desc="prompts", mininterval=2):
-            rows = range(start, min(start + batch_size, len(prompts)))
-            images = None if edits is None else images_of(edits, rows, "source")
-            source = None if images is None else family.encode(images)
-            parts.append(family.condition([prompts[row] for row in rows], source, images))
-        tables = Condition.cat(parts).tensors
-        _save(path, {name: table for name, table in tables.items() if name != "source"})
-    return _load(path)
+        for size, rows in _chunks(groups, batch_size, "prompts"):
+            images = images_of(dataset, rows, "source")
+            source = families[size].encode(images)
+            parts.append(families[size].condition([prompts[row] for row in rows], source, images))
+        _save_texts(path, parts)
+    return load_tensors(path)
+
+
+def _save_texts(path: Path, parts: Sequence[Condition]) -> None:
+    """Writes the tensors of prompts; sources are kept beside the latents."""
+    texts = [
+        Condition({name: table for name, table in part.tensors.items() if name != "source"})
+        for part in parts
+    ]
+    _save(path, dict(Condition.cat(texts).tensors))
+
+
+def _warn_of_unknown_words(family: "ModelFamily", prompts: Sequence[str]) -> None:
+    unknown = sorted({word for prompt in prompts for word in family.unknown_words(prompt)})
+    if unknown:
+        _LOG.warning("the text encoder does not know: %s", ", ".join(unknown[:20]))
 
 
 def _write_latents(
-    work: Path, family: "ModelFamily", dataset: Any, prompt_row: Tensor, *, has_source: bool
-) -> list[str]:
-    """Writes prompt rows, target latents and source latents, and returns the shards' names."""
-    names = []
-    starts = range(0, len(dataset), _ROWS_PER_SHARD)
-    for number, start in enumerate(tqdm(starts, desc="latents", mininterval=2)):
-        names.append(f"latents-{number:05d}.safetensors")
-        if (work / names[-1]).exists():
+    work: Path,
+    family: "ModelFamily",
+    dataset: Any,
+    groups: dict[Size, list[int]],
+    prompt_row: Tensor,
+    *,
+    has_source: bool,
+) -> dict[Size, list[str]]:
+    """Writes prompt rows, target latents and source latents; returns the shards' names by size."""
+    names: dict[Size, list[str]] = {size: [] for size in groups}
+    for number, (size, rows) in enumerate(_chunks(groups, _ROWS_PER_SHARD, "latents")):
+        name = f"latents-{number:05d}.safetensors"
+        names[size].append(name)
+        if (work / name).exists():
             continue
-        rows = list(range(start, min(start + _ROWS_PER_SHARD, len(dataset))))
         tensors = {
             "prompt_row": prompt_row[rows],
             "target": family.encode(images_of(dataset, rows, "target")),
         }
         if has_source:
             tensors["source"] = family.encode(images_of(dataset, rows, "source"))
-        _save(work / names[-1], tensors)
+        _save(work / name, tensors)
     return names
 
 
@@ -163,22 +213,28 @@ def _write_teacher_samples(
     params: "Params",
     capability: str,
     teachers: Teachers,
-    family: "ModelFamily",
+    families: dict[Size, "ModelFamily"],
     texts: dict[str, Tensor],
     prompt_row: Tensor,
     dataset: Any,
-) -> list[str]:
-    """Writes the teacher's samples of the first rows with their seeds; returns shard names."""
-    config, cache = params.capabilities[capability], params.cache
+    groups: dict[Size, list[int]],
+) -> dict[Size, list[str]]:
+    """Writes the teacher's samples of the bucket's first rows, with their seeds.
+
+    Returns the names of the shards by size.
+    """
+    config, cache, device = params.capabilities[capability], params.cache, params.run.device
     field = teachers.field(config.teacher, config.guidance)
-    count = min(cache.num_samples, len(dataset))
-    names = []
-    starts = range(0, count, cache.batch_size)
-    for number, start in enumerate(tqdm(starts, desc="teacher samples", mininterval=2)):
-        names.append(f"samples-{number:05d}.safetensors")
-        if (work / names[-1]).exists():
+    names: dict[Size, list[str]] = {size: [] for size in groups}
+    first = {
+        size: [row for row in rows if row < cache.num_samples] for size, rows in groups.items()
+    }
+    for number, (size, rows) in enumerate(_chunks(first, cache.batch_size, "teacher samples")):
+        name = f"samples-{number:05d}.safetensors"
+        names[size].append(name)
+        if (work / name).exists():
             continue
-        rows = list(range(start, min(start + cache.batch_size, count)))
+        family = families[size]
         seeds = [seed_for(params.run.seed, f"cache/{capability}", 0, row) for row in rows]
         noise = normal(family.latent_shape, seeds)
         tensors = {name: table[prompt_row[rows]] for name, table in texts.items()}
@@ -186,64 +242,11 @@ def _write_teacher_samples(
             tensors["source"] = torch.zeros_like(noise)
         if config.needs_source:
             tensors["source"] = family.encode(images_of(dataset, rows, "source"))
-        device = params.run.device
         clean = sample(
             field,
             noise.to(device),
             Condition(tensors).to(device),
             family.grid(cache.num_steps).to(device),
         )
-        _save(work / names[-1], {"clean": clean.cpu(), "seed": torch.tensor(seeds)})
+        _save(work / name, {"clean": clean.cpu(), "seed": torch.tensor(seeds)})
     return names
-
-
-class ConditionCache:
-    """The cached rows of one capability, in memory."""
-
-    def __init__(self, folder: Path) -> None:
-        """Reads ``folder``; raises ``DataError`` if a file is missing or damaged."""
-        try:
-            self.index = json.loads((folder / "index.json").read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder / 'index.json'}: cannot be read: {error}") from error
-        self.texts = _load(folder / _TEXTS)
-        shards = [_load(folder / name) for name in self.index["latents"]]
-        self.prompt_row = torch.cat([shard["prompt_row"] for shard in shards])
-        self.target = torch.cat([shard["target"] for shard in shards])
-        self.source = (
-            torch.cat([shard["source"] for shard in shards]) if "source" in shards[0] else None
-        )
-        samples = [_load(folder / name)["clean"] for name in self.index["teacher_samples"]]
-        self.teacher_samples = torch.cat(samples)
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.prompt_row)
-
-    def condition(self, rows: Tensor) -> Condition:
-        """Returns the conditions of ``rows``; where the model takes one, no source is zeros."""
-        tensors = {name: table[self.prompt_row[rows]] for name, table in self.texts.items()}
-        if self.source is not None:
-            tensors["source"] = self.source[rows]
-        elif self.index["takes_source"]:
-            tensors["source"] = self.target.new_zeros(len(rows), *self.target.shape[1:])
-        return Condition(tensors)
-
-    def clean(self, kind: str, rows: Tensor) -> Tensor:
-        """Returns clean latents of ``rows``: the ``data`` targets or the ``teacher`` samples.
-
-        Raises:
-            WeightsError: if a row has no teacher sample; ``cache.num_samples`` decides how many do.
-        """
-        if kind == "data":
-            return self.target[rows]
-        if int(rows.max()) >= len(self.teacher_samples):
-            raise WeightsError(
-                f"only {len(self.teacher_samples)} rows have a teacher sample; raise "
-                "cache.num_samples"
-            )
-        return self.teacher_samples[rows]
-
-    def num_rows(self, kind: str | None) -> int:
-        """Returns how many rows can be drawn when clean states of ``kind`` are needed."""
-        return len(self.teacher_samples) if kind == "teacher" else len(self)

@@ -4,14 +4,15 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from danceflow.data.buckets import images_of, read_bucket
+from danceflow.data.buckets import read_bucket
+from danceflow.data.sizes import shown, sizes_of
 from danceflow.errors import DataError, WeightsError
 from danceflow.evaluate.endpoint import Endpoint
 from danceflow.evaluate.evaluator import (
@@ -45,7 +46,7 @@ from danceflow.evaluate.scenes import shading
 from danceflow.evaluate.weighted import open_metrics
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.method import METHODS
-from danceflow.models.memory import memory_of
+from danceflow.models.memory import Memory, memory_of
 from danceflow.models.package import (
     FROZEN_FOLDER,
     MANIFEST,
@@ -78,19 +79,20 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     metrics, notes = open_metrics(config.weights)
     model = _judge_model(params, paths, capability)
     dataset = read_bucket(paths.bucket(params.capabilities[capability].bucket), _SPLIT)
-    student = load_package(paths.student, params.run.device)
+    student = load_package(paths.student, _as_stored(params))
     teachers = Teachers(
         paths.teachers,
         params.family.name,
         list(read_manifest(paths.teachers)["teachers"]),
         memory_of(params.run),
     )
-    size = images_of(dataset, [0], "target").shape[-2:]
-    if student.family.image_size != tuple(size):
-        raise WeightsError(
-            f"{paths.student}: the student makes images of {student.family.image_size} pixels, the "
-            f"data has {tuple(size)}; run the stage distill"
-        )
+    for size in dict.fromkeys(sizes_of(dataset, range(len(dataset)))):
+        if size not in student.image_sizes:
+            raise WeightsError(
+                f"{paths.student}: the student makes images of "
+                f"{', '.join(map(shown, student.image_sizes))} pixels, the data has {shown(size)}; "
+                "run the stage distill"
+            )
     task = build_task(
         capability,
         dataset,
@@ -118,7 +120,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     inputs = _inputs(params, paths, capability, student.meta)
     with tqdm(total=total, desc=f"evaluate {capability}", unit="image", mininterval=2) as bar:
 
-        def answer(name: str) -> tuple[FieldResult, Tensor]:
+        def answer(name: str) -> tuple[FieldResult, Sequence[Tensor]]:
             part = task.select(places[name])
             images = _finite_images(part, fields[name], config, name, bar.update)
             result = _judged(part, images, metrics, model, name, asked=(STUDENT, START, own))
@@ -159,7 +161,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
 
 def _judged(
     task: Task,
-    images: Tensor,
+    images: Sequence[Tensor],
     metrics: Sequence[Evaluator],
     model: Judge | None,
     name: str,
@@ -182,7 +184,7 @@ def _judged(
 
 def judge(
     task: Task,
-    images_B3HW: Tensor,
+    images: Sequence[Tensor],
     further: Sequence[Evaluator] = (),
     judged: Mapping[int, Judged] | None = None,
 ) -> FieldResult:
@@ -190,13 +192,13 @@ def judge(
 
     Args:
         task: what the field was asked.
-        images_B3HW: its answers, finite, in [0, 1].
+        images: its answers, finite, in [0, 1].
         further: evaluators of the standard rows beside the usual ones.
         judged: a judge's marks of every row, in place of the scores that the data gives.
     """
     evaluator, _ = main_evaluator(task)
     if judged is None:
-        found = evaluator(task, images_B3HW)
+        found = evaluator(task, images)
         parts = {item.name: item.rows for item in found if item.rows is not None}
     else:
         parts = _judged_rows(task, judged)
@@ -221,15 +223,17 @@ def judge(
         score=variants[STANDARD],
         categories=category_means(scores[place] for place in standard),
         variants=variants,
-        metrics=_metrics(task.select(standard), images_B3HW[torch.tensor(standard)], further),
+        metrics=_metrics(task.select(standard), [images[place] for place in standard], further),
         field_gap={},
         rows=rows,
     )
 
 
-def _metrics(task: Task, images: Tensor, further: Sequence[Evaluator]) -> dict[str, float]:
+def _metrics(
+    task: Task, images: Sequence[Tensor], further: Sequence[Evaluator]
+) -> dict[str, float]:
     """Returns the further metrics of the standard rows."""
-    evaluators = [shading if task.source is None else preservation, distribution]
+    evaluators = [preservation if task.is_edit else shading, distribution]
     return {
         item.name: round(item.value, 5)
         for evaluator in (*evaluators, *further)
@@ -256,7 +260,7 @@ def _judged_rows(task: Task, judged: Mapping[int, Judged]) -> dict[str, tuple[fl
     """Returns a judge's scores as an evaluator would give them."""
     places = range(task.num_rows)
     rows = {SCORE: tuple(judged[place].score for place in places)}
-    if task.source is not None:
+    if task.is_edit:
         for kind in ("sc", "pq"):
             rows[kind] = tuple(judged[place].marks[kind] for place in places)
     return rows
@@ -284,9 +288,9 @@ def _finite_images(
     config: "EvaluateParams",
     name: str,
     on_batch: Callable[[int], object],
-) -> Tensor:
+) -> Sequence[Tensor]:
     images = task.images(field, config.num_steps, config.batch_size, on_batch)
-    if not bool(images.isfinite().all()):
+    if not all(bool(image.isfinite().all()) for image in images):
         raise WeightsError(f"{name}: its images of {task.capability} are not finite numbers")
     return images
 
@@ -295,8 +299,15 @@ def _start_field(params: "Params", teachers: Teachers) -> GuidedField:
     """Returns the student as it was before its first update, guided as the student is."""
     init = METHODS[params.distill.method].init
     backbone = start_backbone(params.distill, teachers, init, trained_teachers(params))
-    field = teachers.family.field(backbone.eval().requires_grad_(False))
+    memory = _as_stored(params)
+    backbone = memory.place(backbone.cpu(), waits=True)
+    field = memory.field(teachers.family.field(backbone), backbone, waits=True)
     return teachers.family.guided(field, params.evaluate.guidance)
+
+
+def _as_stored(params: "Params") -> Memory:
+    """Returns how student and start are held: bfloat16 would round off what was learned."""
+    return replace(memory_of(params.run), dtype="float32")
 
 
 def _teacher_fields(

@@ -7,12 +7,14 @@ can be compared row by row.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from danceflow.data.buckets import PlainSample, images_of, read_sample, rows_of
+from danceflow.data.sizes import by_size, sizes_of
 from danceflow.evaluate.records import HELD_OUT_PAIR, STANDARD, UNKNOWN_WORDS
 from danceflow.fields import Condition, VelocityField, normal, sample, seed_for
 from danceflow.models.family import ModelFamily
@@ -46,28 +48,115 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every field is asked of one capability.
+class Part:
+    """The tensors of those rows of a task that have one size.
 
     Attributes:
-        capability: its name.
-        family: decodes latents and gives the sigma grid.
-        rows: B questions.
-        samples: [B] the exact requests and scenes, or what is known about a user's rows.
+        places: [B] positions of its rows in the task, ascending.
+        family: decodes latents and gives the sigma grid of this size.
         condition: B rows.
         noise: [B, C, H, W] initial states.
         source: [B, 3, H, W] images in [0, 1], or ``None`` for text-to-image.
         target: [B, 3, H, W] exact answers (for text-to-image, one of many).
     """
 
-    capability: str
+    places: tuple[int, ...]
     family: ModelFamily
-    rows: tuple[Row, ...]
-    samples: tuple[Sample | PlainSample, ...]
     condition: Condition
     noise: Tensor
     source: Tensor | None
     target: Tensor
+
+    def select(self, index: Sequence[int], places: Sequence[int]) -> "Part":
+        """Returns the rows at ``index``, which then have other places in a task."""
+        at = torch.tensor(list(index), dtype=torch.long)
+        return Part(
+            places=tuple(places),
+            family=self.family,
+            condition=self.condition.select(at),
+            noise=self.noise[at.to(self.noise.device)],
+            source=None if self.source is None else self.source[at],
+            target=self.target[at],
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every field is asked of one capability.
+
+    Attributes:
+        capability: its name.
+        rows: B questions.
+        samples: [B] the exact requests and scenes, or what is known about a user's rows.
+        parts: the same rows as tensors, size by size; at least one.
+    """
+
+    capability: str
+    rows: tuple[Row, ...]
+    samples: tuple[Sample | PlainSample, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def only(self) -> Part:
+        """The tensors of a task whose rows all have one size.
+
+        Raises:
+            ValueError: they have several.
+        """
+        if len(self.parts) > 1:
+            raise ValueError(f"{self.capability}: its rows have {len(self.parts)} sizes, not one")
+        return self.parts[0]
+
+    @property
+    def family(self) -> ModelFamily:
+        """The family of the only size."""
+        return self.only.family
+
+    @property
+    def condition(self) -> Condition:
+        """The conditions, of rows of one size."""
+        return self.only.condition
+
+    @property
+    def noise(self) -> Tensor:
+        """The initial states [B, C, H, W], of rows of one size."""
+        return self.only.noise
+
+    @property
+    def source(self) -> Tensor | None:
+        """The images to edit [B, 3, H, W], of rows of one size; ``None`` for text-to-image."""
+        return self.only.source
+
+    @property
+    def target(self) -> Tensor:
+        """The exact answers [B, 3, H, W], of rows of one size."""
+        return self.only.target
+
+    @property
+    def is_edit(self) -> bool:
+        """Whether the rows have images to edit."""
+        return self.parts[0].source is not None
+
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        """The images to edit, [3, H, W] each; none for text-to-image."""
+        if not self.is_edit:
+            return ()
+        return self._in_order([() if p.source is None else tuple(p.source) for p in self.parts])
+
+    @property
+    def targets(self) -> tuple[Tensor, ...]:
+        """The exact answers, [3, H, W] each."""
+        return self._in_order([tuple(part.target) for part in self.parts])
+
+    def _in_order(self, images: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+        """Returns the images of all parts in the order of the rows."""
+        found = {
+            place: image
+            for part, group in zip(self.parts, images, strict=True)
+            for place, image in zip(part.places, group, strict=True)
+        }
+        return tuple(found[place] for place in range(self.num_rows))
 
     @property
     def scenes(self) -> tuple[Sample, ...]:
@@ -98,16 +187,28 @@ class Task:
 
     def select(self, index: Sequence[int]) -> "Task":
         """Returns the questions at ``index``, in that order."""
-        at = torch.tensor(list(index), dtype=torch.long)
+        index = list(index)
+        parts = []
+        for part in self.parts:
+            at = {place: number for number, place in enumerate(part.places)}
+            new = [number for number, place in enumerate(index) if place in at]
+            parts.append(part.select([at[index[number]] for number in new], new))
         return replace(
             self,
             rows=tuple(self.rows[i] for i in index),
             samples=tuple(self.samples[i] for i in index),
-            condition=self.condition.select(at),
-            noise=self.noise[at.to(self.noise.device)],
-            source=None if self.source is None else self.source[at],
-            target=self.target[at],
+            parts=tuple(part for part in parts if part.places) or (parts[0],),
         )
+
+    def of_sizes(self, images: Sequence[Tensor]) -> "Iterator[tuple[Task, Tensor]]":
+        """Yields, for every size, the questions of that size and their answers [B, 3, H, W].
+
+        Args:
+            images: an answer [3, H, W] to every row.
+        """
+        for part in self.parts:
+            task = self if len(self.parts) == 1 else self.select(part.places)
+            yield task, torch.stack([images[place] for place in part.places])
 
     def where(self, *variants: str) -> list[int]:
         """Returns the positions of the rows of ``variants``."""
@@ -131,23 +232,25 @@ class Task:
         num_steps: int,
         batch_size: int,
         on_batch: Callable[[int], object] = int,
-    ) -> Tensor:
-        """Returns the field's answers, [B, 3, H, W] float32 in [0, 1] on the CPU.
+    ) -> tuple[Tensor, ...]:
+        """Returns the field's answer to every row, [3, H, W] float32 in [0, 1] on the CPU.
 
         Args:
-            field: the field to sample from, by Euler steps on the family's grid.
+            field: the field to sample from, by Euler steps on the family's grid for the size.
             num_steps: number of steps.
             batch_size: samples per batch; it does not change what is computed.
             on_batch: called with the number of finished samples after every batch.
         """
-        grid = self.family.grid(num_steps).to(self.noise.device)
-        parts = [self.target.new_empty(0, *self.target.shape[1:])]
-        for start in range(0, self.num_rows, batch_size):
-            rows = slice(start, start + batch_size)
-            clean = sample(field, self.noise[rows], self.condition.select(rows), grid)
-            parts.append(self.family.decode(clean).cpu())
-            on_batch(len(clean))
-        return torch.cat(parts)
+        found: list[list[Tensor]] = []
+        for part in self.parts:
+            grid = part.family.grid(num_steps).to(part.noise.device)
+            found.append([])
+            for start in range(0, len(part.places), batch_size):
+                rows = slice(start, start + batch_size)
+                clean = sample(field, part.noise[rows], part.condition.select(rows), grid)
+                found[-1] += part.family.decode(clean).cpu()
+                on_batch(len(clean))
+        return self._in_order(found)
 
 
 @dataclass(frozen=True)
@@ -166,11 +269,47 @@ class Measurement:
 
 
 class Evaluator(Protocol):
-    """Measures a field's answers to a task."""
+    """Measures a field's answers to a task, whatever sizes its rows have."""
 
-    def __call__(self, task: Task, images_B3HW: Tensor, /) -> Iterator[Measurement]:
-        """Yields measurements of the images that a field gave to the rows of ``task``."""
+    def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
+        """Yields measurements of the images [3, H, W] that a field gave to the rows of ``task``."""
         ...
+
+
+RowEvaluator = Callable[[Task, Tensor], Iterator[Measurement]]
+"""Measures answers [B, 3, H, W] to rows of one size, row by row."""
+
+
+def over_sizes(
+    evaluator: RowEvaluator, task: Task, images: Sequence[Tensor]
+) -> Iterator[Measurement]:
+    """Yields what an evaluator measures row by row, size by size, as measurements of all rows.
+
+    A measurement that it cannot make at every size is left out.
+
+    Args:
+        evaluator: sees the rows of each size apart.
+        task: rows of any sizes.
+        images: an answer to every row.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for part, (one_size, batch) in zip(task.parts, task.of_sizes(images), strict=True):
+        for item in evaluator(one_size, batch):
+            found = zip(part.places, item.rows or (), strict=True)
+            values.setdefault(item.name, {}).update(found)
+    for name, rows in values.items():
+        if len(rows) == task.num_rows:
+            yield by_rows(task, name, [rows[place] for place in range(task.num_rows)])
+
+
+def row_by_row(evaluator: RowEvaluator) -> Evaluator:
+    """Returns an evaluator of rows of any sizes, from one of rows of one size."""
+
+    @wraps(evaluator)
+    def measured(task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
+        return over_sizes(evaluator, task, images)
+
+    return measured
 
 
 def category_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -239,23 +378,21 @@ def build_task(
         for place in rows_of(dataset, count, (variant,))
         if variant != HELD_OUT_PAIR or asks_for_held_out_pair(read_sample(dataset[place]))
     ]
-    target = images_of(dataset, places, "target")
-    family = family.sized(*target.shape[-2:])
     samples = [read_sample(row) for row in dataset.select(places)]
     uids = dataset.select(places)["uid"]
     unknown = [family.unknown_words(item.prompt) for item in samples]
     _warn(capability, unknown)
-    has_source = dataset[places[0]]["source"] is not None
-    source = images_of(dataset, places, "source") if has_source else None
-    pixels = None if source is None else source.to(device)
-    latents = None if pixels is None else family.encode(pixels)
-    condition = family.condition([item.prompt for item in samples], latents, pixels).to(device)
-    index = list(range(len(places))) * len(seeds)
-    at = torch.tensor(index)
-    noise_seeds = [seed_for(seed, purpose, 0, place) for seed in seeds for place in places]
+    parts = []
+    for size, index in by_size(sizes_of(dataset, places)).items():
+        prompts, rows = [samples[i].prompt for i in index], [places[i] for i in index]
+        noise_seeds = [seed_for(seed, purpose, 0, row) for seed in seeds for row in rows]
+        part = _part(family.sized(*size), dataset, rows, prompts, noise_seeds, device)
+        repeats = range(len(seeds))
+        parts.append(
+            replace(part, places=tuple(r * len(places) + i for r in repeats for i in index))
+        )
     return Task(
         capability=capability,
-        family=family,
         rows=tuple(
             Row(
                 uid,
@@ -267,7 +404,30 @@ def build_task(
             for seed in seeds
             for uid, item, words in zip(uids, samples, unknown, strict=True)
         ),
-        samples=tuple(samples[i] for i in index),
+        samples=tuple(samples) * len(seeds),
+        parts=tuple(parts),
+    )
+
+
+def _part(
+    family: ModelFamily,
+    dataset: Any,
+    rows: Sequence[int],
+    prompts: Sequence[str],
+    noise_seeds: Sequence[int],
+    device: str,
+) -> Part:
+    """Returns rows of one size, as often as there are noise seeds for them."""
+    target = images_of(dataset, rows, "target")
+    has_source = dataset[rows[0]]["source"] is not None
+    source = images_of(dataset, rows, "source") if has_source else None
+    pixels = None if source is None else source.to(device)
+    latents = None if pixels is None else family.encode(pixels)
+    condition = family.condition(prompts, latents, pixels).to(device)
+    at = torch.arange(len(noise_seeds)) % len(rows)
+    return Part(
+        places=tuple(range(len(noise_seeds))),
+        family=family,
         condition=condition.select(at),
         noise=normal(family.latent_shape, noise_seeds).to(device),
         source=None if source is None else source[at],

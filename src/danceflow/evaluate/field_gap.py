@@ -24,17 +24,21 @@ def field_gap(
         num_steps: number of steps of the rollout.
         stride: every how many steps a state is compared, back from the last one before clean.
     """
-    grid = task.family.grid(num_steps).to(task.noise.device)
     kept = torch.arange(num_steps - 1, -1, -stride).flip(0)
-    keep = kept.repeat(task.num_rows, 1)
-    states = rollout(student, task.noise, task.condition, grid, keep)
-    gaps = []
-    with torch.no_grad():
-        for slot in range(len(kept)):
-            z, sigma = states.z[:, slot], states.sigma[:, slot]
-            difference = student(z, sigma, task.condition) - teacher(z, sigma, task.condition)
-            gaps.append(difference.square().mean())
-    return _by_bin(grid[kept.to(grid.device)].cpu(), torch.stack(gaps).cpu())
+    sigmas, gaps, weights = [], [], []
+    for part in task.parts:
+        grid = part.family.grid(num_steps).to(part.noise.device)
+        states = rollout(
+            student, part.noise, part.condition, grid, kept.repeat(len(part.places), 1)
+        )
+        with torch.no_grad():
+            for slot in range(len(kept)):
+                z, sigma = states.z[:, slot], states.sigma[:, slot]
+                difference = student(z, sigma, part.condition) - teacher(z, sigma, part.condition)
+                gaps.append(difference.square().mean().cpu())
+        sigmas.append(grid[kept.to(grid.device)].cpu())
+        weights += [len(part.places) / task.num_rows] * len(kept)
+    return _by_bin(torch.cat(sigmas), torch.stack(gaps), torch.tensor(weights))
 
 
 def bin_name(index: int) -> str:
@@ -42,10 +46,13 @@ def bin_name(index: int) -> str:
     return f"{index / NUM_BINS:.2f}-{(index + 1) / NUM_BINS:.2f}"
 
 
-def _by_bin(sigma: Tensor, gap: Tensor) -> dict[str, float]:
+def _by_bin(sigma: Tensor, gap: Tensor, weight: Tensor) -> dict[str, float]:
+    """Returns the weighted mean gap of all states and of each bin's."""
     bins = (sigma * NUM_BINS).long().clamp(0, NUM_BINS - 1)
-    result = {"all": float(gap.mean())}
-    for index in range(NUM_BINS):
-        if bool((bins == index).any()):
-            result[bin_name(index)] = float(gap[bins == index].mean())
-    return result
+    held = {"all": torch.ones_like(bins, dtype=torch.bool)}
+    held |= {bin_name(index): bins == index for index in range(NUM_BINS)}
+    return {
+        name: float((gap * weight)[at].sum() / weight[at].sum())
+        for name, at in held.items()
+        if bool(at.any())
+    }

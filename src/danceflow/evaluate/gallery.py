@@ -31,12 +31,12 @@ class Answers:
 
     Attributes:
         places: positions in the task of the rows that the field was asked.
-        images: [len(places), 3, H, W].
+        images: one [3, H, W] for each of them.
         scores: one per image.
     """
 
     places: Sequence[int]
-    images: Tensor
+    images: Sequence[Tensor]
     scores: Sequence[float]
 
     def at(self, place: int) -> tuple[Tensor, float] | None:
@@ -75,21 +75,22 @@ def draw_gallery(folder: Path, task: Task, teacher: str, answers: Mapping[str, A
 
 def _columns(
     task: Task, places: Sequence[int], teacher: str, answers: Mapping[str, Answers]
-) -> dict[str, Tensor]:
+) -> dict[str, list[Tensor]]:
     """Returns the named columns of a grid; fields that were not asked all rows are left out."""
     headings = {
         f"teacher ({teacher.removeprefix(TEACHER)})": teacher,
         "start student": START,
         "student": STUDENT,
     }
-    at = torch.tensor(list(places))
-    columns = {} if task.source is None else {"source": task.source[at]}
+    sources, targets = task.sources, task.targets
+    columns = {"source": [sources[place] for place in places]} if task.is_edit else {}
     for heading, field in headings.items():
         found = [answers[field].at(place) for place in places]
         images = [item[0] for item in found if item is not None]
         if len(images) == len(places):
-            columns[heading] = torch.stack(images)
-    columns["one right answer" if task.source is None else "exact target"] = task.target[at]
+            columns[heading] = images
+    right = "exact target" if task.is_edit else "one right answer"
+    columns[right] = [targets[place] for place in places]
     return columns
 
 
@@ -106,10 +107,10 @@ def _lost(task: Task, teacher: Answers, student: Answers, shown: Sequence[int]) 
 def _write_tiles(
     folder: Path, task: Task, kinds: Mapping[str, Sequence[int]], answers: Mapping[str, Answers]
 ) -> None:
-    blank = torch.ones_like(task.target[0])
+    sources, targets = task.sources, task.targets
     places = [(kind, place) for kind in kinds for place in kinds[kind]]
-    columns = {} if task.source is None else {"source": [task.source[p] for _, p in places]}
-    columns["target"] = [task.target[place] for _, place in places]
+    columns = {"source": [sources[place] for _, place in places]} if task.is_edit else {}
+    columns["target"] = [targets[place] for _, place in places]
     rows = [
         {
             "kind": kind,
@@ -125,9 +126,11 @@ def _write_tiles(
         for kind, place in places
     ]
     for field, part in answers.items():
-        answered = [part.at(place) for _, place in places]
-        columns[field] = [blank if item is None else item[0] for item in answered]
-    sheet = tile_sheet([torch.stack(images) for images in columns.values()])
+        answered = [(part.at(place), targets[place]) for _, place in places]
+        columns[field] = [
+            torch.ones_like(target) if item is None else item[0] for item, target in answered
+        ]
+    sheet = tile_sheet(list(columns.values()))
     sheet.save(folder / TILES, format="PNG")
     content = {"size": sheet.width // len(columns), "columns": list(columns), "rows": rows}
     (folder / TILES_INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

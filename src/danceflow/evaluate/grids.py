@@ -1,7 +1,7 @@
 """Image grids that explain themselves: one row per prompt, one named column per field."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -21,15 +21,15 @@ _MIN_TILE = 160
 
 
 def image_grid(
-    columns: Mapping[str, Tensor], labels: Sequence[str], notes: Sequence[str] = ()
+    columns: Mapping[str, Sequence[Tensor]], labels: Sequence[str], notes: Sequence[str] = ()
 ) -> Image.Image:
     """Returns a picture of images side by side, with a heading per column and a label per row.
 
-    Small images are enlarged without smoothing, by the first whole factor that makes them at
-    least 160 pixels wide.
+    Small images are enlarged without smoothing, all by the first whole factor that makes the
+    longest side at least 160 pixels. Each lies in the middle of a square of that side.
 
     Args:
-        columns: heading to images [B, 3, H, W] in [0, 1], all of one size.
+        columns: heading to B images [3, H, W] in [0, 1].
         labels: B texts, such as prompts.
         notes: B fainter texts below the labels, such as categories; none, or one per row.
 
@@ -39,8 +39,9 @@ def image_grid(
     counts = {len(images) for images in columns.values()}
     if counts != {len(labels)}:
         raise ValueError(f"{len(labels)} labels do not fit columns of {sorted(counts)} images")
-    size = next(iter(columns.values())).shape[-1]
-    tile = size * max(1, -(-_MIN_TILE // size))
+    size = _longest_side(columns.values())
+    factor = max(1, -(-_MIN_TILE // size))
+    tile = size * factor
     font = ImageFont.load_default(_TEXT_SIZE)
     left, top = _MARGIN + _TEXT_WIDTH + _GAP, _MARGIN + _LINE + _GAP
     width = left + len(columns) * (tile + _GAP) - _GAP + _MARGIN
@@ -53,8 +54,11 @@ def image_grid(
         for row, image in enumerate(images):
             y = top + row * (tile + _GAP)
             draw.rectangle((x - 1, y - 1, x + tile, y + tile), outline=_FRAME)
-            enlarged = to_picture(image).resize((tile, tile), Image.Resampling.NEAREST)
-            picture.paste(enlarged, (x, y))
+            small = to_picture(image)
+            enlarged = small.resize(
+                (small.width * factor, small.height * factor), Image.Resampling.NEAREST
+            )
+            picture.paste(enlarged, _middle(enlarged, x, y, tile))
     for row, label in enumerate(labels):
         y = top + row * (tile + _GAP)
         lines = [(line, _INK) for line in textwrap.wrap(label, _LETTERS)]
@@ -64,21 +68,34 @@ def image_grid(
     return picture
 
 
-def tile_sheet(columns: Sequence[Tensor], max_size: int = 256) -> Image.Image:
+def tile_sheet(columns: Sequence[Sequence[Tensor]], max_size: int = 256) -> Image.Image:
     """Returns images without any text, row by row and column by column, for a page to cut up.
 
+    Every tile is a square of the longest side, with an image in its middle.
+
     Args:
-        columns: images [B, 3, H, W] in [0, 1], all of one size.
-        max_size: larger images are made smaller.
+        columns: images [3, H, W] in [0, 1].
+        max_size: larger tiles are made smaller.
     """
-    size = columns[0].shape[-1]
-    stacked = torch.stack(list(columns), dim=1)
-    rows, count = stacked.shape[:2]
-    sheet = stacked.permute(2, 0, 3, 1, 4).reshape(3, rows * size, count * size)
-    picture = to_picture(sheet)
+    size, rows = _longest_side(columns), len(columns[0])
+    picture = Image.new("RGB", (len(columns) * size, rows * size), _PAPER)
+    for column, images in enumerate(columns):
+        for row, image in enumerate(images):
+            tile = to_picture(image)
+            picture.paste(tile, _middle(tile, column * size, row * size, size))
     if size > max_size:
-        picture = picture.resize((count * max_size, rows * max_size), Image.Resampling.LANCZOS)
+        small = (len(columns) * max_size, rows * max_size)
+        picture = picture.resize(small, Image.Resampling.LANCZOS)
     return picture
+
+
+def _longest_side(columns: Iterable[Sequence[Tensor]]) -> int:
+    return max(max(image.shape[-2:]) for images in columns for image in images)
+
+
+def _middle(image: Image.Image, x: int, y: int, side: int) -> tuple[int, int]:
+    """Returns where an image lies in the middle of the square of ``side`` at (x, y)."""
+    return x + (side - image.width) // 2, y + (side - image.height) // 2
 
 
 def to_picture(image_3HW: Tensor) -> Image.Image:

@@ -6,12 +6,12 @@ FID and KID are named after their feature extractor, a small fixed convolution n
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from danceflow.evaluate.evaluator import Measurement, Task, by_rows
+from danceflow.evaluate.evaluator import Measurement, Task, by_rows, row_by_row
 from danceflow.fields import normal, seed_for
 from danceflow.scenes.prompts import Sample
 from danceflow.scenes.score import edited_cell
@@ -28,6 +28,7 @@ _MIN_KEPT = 0.05
 """Share of a picture below which an edit counts as one of the whole picture."""
 
 
+@row_by_row
 def preservation(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     """Yields ``psnr`` (dB, at most 60) and ``ssim`` over the pixels that an edit must preserve.
 
@@ -37,14 +38,13 @@ def preservation(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    size = images_B3HW.shape[-1]
-    kept = _preserved(task, size)
+    kept = _preserved(task, images_B3HW.shape[-1])
     psnr = [
         float(peak_signal_noise_ratio(image[:, mask], target[:, mask], data_range=1.0))
         for image, target, mask in zip(images_B3HW, task.target, kept, strict=True)
     ]
     yield by_rows(task, "psnr", [min(value, MAX_PSNR) for value in psnr])
-    if size < _SSIM_WINDOW:
+    if min(images_B3HW.shape[-2:]) < _SSIM_WINDOW:
         return
     # Outside the mask the target stands in, so that a window at its border sees no edit.
     composed = torch.where(kept[:, None], images_B3HW, task.target)
@@ -138,7 +138,7 @@ class Conv64(nn.Module):
         return torch.cat([pixels.mean(-1), pixels.std(-1)], dim=1)
 
 
-def distribution(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
+def distribution(task: Task, images: Sequence[Tensor]) -> Iterator[Measurement]:
     """Yields ``fid_conv64`` and ``kid_conv64`` between the images and the exact targets.
 
     KID is the unbiased estimate over all images at once. Both need two images at least.
@@ -146,14 +146,15 @@ def distribution(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    if len(images_B3HW) < 2:
+    if len(images) < 2:
         return
     fid = FrechetInceptionDistance(feature=Conv64())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features")
-        kid = KernelInceptionDistance(feature=Conv64(), subsets=1, subset_size=len(images_B3HW))
+        kid = KernelInceptionDistance(feature=Conv64(), subsets=1, subset_size=len(images))
     for name, metric in ((f"fid_{EXTRACTOR}", fid), (f"kid_{EXTRACTOR}", kid)):
-        metric.update(task.target, real=True)
-        metric.update(images_B3HW, real=False)
+        for part, images_B3HW in task.of_sizes(images):
+            metric.update(part.target, real=True)
+            metric.update(images_B3HW, real=False)
         value = metric.compute()
         yield Measurement(name, float(value[0] if isinstance(value, tuple) else value))

@@ -73,7 +73,7 @@ class Judge:
                 rows.append(place)
         return rows
 
-    def score(self, name: str, task: Task, images_B3HW: Tensor) -> dict[int, Judged]:
+    def score(self, name: str, task: Task, images: Sequence[Tensor]) -> dict[int, Judged]:
         """Returns the marks of a field's answers, by row of the task.
 
         An offline judge sends nothing: rows whose answers are not kept are missing, and their
@@ -82,13 +82,19 @@ class Judge:
         Args:
             name: of the field.
             task: what it was asked.
-            images_B3HW: its answers.
+            images: its answers.
 
         Raises:
             JudgeError: the endpoint refuses or gives no usable answer.
         """
         rows = self.rows(task)
-        asked = {place: self._questions(task, images_B3HW, place) for place in rows}
+        sources = task.sources
+        asked = {
+            place: self._questions(
+                task.rows[place], sources[place] if sources else None, images[place]
+            )
+            for place in rows
+        }
         if self.config.offline:
             return self._offline(name, task, asked)
         import httpx
@@ -131,10 +137,9 @@ class Judge:
             f"known, {usage.tokens_in} tokens in, {usage.tokens_out} out, cost {cost:.4f}"
         )
 
-    def _questions(self, task: Task, images: Tensor, place: int) -> tuple[Question, ...]:
-        row = task.rows[place]
-        source = None if task.source is None else _png(task.source[place])
-        return questions_about(row.prompt, row.category, source, _png(images[place]))
+    def _questions(self, row: Row, source: Tensor | None, image: Tensor) -> tuple[Question, ...]:
+        shown = None if source is None else _png(source)
+        return questions_about(row.prompt, row.category, shown, _png(image))
 
     def _offline(
         self, name: str, task: Task, asked: Mapping[int, Sequence[Question]]

@@ -8,10 +8,10 @@ from danceflow.evaluate.scenes import GENEVAL_SCALE, VIESCORE_SCALE, gen_eval, v
 def main_evaluator(task: Task) -> tuple[Evaluator, float]:
     """Returns the evaluator that gives a task's ``score``, and the best possible score."""
     if task.are_scenes:
-        if task.source is None:
+        if not task.is_edit:
             return gen_eval, GENEVAL_SCALE
         return vie_score, VIESCORE_SCALE
-    if task.source is not None:
+    if task.is_edit:
         return target_edit, VIESCORE_SCALE
     known = all(item.facts.get("kind") == "digit" for item in task.plain)
     return (read_digits if known else target_likeness), GENEVAL_SCALE

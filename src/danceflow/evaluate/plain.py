@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from danceflow.evaluate.evaluator import SCORE, Measurement, Task, by_rows
+from danceflow.evaluate.evaluator import SCORE, Measurement, Task, by_rows, row_by_row
 from danceflow.evaluate.images import changed_pixels, kept_pixels, similarity_maps
 
 _BEST = 10.0
 
 
+@row_by_row
 def read_digits(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     """Yields ``score``: 1 where the digit that was asked for can be read, else 0."""
     from danceflow.digits.score import digit_reader
@@ -25,12 +26,14 @@ def read_digits(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     yield by_rows(task, SCORE, [float(a == r) for a, r in zip(asked, read, strict=True)])
 
 
+@row_by_row
 def target_likeness(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     """Yields ``score``: the structural similarity to the target, from 0 to 1."""
     maps = similarity_maps(images_B3HW, task.target)
     yield by_rows(task, SCORE, [float(part.mean().clamp(0, 1)) for part in maps])
 
 
+@row_by_row
 def target_edit(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     """Yields ``score`` = sqrt(sc * pq), ``sc`` and ``pq``, each from 0 to 10.
 

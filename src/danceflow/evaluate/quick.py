@@ -1,5 +1,6 @@
 """A small paired batch of one bucket's rows: sample a field on it, score it, draw it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,24 +26,24 @@ class QuickBatch:
         return [row.prompt for row in self.task.rows]
 
     @property
-    def source(self) -> Tensor | None:
-        """The images to edit, [B, 3, H, W] in [0, 1], or ``None`` for text-to-image."""
-        return self.task.source
+    def sources(self) -> tuple[Tensor, ...]:
+        """The images to edit, [3, H, W] in [0, 1] each; none for text-to-image."""
+        return self.task.sources
 
     @property
-    def target(self) -> Tensor:
-        """The exact results, [B, 3, H, W] in [0, 1] (for text-to-image, one of many)."""
-        return self.task.target
+    def targets(self) -> tuple[Tensor, ...]:
+        """The exact results, [3, H, W] in [0, 1] each (for text-to-image, one of many)."""
+        return self.task.targets
 
     def head(self, count: int) -> "QuickBatch":
         """Returns the first ``count`` rows, or all if there are fewer."""
         return QuickBatch(self.task.select(range(min(count, self.task.num_rows))))
 
-    def sample(self, field: VelocityField, num_steps: int, batch_size: int) -> Tensor:
-        """Returns the field's images, [B, 3, H, W] in [0, 1], by Euler steps."""
+    def sample(self, field: VelocityField, num_steps: int, batch_size: int) -> tuple[Tensor, ...]:
+        """Returns the field's images, [3, H, W] in [0, 1] each, by Euler steps."""
         return self.task.images(field, num_steps, batch_size)
 
-    def score(self, images: Tensor) -> dict[str, Any]:
+    def score(self, images: Sequence[Tensor]) -> dict[str, Any]:
         """Returns the overall score (the mean over categories) and each category's.
 
         Beside them stands ``realism`` where shading is asked for.

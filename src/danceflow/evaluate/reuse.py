@@ -4,9 +4,8 @@ They lie in the work folder, named by everything that decides them, code include
 reused is what would be computed. A sweep evaluates its teachers once, not once per student.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -32,9 +31,9 @@ def code_digest() -> str:
 
 
 def reused(
-    folder: Path, answer: Callable[[], tuple[FieldResult, Tensor]]
-) -> tuple[FieldResult, Tensor]:
-    """Returns a field's result and images [B, 3, H, W]; they are computed where nobody has yet.
+    folder: Path, answer: Callable[[], tuple[FieldResult, Sequence[Tensor]]]
+) -> tuple[FieldResult, Sequence[Tensor]]:
+    """Returns a field's result and images [3, H, W]; they are computed where nobody has yet.
 
     Evaluations that run at the same time and need the same answers wait for the first.
 
@@ -52,18 +51,19 @@ def reused(
             return _read(folder)
         result, images = answer()
         with atomic_directory(folder) as place:
-            save_file({"images": images.contiguous()}, place / _IMAGES)
+            named = {f"{number:08d}": image.clone() for number, image in enumerate(images)}
+            save_file(named, place / _IMAGES)
             (place / _RESULT).write_text(result.model_dump_json())
         return result, images
 
 
-def _read(folder: Path) -> tuple[FieldResult, Tensor]:
+def _read(folder: Path) -> tuple[FieldResult, Sequence[Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         result = FieldResult.model_validate_json((folder / _RESULT).read_bytes())
-        images: Any = load_file(folder / _IMAGES)["images"]
-    except (OSError, ValidationError, SafetensorError, KeyError) as error:
+        images = dict(load_file(folder / _IMAGES))
+    except (OSError, ValidationError, SafetensorError) as error:
         raise DataError(f"{folder}: is damaged ({error}); delete it to start over") from error
-    return result, images
+    return result, [images[name] for name in sorted(images)]

@@ -5,7 +5,7 @@ left out, and the report says so; a path that leads nowhere is an error.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
-from danceflow.evaluate.evaluator import Evaluator, Measurement, Task, by_rows
+from danceflow.evaluate.evaluator import Evaluator, Measurement, Task, by_rows, over_sizes
 from danceflow.models.clip import load_clip
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ class ClipScore:
 
         self.metric = CLIPScore(model_name_or_path=lambda: load_clip(folder))
 
-    def __call__(self, task: Task, images_B3HW: Tensor, /) -> Iterator[Measurement]:
+    def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
         """Yields ``clip_score``, from 0 to 100."""
         scores = []
-        for row, image in zip(task.rows, images_B3HW, strict=True):
+        for row, image in zip(task.rows, images, strict=True):
             self.metric.reset()
             self.metric.update((image * 255).round().to(torch.uint8), row.prompt)
             scores.append(float(self.metric.compute()))
@@ -129,8 +129,11 @@ class Lpips:
                 norm = hidden.square().sum(1, keepdim=True).sqrt()
                 yield hidden / (norm + 1e-8)
 
-    def __call__(self, task: Task, images_B3HW: Tensor, /) -> Iterator[Measurement]:
+    def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
         """Yields ``lpips`` between images and targets; 0 is equal."""
+        return over_sizes(self._rows, task, images)
+
+    def _rows(self, task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
         parts = zip(images_B3HW.split(_BATCH_SIZE), task.target.split(_BATCH_SIZE), strict=True)
         found = torch.cat([self.distances(one, other) for one, other in parts])
         yield by_rows(task, "lpips", found.tolist())
@@ -187,12 +190,12 @@ class InceptionDistances:
             warnings.simplefilter("ignore", DeprecationWarning)
             self.network = _Features(torch.jit.load(str(path), map_location="cpu"))
 
-    def __call__(self, task: Task, images_B3HW: Tensor, /) -> Iterator[Measurement]:
+    def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
         """Yields ``fid_inception`` and ``kid_inception``; both need two images at least."""
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
 
-        count = len(images_B3HW)
+        count = len(images)
         if count < 2:
             return
         with warnings.catch_warnings():
@@ -204,9 +207,12 @@ class InceptionDistances:
                 ),
             }
         for name, metric in metrics.items():
-            for start in range(0, count, _BATCH_SIZE):
-                metric.update(task.target[start : start + _BATCH_SIZE], real=True)
-                metric.update(images_B3HW[start : start + _BATCH_SIZE], real=False)
+            for part, images_B3HW in task.of_sizes(images):
+                for target, answers in zip(
+                    part.target.split(_BATCH_SIZE), images_B3HW.split(_BATCH_SIZE), strict=True
+                ):
+                    metric.update(target, real=True)
+                    metric.update(answers, real=False)
             value = metric.compute()
             yield Measurement(name, float(value[0] if isinstance(value, tuple) else value))
 

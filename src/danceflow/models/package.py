@@ -42,13 +42,19 @@ class Package:
         family: the frozen parts.
         field: the student's velocity field.
         device: where it computes.
-        meta: how it was made; holds ``image_size`` (pixels) and ``num_steps`` at least.
+        meta: how it was made; holds ``num_steps`` at least.
     """
 
     family: ModelFamily
     field: VelocityField
     device: torch.device
     meta: Mapping[str, Any]
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width in pixels of the images it was trained to make, the usual one first."""
+        found = self.meta.get("image_sizes", [self.family.image_size])
+        return tuple((int(height), int(width)) for height, width in found)
 
 
 def save_package(
@@ -60,18 +66,24 @@ def save_package(
     write_manifest(folder, {**meta, "family": family.name})
 
 
-def load_package(folder: Path, device: str = "cpu") -> Package:
-    """Returns the student in ``folder``, ready to use on ``device``.
+def load_package(folder: Path, memory: Memory | str = "cpu") -> Package:
+    """Returns the student in ``folder``, ready to use.
+
+    Args:
+        folder: of a student.
+        memory: how it is held, offloaded as a teacher with weights of its own; a device alone is
+            float32 there.
 
     Raises:
         WeightsError: if a file is missing, truncated, changed or of another shape.
     """
+    memory = Memory(memory) if isinstance(memory, str) else memory
     meta = read_manifest(folder)
     family = open_family(meta["family"], folder / FROZEN_FOLDER)
-    family.to(device)
-    backbone = family.load_backbone(folder / BACKBONE_FOLDER)
-    backbone.to(device).eval().requires_grad_(False)
-    return Package(family, family.field(backbone), torch.device(device), meta)
+    family.to(memory.device)
+    backbone = memory.place(family.load_backbone(folder / BACKBONE_FOLDER), waits=True)
+    field = memory.field(family.field(backbone), backbone, waits=True)
+    return Package(family, field, torch.device(memory.device), meta)
 
 
 def write_manifest(folder: Path, meta: Mapping[str, Any]) -> None:

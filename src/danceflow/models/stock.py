@@ -161,6 +161,14 @@ class StockFamily(ABC):
             transformer=read_transformer_config(folder, cls.transformer_class()),
         )
 
+    @classmethod
+    def new(cls, *_: Any) -> Self:
+        """Raises ``WeightsError``: there is no such model without its pipeline's folder."""
+        raise WeightsError(
+            f"a {cls.name} model is not trained from scratch: danceflow bring-teachers takes a "
+            "pipeline's folder"
+        )
+
     def save_frozen(self, folder: Path) -> None:
         """Writes encoders, codec and settings to ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)

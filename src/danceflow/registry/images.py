@@ -57,12 +57,12 @@ def image_to_base64(image: Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def to_pixels(image: Image, size: int) -> Tensor:
-    """Return the image as [3, size, size] float32 in [0, 1], cropped around its centre."""
+def to_pixels(image: Image, height: int, width: int) -> Tensor:
+    """Return the image as [3, height, width] float32 in [0, 1], cropped around its centre."""
     import numpy as np
     import torch
 
-    fitted = ImageOps.fit(image.convert("RGB"), (size, size))
+    fitted = ImageOps.fit(image.convert("RGB"), (width, height))
     return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255.0).permute(2, 0, 1)
 
 

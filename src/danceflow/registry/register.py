@@ -145,6 +145,7 @@ def signature(num_steps: int) -> ModelSignature:
                 ParamSpec("seed", DataType.long, 0),
                 ParamSpec("steps", DataType.long, num_steps),
                 ParamSpec("guidance", DataType.double, 1.0),
+                ParamSpec("size", DataType.string, ""),
             ]
         ),
     )

@@ -1,8 +1,8 @@
 """The student behind ``mlflow models serve``: MLflow runs this file when it loads the model.
 
 One row is a prompt and, for an edit, the image to edit as base64 PNG; the answer is base64 PNG.
-Seed, steps and guidance are parameters of the request. The weights are checked against the digest
-that was registered before they are loaded.
+Seed, steps, guidance and size are parameters of the request. The weights are checked against the
+digest that was registered before they are loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+from danceflow.data.sizes import read_size
 from danceflow.errors import DanceflowError
 from danceflow.registry.images import image_from_base64, image_to_base64
 from danceflow.registry.package import open_folder
@@ -42,7 +43,8 @@ class ServedStudent(PythonModel):
         Args:
             context: unused here; ``load_context`` took what it holds.
             model_input: columns ``prompt`` and, optional, ``image`` (base64 PNG; null: generate).
-            params: ``seed``, ``steps`` and ``guidance``; the signature gives their defaults.
+            params: ``seed``, ``steps``, ``guidance`` and ``size`` (WIDTHxHEIGHT of what is
+                generated; empty: the usual one); the signature gives their defaults.
 
         Raises:
             MlflowException: a row or a parameter cannot be used (the server answers 400).
@@ -62,6 +64,7 @@ class ServedStudent(PythonModel):
                 seed=int(given.get("seed", 0)),
                 num_steps=int(given["steps"]) if given.get("steps") else None,
                 guidance=float(given.get("guidance", 1.0)),
+                size=read_size(given["size"]) if given.get("size") else None,
             )
         except DanceflowError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error

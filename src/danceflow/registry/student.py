@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from danceflow.data.sizes import Size
     from danceflow.fields import VelocityField
     from danceflow.models.family import ModelFamily
 
@@ -38,7 +40,11 @@ class StudentPackage(Protocol):
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """How it was made: ``image_size`` (pixels) and ``num_steps`` (of its rollouts) at least."""
+        """How it was made: ``num_steps`` (of its rollouts) at least."""
+
+    @property
+    def image_sizes(self) -> tuple[Size, ...]:
+        """Height and width in pixels of the images it was trained to make, the usual one first."""
 
 
 class Student:
@@ -56,12 +62,18 @@ class Student:
         """How the student was made."""
         return self._package.meta
 
+    @property
+    def image_sizes(self) -> tuple[Size, ...]:
+        """Height and width in pixels of the images it makes, the usual one first."""
+        return self._package.image_sizes
+
     def generate(
         self,
         prompts: Sequence[str],
         seed: int = 0,
         num_steps: int | None = None,
         guidance: float = 1.0,
+        size: Size | None = None,
     ) -> list[Image]:
         """Return one image per prompt.
 
@@ -70,11 +82,13 @@ class Student:
             seed: decides the noise.
             num_steps: solver steps; None: as many as it was trained for.
             guidance: classifier-free guidance scale; 1 is a single pass.
+            size: height and width in pixels; None: the usual ones.
 
         Raises:
-            UsageError: a prompt is empty, or a number makes no sense.
+            UsageError: a prompt is empty, a number makes no sense, or it makes no images of that
+                size.
         """
-        return self.run(prompts, [None] * len(prompts), seed, num_steps, guidance)
+        return self.run(prompts, [None] * len(prompts), seed, num_steps, guidance, size)
 
     def edit(
         self,
@@ -87,7 +101,7 @@ class Student:
         """Return every image changed as its prompt says.
 
         Args:
-            images: what to change; other sizes are cropped to a square and resized.
+            images: what to change; each is cropped and resized to the size of nearest aspect.
             prompts: one instruction per image.
             seed: decides the noise.
             num_steps: solver steps; None: as many as it was trained for.
@@ -108,6 +122,7 @@ class Student:
         seed: int = 0,
         num_steps: int | None = None,
         guidance: float = 1.0,
+        size: Size | None = None,
     ) -> list[Image]:
         """Return one image per row: generated where the source is None, else edited.
 
@@ -115,6 +130,7 @@ class Student:
         """
         import torch
 
+        from danceflow.data.sizes import by_size
         from danceflow.fields import sample
         from danceflow.fields.seeds import normal, seed_for
 
@@ -127,18 +143,43 @@ class Student:
                     "%r: the model does not know %s", prompt, ", ".join(map(repr, unknown))
                 )
         field = family.guided(self._package.field, guidance)
-        results: list[Image] = []
+        usual = self._usual(size)
+        sizes = [usual if image is None else self._nearest(image) for image in sources]
+        results: dict[int, Image] = {}
         with torch.no_grad():
-            for rows in _batches(len(prompts)):
-                latents, pixels = self._encode([sources[row] for row in rows])
-                condition = family.condition([prompts[row] for row in rows], latents, pixels)
-                seeds = [seed_for(seed, "student", 0, row) for row in rows]
-                noise = normal(family.latent_shape, seeds).to(self._package.device)
-                clean = sample(field, noise, condition, family.grid(steps).to(noise.device))
-                results += to_images(family.decode(clean))
-        return results
+            for found, places in by_size(sizes).items():
+                sized = family.sized(*found)
+                for rows in _batches(places):
+                    latents, pixels = self._encode(sized, [sources[row] for row in rows])
+                    condition = sized.condition([prompts[row] for row in rows], latents, pixels)
+                    seeds = [seed_for(seed, "student", 0, row) for row in rows]
+                    noise = normal(sized.latent_shape, seeds).to(self._package.device)
+                    clean = sample(field, noise, condition, sized.grid(steps).to(noise.device))
+                    results.update(zip(rows, to_images(sized.decode(clean)), strict=True))
+        return [results[row] for row in range(len(prompts))]
 
-    def _encode(self, sources: Sequence[Image | None]) -> tuple[Tensor | None, Tensor | None]:
+    def _usual(self, size: Size | None) -> Size:
+        """Return the size of what is generated; raises ``UsageError`` if it is not made."""
+        known = self.image_sizes
+        if size is None:
+            return known[0]
+        if size not in known:
+            from danceflow.data.sizes import shown
+
+            raise UsageError(
+                f"the student makes no images of {shown(size)} pixels, but of "
+                f"{', '.join(map(shown, known))}"
+            )
+        return size
+
+    def _nearest(self, image: Image) -> Size:
+        """Return the size whose aspect is nearest to an image's."""
+        aspect = math.log(image.width / image.height)
+        return min(self.image_sizes, key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
+
+    def _encode(
+        self, family: ModelFamily, sources: Sequence[Image | None]
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Return the sources' latents and pixels, zeros for a row without; None if no row has one.
 
         Zeros are what the family's conditions hold for a prompt without a source.
@@ -148,9 +189,8 @@ class Student:
         given = [row for row, image in enumerate(sources) if image is not None]
         if not given:
             return None, None
-        family, device = self._package.family, self._package.device
-        size = int(self.meta["image_size"])
-        images = [to_pixels(image, size) for image in sources if image is not None]
+        device = self._package.device
+        images = [to_pixels(image, *family.image_size) for image in sources if image is not None]
         pixels = torch.zeros(len(sources), *images[0].shape, device=device)
         pixels[given] = torch.stack(images).to(device)
         latents = torch.zeros(len(sources), *family.latent_shape, device=device)
@@ -168,6 +208,6 @@ def _check_request(prompts: Sequence[str], num_steps: int, guidance: float) -> N
         raise UsageError(f"guidance should be a number of at least 0, found {guidance}")
 
 
-def _batches(count: int) -> Iterator[range]:
-    for start in range(0, count, _BATCH_SIZE):
-        yield range(start, min(start + _BATCH_SIZE, count))
+def _batches(rows: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(rows), _BATCH_SIZE):
+        yield rows[start : start + _BATCH_SIZE]

@@ -3,6 +3,7 @@
 For every update: pick the capabilities, draw their rows and query indices, roll the student out to
 those indices, ask each capability's own teacher there, and regress. Everything that differs between
 methods is data (``danceflow.method``); every draw is a function of (seed, purpose, step, sample).
+A capability's rows in an update have one size; sizes are rolled out apart, each on its own grid.
 """
 
 import copy
@@ -10,6 +11,9 @@ import json
 import logging
 import shutil
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +22,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from danceflow.capability import Capability, Router, TeacherSpec
-from danceflow.data.cache import ConditionCache
+from danceflow.data.condition_cache import CachedRows, ConditionCache
+from danceflow.data.sizes import Size, by_size
 from danceflow.errors import ConfigError
-from danceflow.fields import Condition, Request, VelocityField, seed_for, uniform
+from danceflow.fields import Condition, Request, VelocityField, seed_for
 from danceflow.method import Method, resolve_method
 from danceflow.models.adapters import merge_adapter
 from danceflow.models.memory import memory_of, recompute_activations
@@ -82,7 +87,7 @@ def run(params: "Params", paths: "Paths") -> None:
         trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
         trainer.train()
     meta = {
-        "image_size": observer.image_size,
+        "image_sizes": trainer.sizes,
         "num_steps": params.distill.evaluate_steps,
         "method": method.name,
         "num_updates": trainer.step,
@@ -169,13 +174,29 @@ def capabilities_of(params: "Params") -> list[Capability]:
     ]
 
 
-def _image_size(caches: dict[str, ConditionCache]) -> tuple[int, int]:
-    """Returns the height and width of all caches' images; raises ``ConfigError`` if they differ."""
-    sizes = {name: tuple(cache.index["image_size"]) for name, cache in caches.items()}
-    if len(set(sizes.values())) != 1:
-        raise ConfigError(f"the capabilities' images differ in size: {sizes}")
-    height, width = next(iter(sizes.values()))
-    return height, width
+def sizes_by_rows(caches: Iterable[ConditionCache]) -> list[Size]:
+    """Returns the sizes that all caches hold, those of most rows first."""
+    counts: Counter[Size] = Counter()
+    for cache in caches:
+        counts.update(cache.counts)
+    return [size for size, _ in counts.most_common()]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows of one capability in an update, of one size.
+
+    Attributes:
+        capability: its name.
+        share: of the update's loss.
+        cached: the cached rows of that size.
+        rows: [B] long, places in them.
+    """
+
+    capability: str
+    share: float
+    cached: CachedRows
+    rows: Tensor
 
 
 class Trainer:
@@ -193,7 +214,9 @@ class Trainer:
     ) -> None:
         """Builds the student and resumes from ``work`` if a checkpoint is there."""
         self.params, self.config, self.method = params, params.distill, method
-        self.family, self.caches = teachers.family.sized(*_image_size(caches)), caches
+        self.caches, self.sizes = caches, sizes_by_rows(caches.values())
+        self.families = {size: teachers.family.sized(*size) for size in self.sizes}
+        self.family = self.families[self.sizes[0]]
         self.tracker, self.observer, self.work = tracker, observer, work
         self.device = torch.device(params.run.device)
         capabilities = capabilities_of(params)
@@ -216,14 +239,17 @@ class Trainer:
         self.student = self.family.field(self.backbone)
         self.rollout_field = self.ledger.count("rollout", self.student)
         self.trained_field = self.ledger.count("training", self.student, FORWARD_AND_BACKWARD)
-        self.grid = self.family.grid(self.config.num_steps).to(self.device)
+        self.grids = {
+            size: family.grid(self.config.num_steps).to(self.device)
+            for size, family in self.families.items()
+        }
         self.optimizer = make_optimizer(
             self.config.optimizer,
             self.trainable,
             self.config.learning_rate,
             self.config.weight_decay,
         )
-        self.replay = Replay(method.updates_per_rollout, self.grid, method.states.dynamics)
+        self.replay = Replay(method.updates_per_rollout, self.device, method.states.dynamics)
         self.balance = LossBalance([c.name for c in capabilities], self.config.loss_normalisation)
         self.ema = Ema(self.backbone, self.config.ema_decay)
         self.ema_field = self._ema_field() if method.objective.needs_ema else None
@@ -253,7 +279,7 @@ class Trainer:
             self._observe(force=True)
         while not self._is_finished():
             position = self._position()
-            factor = schedule(position, num_updates, self.config.warmup)
+            factor = schedule(position, num_updates, self.config.warmup, self.config.schedule)
             set_learning_rate(self.optimizer, factor)
             norm = self._update(position / num_updates)
             self.ledger.close_update()
@@ -297,41 +323,16 @@ class Trainer:
 
     def _update(self, progress: float) -> float:
         """Makes one update and returns the gradient norm before clipping."""
-        route = self.router.route(self.step)
-        sizes = [self._num_rows(share) for _, share in route]
         drawn = [
-            self._draw(capability, size) for (capability, _), size in zip(route, sizes, strict=True)
+            self._draw(capability, share, self._num_rows(share))
+            for capability, share in self.router.route(self.step)
         ]
-        seeds = [
-            seed_for(self.config.seed, f"sample/{capability.name}", self.step, index)
-            for (capability, _), size in zip(route, sizes, strict=True)
-            for index in range(size)
-        ]
-        conditions = [
-            self.caches[capability.name].condition(rows)
-            for (capability, _), rows in zip(route, drawn, strict=True)
-        ]
-        queries = self.method.collect(
-            Request(
-                student=self.rollout_field,
-                condition=Condition.cat(conditions).to(self.device),
-                grid=self.grid,
-                shape=self.family.latent_shape,
-                seeds=seeds,
-                clean=lambda kind: torch.cat(
-                    [
-                        self.caches[capability.name].clean(kind, rows)
-                        for (capability, _), rows in zip(route, drawn, strict=True)
-                    ]
-                ).to(self.device),
-                progress=progress,
-                runs=sizes,
-            )
-        )
+        groups = by_size(item.cached.size for item in drawn)
         parts = self.replay.exchange(
             [
-                Part(capability.name, share, part)
-                for (capability, share), part in zip(route, queries.parts(sizes), strict=True)
+                part
+                for size, places in groups.items()
+                for part in self._collect(size, [drawn[place] for place in places], progress)
             ]
         )
         if self.ema_field is not None:
@@ -363,15 +364,45 @@ class Trainer:
         num_samples = self.config.batch_size / self.method.updates_per_rollout
         return max(1, round(num_samples * share / group)) * group
 
-    def _draw(self, capability: Capability, size: int) -> Tensor:
+    def _draw(self, capability: Capability, share: float, num_rows: int) -> Drawn:
         """Returns rows of the capability's cache; a group of samples shares one row."""
-        cache = self.caches[capability.name]
-        kind, group = self.method.states.clean_kind, self.method.group_size
+        name, group = capability.name, self.method.group_size
         seeds = [
-            seed_for(self.config.seed, f"row/{capability.name}", self.step, index // group)
-            for index in range(size)
+            seed_for(self.config.seed, f"row/{name}", self.step, index // group)
+            for index in range(num_rows)
         ]
-        return (uniform(seeds) * cache.num_rows(kind)).long()
+        size_seed = seed_for(self.config.seed, f"size/{name}", self.step, 0)
+        cached, rows = self.caches[name].draw(self.method.states.clean_kind, size_seed, seeds)
+        return Drawn(name, share, cached, rows)
+
+    def _collect(self, size: Size, drawn: Sequence[Drawn], progress: float) -> list[Part]:
+        """Returns the states of rows of one size, capability by capability."""
+        counts = [len(item.rows) for item in drawn]
+        seeds = [
+            seed_for(self.config.seed, f"sample/{item.capability}", self.step, index)
+            for item in drawn
+            for index in range(len(item.rows))
+        ]
+        queries = self.method.collect(
+            Request(
+                student=self.rollout_field,
+                condition=Condition.cat([item.cached.condition(item.rows) for item in drawn]).to(
+                    self.device
+                ),
+                grid=self.grids[size],
+                shape=self.families[size].latent_shape,
+                seeds=seeds,
+                clean=lambda kind: torch.cat(
+                    [item.cached.clean(kind, item.rows) for item in drawn]
+                ).to(self.device),
+                progress=progress,
+                runs=counts,
+            )
+        )
+        return [
+            Part(item.capability, item.share, part)
+            for item, part in zip(drawn, queries.parts(counts), strict=True)
+        ]
 
     def _observe(self, *, force: bool) -> None:
         """Scores and draws the averaged student when it is time; the live weights are put back."""

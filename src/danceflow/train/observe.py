@@ -12,6 +12,8 @@ from danceflow.ops.files import atomic_file
 from danceflow.ops.tracking import Tracker
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from danceflow.paths import Paths
@@ -44,7 +46,6 @@ class Observer:
             )
             for name, config in params.capabilities.items()
         }
-        self.image_size = next(iter(self.batches.values())).target.shape[-1]
         self.steps = params.distill.evaluate_steps
         self.teacher_images = {
             name: self.batches[name]
@@ -69,9 +70,9 @@ class Observer:
             self.tracker.log_metrics({f"validation/{n}": v for n, v in scores.items()}, step)
         return scores
 
-    def _draw(self, name: str, step: int, images: "Tensor") -> None:
+    def _draw(self, name: str, step: int, images: "Sequence[Tensor]") -> None:
         part = self.batches[name].head(_GRID_ROWS)
-        columns = {} if part.source is None else {"source": part.source}
+        columns: dict[str, Sequence[Tensor]] = {"source": part.sources} if part.sources else {}
         columns |= {"teacher": self.teacher_images[name], "student": images}
         picture = image_grid(columns, part.prompts)
         with atomic_file(self.folder / f"{name}-{step:06d}.png") as partial:

@@ -12,6 +12,8 @@ from danceflow.errors import unknown_name
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _MATCHED_RMS = 0.2
+FINAL_FACTORS = {"cosine": 0.02, "constant": 1.0}
+"""The factor of the learning rate at the end of a training, by the name of its schedule."""
 
 
 def orthogonalise(matrices_NMK: Tensor, num_steps: int = 5) -> Tensor:
@@ -138,15 +140,16 @@ def make_optimizer(
     raise ValueError(unknown_name("optimizer", name, ("adamw", "muon")))
 
 
-def schedule(step: float, num_updates: int, warmup: int, final: float = 0.02) -> float:
-    """Returns the learning-rate factor of update ``step``: linear warm-up, then a cosine.
+def schedule(step: float, num_updates: int, warmup: int, kind: str = "cosine") -> float:
+    """Returns the learning-rate factor of update ``step``: linear warm-up, then what ``kind`` says.
 
     Args:
         step: 0 for the first update; with a budget it may lie between updates.
-        num_updates: updates in all; the factor ends near ``final``.
+        num_updates: updates in all.
         warmup: updates of linear warm-up.
-        final: the smallest factor.
+        kind: a key of ``FINAL_FACTORS``; a cosine ends near its factor.
     """
+    final = FINAL_FACTORS[kind]
     if step < warmup:
         return min(1.0, (step + 1) / warmup)
     progress = (step - warmup) / max(1, num_updates - warmup)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from danceflow.fields import Condition, Dynamics, Queries
 
-_TENSORS = ("z", "sigma", "sigma_next", "index")
+_TENSORS = ("z", "sigma", "sigma_next", "index", "grid")
 
 
 @dataclass(frozen=True)
 class Part:
-    """States of one capability in an update.
+    """States of one capability and of one size in an update.
 
     Attributes:
         capability: its name.
@@ -36,23 +36,23 @@ class Part:
 class Replay:
     """The rounds of recent rollouts that wait for their update."""
 
-    def __init__(self, num_rounds: int, grid: Tensor, dynamics: Dynamics) -> None:
+    def __init__(self, num_rounds: int, device: torch.device, dynamics: Dynamics) -> None:
         """Starts with no state waiting.
 
         Args:
             num_rounds: R, the updates per rollout; at 1 nothing ever waits.
-            grid: [N+1] the sigma grid of all states.
+            device: of all states.
             dynamics: of all states.
         """
-        self.num_rounds, self.grid, self.dynamics = num_rounds, grid, dynamics
+        self.num_rounds, self.device, self.dynamics = num_rounds, device, dynamics
         # Of the update after the next i ones: a list of parts for each rollout, the oldest first.
         self.waiting: list[list[list[Part]]] = [[] for _ in range(num_rounds - 1)]
 
     def exchange(self, fresh: Sequence[Part]) -> list[Part]:
         """Returns what this update trains on: waiting rounds and the first one of ``fresh``.
 
-        Every rollout has the same weight, and the parts of one capability are joined. In the
-        first R - 1 updates there are fewer rollouts, and fewer states.
+        Every rollout has the same weight, and the parts of one capability and size are joined. In
+        the first R - 1 updates there are fewer rollouts, and fewer states.
 
         Args:
             fresh: the parts of this update's rollout, with R rounds each; their shares sum to 1.
@@ -77,29 +77,30 @@ class Replay:
         ]
 
     def _unpacked(self, packed: dict[str, Any]) -> Part:
-        device = self.grid.device
         queries = Queries(
-            **{name: packed[name].to(device) for name in _TENSORS},
-            condition=Condition(packed["condition"]).to(device),
+            **{name: packed[name].to(self.device) for name in _TENSORS},
+            condition=Condition(packed["condition"]).to(self.device),
             num_queries=packed["num_queries"],
-            grid=self.grid,
             dynamics=self.dynamics,
         )
         return Part(packed["capability"], packed["share"], queries)
 
 
 def _joined(rollouts: Sequence[Sequence[Part]]) -> list[Part]:
-    """Returns one part per capability; its states have one weight, as its parts are of one size."""
-    found: dict[str, list[Part]] = {}
+    """Returns one part per capability and size of states.
+
+    Its states have one weight, as every rollout has as many samples of a capability.
+    """
+    found: dict[tuple[str, torch.Size], list[Part]] = {}
     for part in (part for parts in rollouts for part in parts):
-        found.setdefault(part.capability, []).append(part)
+        found.setdefault((part.capability, part.queries.z.shape[1:]), []).append(part)
     return [
         Part(
             name,
             sum(part.share for part in parts) / len(rollouts),
             parts[0].queries if len(parts) == 1 else Queries.cat([p.queries for p in parts]),
         )
-        for name, parts in found.items()
+        for (name, _), parts in found.items()
     ]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danceflow.config import require_trained_here
 from danceflow.data import prepare
 from danceflow.data.bucket_stream import BucketStream
 from danceflow.data.buckets import read_bucket
@@ -27,6 +28,7 @@ from danceflow.models.package import FROZEN_FOLDER, Teachers, read_manifest, wri
 from danceflow.ops.files import atomic_directory, fingerprint, write_json
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import vocabulary
+from danceflow.schema import BROUGHT, SCRATCH
 from danceflow.train.finetune import Batches, finetune
 from danceflow.train.text_encoder import pretrain_on_prompts, pretrain_text_encoder, words_in
 
@@ -43,10 +45,11 @@ def run(params: "Params", paths: Paths) -> None:
     """Writes ``models/teachers``, ``reports/teachers`` and ``reports/teachers.json``.
 
     Raises:
-        ConfigError: if a teacher starts from one that is not trained before it.
+        ConfigError: if a teacher was brought along, or starts from one that is not trained before.
         TrainingError: if a training cannot go on.
     """
     started = time.monotonic()
+    require_trained_here(params, str(paths.params))
     frozen = _text_encoder(params, paths)
     family = open_family(params.family.name, frozen)
     trained: dict[str, Path] = {}
@@ -182,11 +185,15 @@ def _train(
 ) -> Path:
     """Returns the work folder of a teacher; its ``final`` holds the weights."""
     config = params.teachers[name]
-    if config.init != "scratch" and config.init not in trained:
+    if config.init == BROUGHT:
+        raise ConfigError(
+            f"teachers.{name}: is not in {paths.teachers}; danceflow bring-teachers puts it there"
+        )
+    if config.init != SCRATCH and config.init not in trained:
         raise ConfigError(
             f"teachers.{name}.init: {config.init!r} is neither 'scratch' nor a teacher above it"
         )
-    before = {"init": str(trained[config.init].name)} if config.init != "scratch" else {}
+    before = {"init": str(trained[config.init].name)} if config.init != SCRATCH else {}
     data = _data_key(params, paths, config.bucket)
     key = fingerprint(
         {
@@ -200,7 +207,7 @@ def _train(
     work = paths.work(f"teacher-{name}-{key[:16]}")
     if (work / "final").exists():
         return work
-    if config.init == "scratch":
+    if config.init == SCRATCH:
         backbone = family.new_backbone(params.run.seed)
     else:
         backbone = family.load_backbone(trained[config.init] / "final")
@@ -275,12 +282,12 @@ def _draw(
 ) -> None:
     """Writes a grid: source, every teacher, exact target, with the prompts beside."""
     part = batch.head(_GRID_ROWS)
-    columns = {} if part.source is None else {"source": part.source}
+    columns = {"source": part.sources} if part.sources else {}
     for name, config in params.capabilities.items():
         field = teachers.field(config.teacher, config.guidance)
         label = f"{config.teacher} teacher" + (" (its own)" if name == capability else "")
         columns[label] = part.sample(field, params.evaluate.num_steps, _GRID_ROWS)
-    columns["exact target"] = part.target
+    columns["exact target"] = part.targets
     image_grid(columns, part.prompts).save(path)
 
 

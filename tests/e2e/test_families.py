@@ -1,0 +1,311 @@
+"""Every family of stock pipelines through ``dvc repro`` with its smoke recipe, as a user would.
+
+Only weights and pictures are small: a pipeline of random weights that diffusers wrote, LoRAs on it,
+and crops of scikit-learn's two photographs in the columns that the recipe expects. The stages of
+two families run at once: a stage is mostly one core's start of Python.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkout import ROOT, Checkout
+from PIL import Image, ImageOps
+from stock_cases import CASES, StockCase, picture
+from tiny_models import shake, stock_pipeline
+from tiny_stock import stock_family
+
+from danceflow.config import read_yaml
+from danceflow.fields import normal, sample
+from danceflow.models.adapters import add_student_adapter, save_adapter
+from danceflow.models.package import load_package
+from danceflow.registry.student import Student
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
+
+ROWS = 24  # of each capability
+PROMPT = "a temple by the lake"
+
+
+# What a user has: pictures in a table, a pipeline, teachers -----------------------------------
+
+
+def crops(count: int) -> Iterator[Image.Image]:
+    """Parts of a photograph of a temple and one of a flower, no two alike."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    for number in range(count):
+        left, top = 24 * (number % 22), 60 * (number // 22)
+        part = photographs[number % 2].crop((left, top, left + 96, top + 96))
+        yield part.resize((40, 40))
+
+
+def erased(image: Image.Image) -> Image.Image:
+    changed = image.copy()
+    changed.paste((128, 128, 128), (12, 12, 28, 28))
+    return changed
+
+
+def letters(number: int) -> str:
+    """A word of its own; the tiny tokenizer of SD3 knows neither digits nor commas."""
+    return "abcdefgh"[number % 8] + "abcdefgh"[number // 8]
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes a CSV; cells that are pictures become files beside it."""
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            for column, cell in row.items():
+                if isinstance(cell, Image.Image):
+                    name = f"{number:03d}-{column}.png"
+                    cell.save(path.parent / name)
+                    row[column] = name
+            writer.writerow(row)
+
+
+def write_pictures(raw: Path) -> None:
+    looks = ("photo", "illustration")
+    rows = [
+        {"look": looks[n % 2], "caption": f"a {looks[n % 2]} {letters(n)}", "picture": image}
+        for n, image in enumerate(crops(2 * ROWS))
+    ]
+    write_table(raw / "pictures" / "pictures.csv", rows)
+
+
+def write_danceopd(raw: Path) -> None:
+    rows = []
+    for number, image in enumerate(crops(2 * ROWS)):
+        edit = number % 2 == 1
+        rows.append(
+            {
+                "uid": f"row-{number}",
+                "task": "local_edit" if edit else "t2i",
+                "raw_task": "removal" if edit else "photo",
+                "prompt": "erase the middle" if edit else f"part {number} of a photograph",
+                "source_image": image if edit else "",
+                "target_image": erased(image) if edit else image,
+            }
+        )
+    write_table(raw / "danceopd" / "train.csv", rows)
+
+
+def write_omniedit(raw: Path) -> None:
+    from datasets import Dataset, Features, Sequence, Value
+    from datasets import Image as ImageColumn
+
+    kinds: tuple[tuple[str, str, Callable[[Image.Image], Image.Image]], ...] = (
+        ("removal", "erase the middle", erased),
+        ("style", "turn it into a negative", ImageOps.invert),
+    )
+    rows = []
+    for number, image in enumerate(crops(2 * ROWS)):
+        task, prompt, change = kinds[number % 2]
+        rows.append(
+            {
+                "omni_edit_id": f"task_{number}",
+                "task": task,
+                "edited_prompt_list": [prompt, f"{prompt}, please"],
+                "src_img": {"bytes": png(image), "path": None},
+                "edited_img": {"bytes": png(change(image)), "path": None},
+                "o_score": 9.5,
+            }
+        )
+    columns = Features(
+        {
+            "omni_edit_id": Value("string"),
+            "task": Value("string"),
+            "edited_prompt_list": Sequence(Value("string")),
+            "src_img": ImageColumn(),
+            "edited_img": ImageColumn(),
+            "o_score": Value("float64"),
+        }
+    )
+    (raw / "omniedit" / "data").mkdir(parents=True)
+    Dataset.from_list(rows, features=columns).to_parquet(
+        raw / "omniedit" / "data" / "train-00000-of-00001.parquet"
+    )
+
+
+def call_sd3(
+    pipeline: Any,
+    prompts: list[str],
+    noise: torch.Tensor,
+    guidance: float,
+    size: tuple[int, int],
+    source: torch.Tensor | None,
+    **options: Any,
+) -> torch.Tensor:
+    assert source is None
+    return pipeline(
+        list(prompts),
+        latents=noise,
+        guidance_scale=guidance,
+        height=size[0],
+        width=size[1],
+        **options,
+    ).images
+
+
+SD3 = StockCase("sd3", stock_pipeline, call_sd3, edits=False)
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """A smoke recipe and what it is fed with.
+
+    Attributes:
+        stock: the pipeline, and how it is asked.
+        write_rows: writes ``data/raw``.
+        teachers: LoRAs that are brought along.
+        edits: whether the teachers edit.
+        adapter: where in the student's package what the stock pipeline loads lies.
+    """
+
+    stock: StockCase
+    write_rows: Callable[[Path], None]
+    teachers: tuple[str, ...]
+    edits: bool = True
+    adapter: str = "adapter"
+
+
+BOTH = ("local", "global")
+SMOKE = {
+    "flux2_klein": Smoke(CASES["flux2"], write_danceopd, ("edit",)),
+    "qwen_image_edit": Smoke(CASES["qwen_image_edit"], write_omniedit, BOTH),
+    "sd35_edit": Smoke(SD3, write_omniedit, BOTH, adapter="adapter/stock"),
+    "sd35_lora": Smoke(SD3, write_pictures, ("photo", "illustration"), edits=False),
+    "zimage_edit": Smoke(CASES["zimage_omni"], write_omniedit, BOTH),
+}
+
+
+def write_teachers(name: str, folder: Path) -> Path:
+    """Writes a pipeline and LoRAs on it, and returns the pipeline's folder."""
+    smoke, pipeline = SMOKE[name], folder / "pipeline"
+    family = stock_family(smoke.stock.family, smoke.stock.build(), pipeline)
+    if smoke.edits:
+        family = family.editing()
+    for seed, teacher in enumerate(smoke.teachers):
+        backbone = family.load_backbone(pipeline / "transformer")
+        shake(add_student_adapter(family, backbone, rank=2, alpha=2, seed=seed), seed)
+        save_adapter(backbone, folder / teacher)
+    return pipeline
+
+
+# The run ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the commands did in a checkout."""
+
+    checkout: Checkout
+    pipeline: Path
+    ran: list[str]
+    lock: str
+    ran_again: list[str]
+    lock_again: str
+
+
+def run(name: str, folder: Path, pipeline: Path, database: Path) -> Finished:
+    """The header's commands: bring the teachers, take the recipe, ``dvc repro``, and once more."""
+    smoke = SMOKE[name]
+    checkout = Checkout(folder, {}, ROOT / "recipes" / "smoke" / f"{name}.yaml")
+    copyfile(database, checkout.root / "mlflow.db")
+    smoke.write_rows(checkout.paths.raw)
+    named = [part for t in smoke.teachers for part in ("--teacher", f"{t}={folder / t}")]
+    edits = ["--edits"] if smoke.edits else []
+    family = ("--family", smoke.stock.family)
+    checkout.run("danceflow", "bring-teachers", str(pipeline), *family, *edits, *named)
+    ran, lock = checkout.dvc("repro"), checkout.lock
+    return Finished(checkout, pipeline, ran, lock, checkout.dvc("repro"), checkout.lock)
+
+
+@pytest.fixture(scope="module")
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path
+) -> Iterator[dict[str, Future[Finished]]]:
+    """The run of every smoke recipe that a selected test is about, two at once."""
+    asked = {
+        item.callspec.params["name"]
+        for item in request.session.items
+        if item.path == Path(__file__) and "name" in item.callspec.params
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in SMOKE if name in asked}
+    pipelines = {name: write_teachers(name, folder) for name, folder in folders.items()}
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            name: pool.submit(run, name, folder, pipelines[name], mlflow_template)
+            for name, folder in folders.items()
+        }
+
+
+@pytest.mark.parametrize("name", SMOKE)
+def test_a_family_is_distilled_by_dvc_repro(name: str, runs: dict[str, Future[Finished]]) -> None:
+    smoke, done = SMOKE[name], runs[name].result()
+    checkout, params = done.checkout, done.checkout.params
+    capabilities = list(params.capabilities)
+    assert len(capabilities) == 2
+
+    # Every stage ran once, the lock names all of them, and nothing is left to do.
+    each = [f"{stage}@{item}" for stage in ("cache", "evaluate") for item in capabilities]
+    assert sorted(done.ran) == sorted(["prepare", "distill", "report", *each])
+    assert set(read_yaml(checkout.root / "dvc.lock")["stages"]) == {*done.ran, "teachers"}
+    assert done.ran_again == []
+    assert done.lock_again == done.lock
+
+    # The scores of both capabilities, by the recipe's own family.
+    summary = checkout.json(checkout.paths.summary)
+    assert list(summary["capabilities"]) == capabilities
+    for row in summary["capabilities"].values():
+        assert 0 <= row["student"] <= 10
+        assert row["num_samples"] >= 1
+    assert summary["training"]["num_updates"] == params.distill.num_updates
+
+    # The student makes and changes pictures.
+    package = load_package(checkout.paths.student)
+    assert package.family.name == params.family.name == smoke.stock.family
+    student, size = Student(package), params.data.image_size
+    images = student.generate([PROMPT], num_steps=2)
+    if smoke.edits:
+        images += student.edit(list(crops(1)), ["erase the middle"], num_steps=2)
+    for image in images:
+        assert image.size == (size, size)
+        assert np.asarray(image).std() > 0
+
+    # The stock pipeline with the student's LoRA gives the student's latents.
+    family, steps = package.family, 2
+    source = picture(1) if smoke.stock.edits else None
+    noise = normal(family.latent_shape, [7])
+    latents = None if source is None else family.encode(source)
+    with torch.no_grad():
+        condition = family.condition([PROMPT], latents, source)
+        expected = sample(package.field, noise, condition, family.grid(steps))
+    pipeline = smoke.stock.build()
+
+    def distance() -> float:
+        """Of the stock pipeline's latents to the student's, in parts of their way from noise."""
+        options = {"num_inference_steps": steps, "output_type": "latent"}
+        found = smoke.stock.call(pipeline, [PROMPT], noise, 1.0, (size, size), source, **options)
+        return float((found - expected).norm() / (expected - noise).norm())
+
+    without = distance()
+    pipeline.load_lora_weights(checkout.paths.student / smoke.adapter)
+    assert distance() < min(0.01, without / 20)  # the package's weights are float16
