@@ -8,7 +8,7 @@ from tiny_models import small_sd3
 from tiny_project import small_data, small_params, write_project
 
 from danceflow.data import cache, prepare
-from danceflow.data.cache import ConditionCache
+from danceflow.data.condition_cache import ConditionCache
 from danceflow.models.package import Teachers
 from danceflow.paths import Paths
 from danceflow.plan.architecture import architecture_of, published_architecture

@@ -9,7 +9,7 @@ import torch
 from tiny_project import small_data, small_params, write_project
 
 from danceflow.data import cache, prepare
-from danceflow.data.cache import ConditionCache
+from danceflow.data.condition_cache import ConditionCache
 from danceflow.models.package import Teachers
 from danceflow.ops import runtime
 from danceflow.ops.tracking.tracker import NoTracker
