@@ -139,6 +139,18 @@ def write_parameters(path: Path, values: Mapping[str, object]) -> None:
             for parent in parents:
                 section = section[parent]
             section[last] = value
+        _quote(document)
+
+
+def _quote(node: Any) -> None:
+    """Keep the quotes of strings like "1:1" in lists, without which DVC cannot read ``[1:1]``."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        if isinstance(value, dict | list):
+            _quote(value)
+        elif isinstance(node, list) and isinstance(value, str) and ":" in value:
+            node[key] = DoubleQuotedScalarString(value)
 
 
 def _name(stage: Any) -> str:

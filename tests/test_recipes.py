@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from dvc.utils.serialize import load_yaml, modify_yaml
 
 from danceflow import cli
 from danceflow.config import load_params, override, parse_params, read_yaml
@@ -216,3 +217,13 @@ def test_the_table_names_every_recipe_with_its_family() -> None:
     found = {path: family for _, path, family in rows}
     assert found == {name_of(p): load_params(p).family.name for p in RECIPES}
     assert all(path == f"recipes/{name}" for name, path, _ in rows)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipe_can_be_changed_by_dvc(path: Path, tmp_path: Path) -> None:
+    """DVC writes the file anew for ``dvc exp run -S``, without quotes."""
+    copy = tmp_path / "params.yaml"
+    copy.write_text(path.read_text())
+    with modify_yaml(copy) as document:
+        document["run"]["seed"] = 7
+    assert load_yaml(copy) == override(read_yaml(path), {"run.seed": 7})

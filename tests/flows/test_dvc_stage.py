@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from dvc.utils.serialize import load_yaml
 
 from danceflow.errors import StageError
 from flows.dvc_graph import (
@@ -243,6 +244,14 @@ def test_parameters_are_set_in_place(repository):
     path = repository / "params.yaml"
     write_parameters(path, {"word": "two", "nested.depth": 1e-05})
     assert path.read_text() == "# the word\nword: two  # said first\nnested:\n  depth: 1e-05\n"
+
+
+def test_setting_a_parameter_keeps_the_quotes_that_a_list_needs(repository):
+    path = repository / "params.yaml"
+    path.write_text('word: one\nframes: ["1:1", "3:2"]\nnested: [[a, "b: c"]]\n')
+    write_parameters(path, {"word": "two"})
+    expected = {"word": "two", "frames": ["1:1", "3:2"], "nested": [["a", "b: c"]]}
+    assert load_yaml(path) == expected
 
 
 def test_sources_come_from_the_cache(repository):
