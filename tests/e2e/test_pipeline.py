@@ -157,7 +157,8 @@ def test_the_student_is_registered_once_with_signature_aliases_and_verdict(
         ("image", False),
     ]
     defaults = {item.name: item.default for item in signature.params}
-    assert defaults == {"seed": 0, "steps": checkout.params.evaluate.num_steps, "guidance": 1.0}
+    steps = checkout.params.evaluate.num_steps
+    assert defaults == {"seed": 0, "steps": steps, "guidance": 1.0, "size": ""}
 
     gate = checkout.json(checkout.paths.gate)
     promotions = Promotions(store, name)

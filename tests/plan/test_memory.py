@@ -84,8 +84,9 @@ def test_caches_are_as_large_as_the_real_ones(project: Paths) -> None:
         found = ConditionCache(project.cache(name))
         rows = len(found)
         texts = num_bytes(t for t in found.texts.values()) * rows / found.index["num_prompts"]
-        latents = [found.target, found.teacher_samples]
-        latents += [] if found.source is None else [found.source]
+        (group,) = found.groups
+        latents = [group.target, group.teacher_samples]
+        latents += [] if group.source is None else [group.source]
         held += texts + num_bytes(latents)
     assert item(plan, "condition caches") == pytest.approx(held)
 
