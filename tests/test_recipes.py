@@ -1,5 +1,6 @@
 """The recipes: whole, resolved to what the code knows, and headed by commands that exist."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -147,6 +148,22 @@ def test_every_recipe_can_be_planned(recipe: Path, capsys: pytest.CaptureFixture
     size = params.data.image_size
     assert f"({params.family.name}), {size} x {size} pixels" in out
     assert f"{params.distill.num_updates:,} updates of {params.distill.batch_size} samples" in out
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in RECIPES if "# Expected, `danceflow plan" in p.read_text()], ids=name_of
+)
+def test_a_header_expects_what_the_plan_says(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = typer.main.get_command(cli.app).get_command(None, "plan")
+    with command.make_context("plan", [str(path), "--json"]) as context:
+        command.invoke(context)
+    plan = json.loads(capsys.readouterr().out)
+    device, main = plan["device_bytes"] / 1e9, plan["main_bytes"] / 1e9
+    hours, gpu = plan["time"]["hours"], plan["time"]["gpu"]
+    expected = f"{device:.0f} GB on the device, {main:.0f} GB of main memory, {hours:.1f} hours of"
+    assert f"{expected} updates on {gpu}" in " ".join(header_of(path))
 
 
 @pytest.mark.parametrize("path", SMOKE, ids=name_of)
