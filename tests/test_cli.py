@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from commands import Danceflow, in_this_process
 from PIL import Image
 
 from danceflow import check, cli, stages
@@ -19,8 +20,6 @@ from danceflow.errors import DanceflowError, TrackingError
 from danceflow.ops import runtime
 
 ROOT = Path(__file__).resolve().parents[1]
-
-Danceflow = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +42,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def danceflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Danceflow:
     """Calls the command in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["danceflow", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
+    return in_this_process(monkeypatch, capsys)
 
 
 @pytest.fixture

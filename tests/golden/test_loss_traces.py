@@ -7,21 +7,17 @@ The tolerance leaves room for processors that add numbers in another order, and 
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tiny_project import small_data, small_params, write_project
+from tiny_project import Blind, as_a_stage_runs, cached_project, small_params
 
-from danceflow.data import cache, prepare
 from danceflow.data.condition_cache import ConditionCache
 from danceflow.fields import OBJECTIVES
 from danceflow.method import METHODS
 from danceflow.models.package import Teachers
-from danceflow.ops import runtime
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.train.distill import Trainer, method_of
@@ -78,28 +74,15 @@ VARIANT_CASES: dict[str, dict[str, Any]] = {
 CASES = METHOD_CASES | OBJECTIVE_CASES | VARIANT_CASES
 
 
-class Blind:
-    def observe(self, student: Any, step: int, *, score: bool, draw: bool) -> dict[str, float]:
-        return {}
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _as_a_stage_runs() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    runtime.prepare_torch(small_params().run)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    with as_a_stage_runs():
+        yield
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Paths, Teachers]:
-    paths = Paths(tmp_path_factory.mktemp("golden"))
-    params = write_project(paths.root, small_data(CAPABILITIES))
-    prepare.run(params, paths)
-    for capability in CAPABILITIES:
-        cache.run(params, paths, capability)
-    shutil.rmtree(paths.scratch)
+    paths = cached_project(tmp_path_factory.mktemp("golden"), CAPABILITIES)
     return paths, Teachers(paths.teachers, "sd3", ["base", "local"], "cpu")
 
 

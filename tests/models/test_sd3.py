@@ -71,6 +71,27 @@ def test_weights_without_source_or_mask_get_zeros_for_them(tmp_path) -> None:
     assert not wide[:, 3:].any()
 
 
+def test_weights_of_another_number_of_channels_are_refused(tmp_path) -> None:
+    plain = small_sd3(source=False)
+    backbone = awake(plain)
+    proj = backbone.pos_embed.proj
+    proj.weight = nn.Parameter(torch.cat([proj.weight, proj.weight[:, :1]], dim=1))
+    plain.save_backbone(backbone, tmp_path)
+    with pytest.raises(WeightsError, match=r"pos_embed\.proj\.weight"):
+        small_sd3().load_backbone(tmp_path)
+
+
+def test_weights_with_a_source_and_no_mask_get_zeros_for_it(tmp_path) -> None:
+    family = small_sd3()
+    backbone = awake(family)
+    proj = backbone.pos_embed.proj
+    proj.weight = nn.Parameter(proj.weight[:, :6])
+    family.save_backbone(backbone, tmp_path)
+    wide = family.load_backbone(tmp_path).pos_embed.proj.weight
+    assert torch.equal(wide[:, :6], proj.weight.half().float())
+    assert not wide[:, 6:].any()
+
+
 def test_a_clean_prediction_is_divided_by_at_least_sigma_min(recorded) -> None:
     network, z, _, condition = recorded
     for sigma, divisor in ((1.0, 1.0), (0.2, 0.2), (0.05, 0.05), (0.01, 0.05), (0.0, 0.05)):

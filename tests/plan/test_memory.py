@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import small_sd3
-from tiny_project import small_data, small_params, write_project
+from tiny_project import cached_project, small_params
 
-from danceflow.data import cache, prepare
 from danceflow.data.condition_cache import ConditionCache
 from danceflow.models.package import Teachers
 from danceflow.paths import Paths
@@ -34,12 +33,7 @@ def num_bytes(tensors) -> int:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    paths = Paths(tmp_path_factory.mktemp("project"))
-    params = write_project(paths.root, small_data(CAPABILITIES))
-    prepare.run(params, paths)
-    for name in CAPABILITIES:
-        cache.run(params, paths, name)
-    return paths
+    return cached_project(tmp_path_factory.mktemp("project"), CAPABILITIES)
 
 
 @pytest.mark.parametrize("student", ["full", "lora"])

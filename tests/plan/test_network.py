@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from danceflow.errors import WeightsError
 from danceflow.models.adapters import add_student_adapter
-from danceflow.models.family import ModelFamily
-from danceflow.plan.architecture import published
+from danceflow.models.family import FAMILIES, ModelFamily
+from danceflow.plan.architecture import published, published_architecture
+from danceflow.plan.layouts import LAYOUTS, picture_tokens, tokens_of
 from danceflow.plan.measure import measured, network_of
 from danceflow.plan.network import ATTENTION_BACKWARD, Network, Tokens
-from danceflow.plan.tokens import picture_tokens, tokens_of
 from danceflow.train.optim import Muon
 
 CASES = [(family, shape) for family, shapes in TINY_FAMILIES.items() for shape in shapes]
@@ -39,6 +39,13 @@ WIDE: dict[str, dict[str, Any]] = {
     "zimage": {"dim": 128, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [16, 24, 24]},
 }
 DEPTH = {"zimage": "n_layers"}
+
+
+def test_every_family_has_a_layout_and_its_usual_models_are_published() -> None:
+    assert LAYOUTS.keys() == FAMILIES.keys()
+    for family, layout in LAYOUTS.items():
+        for name, edits in zip(layout.usual, (False, True), strict=True):
+            assert published_architecture(name, edits=edits).family == family
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import in_this_process
 
-from danceflow import cli
 from danceflow.ops import runtime
 from danceflow.plan.architecture import published_architecture
 from danceflow.plan.cost import plan_training
@@ -25,15 +25,7 @@ DOCS = ROOT / "docs" / "scale.md"
 def danceflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Calls the command in this process: exit code, standard output, standard error."""
     monkeypatch.setattr(runtime, "start", lambda verbose: None)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["danceflow", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
+    return in_this_process(monkeypatch, capsys)
 
 
 def test_a_plan_of_the_embedded_default(danceflow) -> None:

@@ -1,17 +1,13 @@
 """Expected field evaluations against the ledger of real trainings."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_project import small_data, small_params, write_project
+from tiny_project import Blind, as_a_stage_runs, cached_project, small_params
 
-from danceflow.data import cache, prepare
 from danceflow.data.condition_cache import ConditionCache
 from danceflow.models.package import Teachers
-from danceflow.ops import runtime
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.plan.cost import Plan, plan_recipe
@@ -24,34 +20,18 @@ CAPABILITIES = ("t2i", "local_edit")
 
 @pytest.fixture(scope="module", autouse=True)
 def _as_a_stage_runs() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    runtime.prepare_torch(small_params().run)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    with as_a_stage_runs():
+        yield
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    paths = Paths(tmp_path_factory.mktemp("made"))
-    params = write_project(paths.root, small_data(CAPABILITIES))
-    prepare.run(params, paths)
-    for capability in CAPABILITIES:
-        cache.run(params, paths, capability)
-    shutil.rmtree(paths.scratch)
-    return paths
+    return cached_project(tmp_path_factory.mktemp("made"), CAPABILITIES)
 
 
 @pytest.fixture(scope="module")
 def teachers(made: Paths) -> Teachers:
     return Teachers(made.teachers, "sd3", ["base", "local"], "cpu")
-
-
-class Blind:
-    image_size = 32
-
-    def observe(self, student, step: int, *, score: bool, draw: bool) -> dict[str, float]:
-        return {}
 
 
 def both(made: Paths, teachers: Teachers, work: Path, **changes) -> tuple[dict[str, int], Plan]:

@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from tiny_models import awake
 
 from danceflow.config import dump_yaml, override, parse_params, read_yaml
+from danceflow.data import cache, prepare
 from danceflow.models.family import family_class
 from danceflow.models.package import FROZEN_FOLDER, write_manifest
+from danceflow.ops import runtime
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import vocabulary
 from danceflow.schema import Params
@@ -80,6 +85,33 @@ def write_project(root: Path, data: dict[str, Any]) -> Params:
     params = parse_params(data, "test")
     write_teachers(params, Paths(root))
     return params
+
+
+def cached_project(root: Path, capabilities: tuple[str, ...]) -> Paths:
+    """Write a project that only needs its training: data and caches are there."""
+    params, paths = write_project(root, small_data(capabilities)), Paths(root)
+    prepare.run(params, paths)
+    for capability in capabilities:
+        cache.run(params, paths, capability)
+    shutil.rmtree(paths.scratch)
+    return paths
+
+
+@contextmanager
+def as_a_stage_runs(params: Params | None = None) -> Iterator[None]:
+    """Torch as a stage sets it up, and as it was afterwards."""
+    threads = torch.get_num_threads()
+    runtime.prepare_torch((params or small_params()).run)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+class Blind:
+    """An observer that looks at nothing."""
+
+    def observe(self, student: Any, step: int, *, score: bool, draw: bool) -> dict[str, float]:
+        return {}
 
 
 def write_teachers(params: Params, paths: Paths) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_project import small_data, small_params, write_project
+from tiny_project import as_a_stage_runs, cached_project, small_data, small_params, write_project
 
 from danceflow.config import override
 from danceflow.data import cache, prepare
@@ -20,7 +20,6 @@ from danceflow.errors import ConfigError, DataError, TrainingError, WeightsError
 from danceflow.fields import CountingField
 from danceflow.method import METHODS
 from danceflow.models.package import Teachers, load_package, read_manifest
-from danceflow.ops import runtime
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.train import distill
@@ -34,23 +33,14 @@ CLOCKS = ("seconds", "images_per_second")
 
 @pytest.fixture(scope="module", autouse=True)
 def _as_a_stage_runs() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    runtime.prepare_torch(small_params().run)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    with as_a_stage_runs():
+        yield
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A project that only needs its training."""
-    paths = Paths(tmp_path_factory.mktemp("made"))
-    params = write_project(paths.root, small_data(CAPABILITIES))
-    prepare.run(params, paths)
-    for capability in CAPABILITIES:
-        cache.run(params, paths, capability)
-    shutil.rmtree(paths.scratch)
-    return paths
+    return cached_project(tmp_path_factory.mktemp("made"), CAPABILITIES)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from shaped_rows import CAPABILITIES, SQUARE, WIDE, prepared, shaped_data
 from tiny_models import awake
-from tiny_project import write_teachers
+from tiny_project import Blind, as_a_stage_runs, write_teachers
 from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family
 
 from danceflow.config import dump_yaml, override, parse_params
@@ -24,7 +24,6 @@ from danceflow.evaluate.tiles import read_tiles
 from danceflow.fields import Queries, Request
 from danceflow.method import Method
 from danceflow.models.package import FROZEN_FOLDER, Teachers, load_package, write_manifest
-from danceflow.ops import runtime
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.registry.package import open_student
@@ -38,11 +37,8 @@ SHIFTING = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_se
 
 @pytest.fixture(scope="module", autouse=True)
 def _as_a_stage_runs() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    runtime.prepare_torch(parse_params(shaped_data(), "test").run)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    with as_a_stage_runs(parse_params(shaped_data(), "test")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +70,6 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 
 def stock_data(**changes):
     return shaped_data(("1:1", "3:1"), family__name="qwen_image", cache__num_steps=2, **changes)
-
-
-class Blind:
-    def observe(self, student, step: int, *, score: bool, draw: bool) -> dict[str, float]:
-        return {}
 
 
 class Stopping(Trainer):

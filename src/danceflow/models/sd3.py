@@ -383,7 +383,7 @@ class Sd3Family:
         backbone: nn.Module = SD3Transformer2DModel(**self.transformer_config)
         state = read_state(folder)
         if self.takes_source:
-            state = _with_source_channels(state, self.transformer_config["in_channels"])
+            state = _with_source_channels(state, self.latent_shape[0], self.source_mask)
         load_state(backbone, state, folder)
         return backbone
 
@@ -413,13 +413,16 @@ def _source_mask(source_BCHW: Tensor) -> Tensor:
     return present_B[:, None, None, None].expand(-1, 1, *source_BCHW.shape[2:])
 
 
-def _with_source_channels(state: dict[str, Tensor], in_channels: int) -> dict[str, Tensor]:
-    """Returns ``state`` with zero weights for the source channels that it lacks."""
+def _with_source_channels(
+    state: dict[str, Tensor], channels: int, source_mask: bool
+) -> dict[str, Tensor]:
+    """Returns ``state`` with zero weights for the source and its mask where it has none."""
     weight = state.get(_SOURCE_WEIGHT)
-    if weight is None or weight.shape[1] >= in_channels:
+    if weight is None or weight.shape[1] not in (channels, 2 * channels):
         return state
-    missing = weight.new_zeros(len(weight), in_channels - weight.shape[1], *weight.shape[2:])
-    return {**state, _SOURCE_WEIGHT: torch.cat([weight, missing], dim=1)}
+    missing = 2 * channels + source_mask - weight.shape[1]
+    zeros = weight.new_zeros(len(weight), missing, *weight.shape[2:])
+    return {**state, _SOURCE_WEIGHT: torch.cat([weight, zeros], dim=1)}
 
 
 def cosine_positions(size: int, width: int) -> Tensor:

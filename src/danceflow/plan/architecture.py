@@ -15,22 +15,14 @@ from danceflow.models.pipeline_folder import (
     read_transformer_config,
 )
 from danceflow.models.stock import FROZEN_FILE, StockFamily
-from danceflow.models.text import STOCK_T5_TOKENS
 from danceflow.models.weights import read_json
-from danceflow.plan.tokens import ASSUMED_PROMPT_TOKENS
+from danceflow.plan.layouts import ASSUMED_PROMPT_TOKENS, LAYOUTS
 
 if TYPE_CHECKING:
     from danceflow.schema import Params
 
 _EDIT_PIPELINES = ("QwenImageEditPipeline", "ZImageOmniPipeline", "Flux2KleinPipeline")
 _NOT_FROZEN = ("transformer", "scheduler")
-# The published model of a family whose recipe names none: for what only creates, for edits.
-_DEFAULTS = {
-    "flux2": ("flux2-klein-4b", "flux2-klein-4b"),
-    "qwen_image": ("qwen-image", "qwen-image-edit"),
-    "sd3": ("sd3.5-medium", "sd3.5-medium"),
-    "zimage": ("z-image", "z-image-omni"),
-}
 # What a params file says of a network of the SD3 family, and its name in diffusers.
 _SIZES = {
     "num_layers": "num_layers",
@@ -95,8 +87,8 @@ def published_architecture(name: str, *, edits: bool) -> Architecture:
         raise UsageError(unknown_name("model", name, models))
     model = models[name]
     family = model["family"]
-    if edits and not model["edits"] and family != "sd3":
-        other = _DEFAULTS[family][1]
+    if edits and not (model["edits"] or can_be_widened(family)):
+        other = LAYOUTS[family].usual[1]
         raise UsageError(f"model {name!r} takes no source, but a capability edits; use {other!r}")
     prompt = model["prompt_tokens"]
     return Architecture(
@@ -112,6 +104,14 @@ def published_architecture(name: str, *, edits: bool) -> Architecture:
         is_brought=True,
         is_verified=model["verified"] and all(parts[p]["verified"] for p in model["frozen"]),
     )
+
+
+def can_be_widened(family: str) -> bool:
+    """Return whether a transformer that takes no source is given channels for one.
+
+    Stock families take sources as tokens, with a pipeline that is made for it.
+    """
+    return not issubclass(family_class(family), StockFamily)
 
 
 def architecture_of(
@@ -148,28 +148,29 @@ def architecture_of(
 
 def _unnamed(params: "Params", teachers: Path | None, *, edits: bool) -> Architecture:
     family = params.family.name
-    if family == "sd3":
+    usual = LAYOUTS[family].usual[edits]
+    if not issubclass(family_class(family), StockFamily):  # its sizes are the recipe's
         name = _published_sizes(params)
         if name is not None:
             return published_architecture(name, edits=edits)
         # The small family paints pixels: images of another size are another network's.
         if params.data.image_size == params.family.transformer.sample_size:
             return _own_architecture(params)
-        return published_architecture(_DEFAULTS[family][edits], edits=edits)
+        return published_architecture(usual, edits=edits)
     frozen = None if teachers is None else teachers / "frozen"
     if frozen is not None and (frozen / FROZEN_FILE).is_file():
         settings = read_json(frozen / FROZEN_FILE)
         if settings.get("family") == family:
             return folder_architecture(family, frozen, edits=edits)
-    return published_architecture(_DEFAULTS[family][edits], edits=edits)
+    return published_architecture(usual, edits=edits)
 
 
 def _published_sizes(params: "Params") -> str | None:
-    """Return the published SD3 model whose sizes the recipe repeats, if one has them."""
+    """Return the published model of the family whose sizes the recipe repeats, if one has them."""
     given = params.family.transformer.model_dump()
     for name, model in published()["models"].items():
         sizes = model["transformer"]
-        if model["family"] == "sd3" and all(
+        if model["family"] == params.family.name and all(
             given[ours] == sizes[theirs] for ours, theirs in _SIZES.items()
         ):
             return str(name)
@@ -177,19 +178,20 @@ def _published_sizes(params: "Params") -> str | None:
 
 
 def _own_architecture(params: "Params") -> Architecture:
-    """Return the small SD3 family that a recipe trains from scratch."""
+    """Return the small family that a recipe trains from scratch."""
     words: tuple[str, ...] = ()
     if params.data.source == "scenes":
         from danceflow.scenes.prompts import vocabulary
 
         words = tuple(vocabulary())
-    family = family_class("sd3").new(params.family.model_dump(mode="json"), words, seed=0)
+    config = params.family.model_dump(mode="json")
+    family = family_class(params.family.name).new(config, words, seed=0)
     encoders = sum(p.numel() for _, e in family.prompts.clips for p in e.parameters())
     unknown = "" if words else ", without the vocabulary, which the data decide"
     return Architecture(
         name="the recipe's own",
         origin=f"family.transformer and family.text_encoder{unknown}",
-        family="sd3",
+        family=params.family.name,
         edits=family.takes_source,
         transformer=family.transformer_config,
         factor=family.codec.factor,
@@ -228,11 +230,11 @@ def folder_architecture(family: str, folder: Path, *, edits: bool) -> Architectu
             config = read_json(folder / "transformer" / "config.json")
             transformer = {key: value for key, value in config.items() if not key.startswith("_")}
     takes_source = pipeline in _EDIT_PIPELINES
-    if family == "sd3":
+    if can_be_widened(family):
         takes_source = edits or transformer["in_channels"] > transformer["out_channels"]
     elif edits and not takes_source:
         raise UsageError(f"{folder}: a {pipeline} takes no source, but a capability edits")
-    prompt = _prompt_tokens(family, folder)
+    prompt = LAYOUTS[family].prompt_tokens(folder)
     return Architecture(
         name=folder.name,
         origin=f"folder {folder}",
@@ -243,32 +245,16 @@ def folder_architecture(family: str, folder: Path, *, edits: bool) -> Architectu
         prompt_tokens=ASSUMED_PROMPT_TOKENS if prompt is None else prompt,
         is_padded=prompt is not None,
         frozen=_parts(folder),
-        is_brought=family != "sd3" or (folder / "vae").is_dir(),
+        is_brought=issubclass(cls, StockFamily) or (folder / "vae").is_dir(),
         is_verified=True,
     )
-
-
-def _prompt_tokens(family: str, folder: Path) -> int | None:
-    """Return the tokens of every prompt, or ``None`` where prompts keep their own length."""
-    if family == "sd3":
-        clip = read_json(folder / "tokenizer" / "tokenizer_config.json")["model_max_length"]
-        return int(clip) + (STOCK_T5_TOKENS if (folder / "text_encoder_3").is_dir() else 0)
-    if family == "flux2":
-        from danceflow.models.flux2 import NUM_PROMPT_TOKENS
-
-        return NUM_PROMPT_TOKENS
-    return None
 
 
 def _factor(family: str, folder: Path) -> int:
     """Return image pixels per latent pixel, as the families' codecs work it out."""
     if not (folder / "vae").is_dir():
         return 1
-    config = read_json(folder / "vae" / "config.json")
-    if family == "qwen_image":
-        return int(2 ** len(config["temperal_downsample"]))
-    side = int(2 ** (len(config["block_out_channels"]) - 1))
-    return 2 * side if family == "flux2" else side
+    return LAYOUTS[family].factor(read_json(folder / "vae" / "config.json"))
 
 
 def _parts(folder: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from danceflow.errors import UsageError
 from danceflow.plan.architecture import Architecture, architecture_of
 from danceflow.plan.devices import CPU, DEFAULT_GPU, Device, device_of
+from danceflow.plan.layouts import LAYOUTS
 from danceflow.plan.measure import network_of
 from danceflow.plan.memory import BYTES, Item, memory_items, skill_tokens
 from danceflow.plan.network import Network
@@ -191,9 +192,8 @@ def _cache_flops(training: Training, network: Network, skill: Skill, tokens: "To
 
 
 def _check_size(training: Training, architecture: Architecture) -> None:
-    transformer = architecture.transformer
-    side = {"sd3": lambda: transformer["patch_size"], "flux2": lambda: 1}
-    unit = architecture.factor * side.get(architecture.family, lambda: 2)()
+    layout = LAYOUTS[architecture.family]
+    unit = architecture.factor * layout.side(architecture.transformer)
     if any(length % unit for length in training.size):
         height, width = training.size
         raise UsageError(

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from danceflow.plan.architecture import Architecture
+from danceflow.plan.layouts import LAYOUTS, tokens_of
 from danceflow.plan.network import Network, Tokens
-from danceflow.plan.tokens import VISION_TOKENS, picture_tokens, tokens_of
 from danceflow.plan.training import Skill, Training, rows_together
 
 FLOAT = 4
@@ -131,32 +131,13 @@ def skill_tokens(training: Training, architecture: Architecture, skill: Skill) -
 
 def _caches(training: Training, architecture: Architecture) -> float:
     """Return the bytes of all capabilities' caches, every row with a prompt of its own."""
-    transformer, total = architecture.transformer, 0.0
+    transformer, layout = architecture.transformer, LAYOUTS[architecture.family]
     height, width = (side // architecture.factor for side in training.size)
-    channels = {
-        "sd3": lambda: transformer["out_channels"],
-        "flux2": lambda: transformer["in_channels"],
-        "qwen_image": lambda: transformer["in_channels"] // 4,
-        "zimage": lambda: transformer["in_channels"],
-    }[architecture.family]()
-    latent = channels * height * width
+    latent = layout.channels(transformer) * height * width
+    total = 0.0
     for skill in training.skills:
-        tokens, copies, extra = architecture.prompt_tokens, 1, 0
-        is_seen = skill.has_source and architecture.edits
-        if architecture.family == "sd3":
-            features, extra = (
-                transformer["joint_attention_dim"],
-                transformer["pooled_projection_dim"],
-            )
-        elif architecture.family == "zimage":
-            features = transformer["cap_feat_dim"]
-            extra = VISION_TOKENS * transformer["siglip_feat_dim"] if is_seen else 0
-        else:
-            features = transformer["joint_attention_dim"]
-        if architecture.family == "qwen_image" and is_seen:
-            tokens += picture_tokens(training.size)
-            copies = 2  # the empty prompt's embeddings depend on the picture
-        prompt = copies * tokens * features + extra
+        seen = training.size if skill.has_source and architecture.edits else None
+        prompt = layout.prompt_values(transformer, architecture.prompt_tokens, seen)
         rows = skill.num_rows * (prompt + latent * (2 if skill.has_source else 1))
         samples = min(training.cache_samples, skill.num_rows) * latent
         total += FLOAT * (rows + samples)
