@@ -27,6 +27,7 @@ from danceflow.models.pipeline_folder import (
     read_transformer_config,
     scheduler_grid,
 )
+from danceflow.models.sd3_names import diffusers_names
 from danceflow.models.text import (
     STOCK_T5_TOKENS,
     PromptEncoder,
@@ -392,8 +393,8 @@ class Sd3Family:
         save_half(backbone, folder)
 
     def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns ``tensors`` as they are: diffusers has no other names for this backbone."""
-        return tensors
+        """Returns an adapter's tensors under diffusers' names, from those of the original code."""
+        return diffusers_names(tensors, self.transformer_config["num_layers"])
 
     def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
         """Writes the student's adapter to ``folder``.
