@@ -1,9 +1,15 @@
 """Retention, gain, conflict and variants from scores that are known."""
 
+from pathlib import Path
+
 import pytest
 
+from danceflow.config import load_params
+from danceflow.evaluate.cells import scores_of
 from danceflow.evaluate.records import Answer, Evaluation, FieldResult
 from danceflow.evaluate.summary import conflict_matrix, gap_closed, summarise
+
+ROOT = Path(__file__).parents[2]
 
 
 def result(scores, variants=None, gap=None) -> FieldResult:
@@ -104,6 +110,18 @@ def test_the_gap_closed_is_the_part_of_the_way_from_start_to_teacher(evaluations
     }
     found = gap_closed(evaluation("realism", "teacher:base", **fields))
     assert found == {"score": None, "realism": pytest.approx(0.75)}
+
+
+def test_a_cell_of_a_sweep_holds_scores_and_gaps(evaluations) -> None:
+    scores = scores_of(load_params(ROOT / "params.yaml"), evaluations)
+    assert scores["student/t2i/overall/overall"] == 0.76
+    assert scores["student/t2i/variant/reworded"] == 0.6
+    assert scores["teacher/local_edit/category/one"] == 8.0
+    assert scores["start/local_edit/overall/overall"] == 2.0
+    assert scores["student/t2i/gap_closed/score"] == pytest.approx(0.9)
+    small = evaluations["t2i"].model_copy(update={"teacher": "start"})
+    none = scores_of(load_params(ROOT / "params.yaml"), {"t2i": small})
+    assert not [name for name in none if "gap_closed" in name]
 
 
 def test_the_conflict_matrix_shows_that_no_teacher_does_all(evaluations) -> None:

@@ -29,6 +29,7 @@ def cell(variant: str, seed: int, t2i: float, edit: float, **changes) -> CellRec
             f"student/{name}/overall/overall": score,
             f"student/{name}/category/counting": score / 2,
             f"student/{name}/variant/reworded": score / 4,
+            f"student/{name}/gap_closed/score": score / scale,
             f"teacher/{name}/overall/overall": 0.8 * scale,
             f"start/{name}/overall/overall": seed / 10,
         }
@@ -83,8 +84,9 @@ def test_the_text_shows_every_capability_category_and_wording() -> None:
     assert "| *start* |  | differs | differs |  |  |" in lines
     for capability in ("t2i (of 1)", "edit (of 10)"):
         place = lines.index(f"## {capability}")
-        assert lines[place + 2] == "| variant | n | overall | counting | *reworded* |"
-    assert "| better | 3 | 6.50 ± 1.24 | 3.25 ± 0.62 | 1.62 ± 0.31 |" in lines
+        heads = "| variant | n | overall | counting | *reworded* | gap closed, score |"
+        assert lines[place + 2] == heads
+    assert "| better | 3 | 6.50 ± 1.24 | 3.25 ± 0.62 | 1.62 ± 0.31 | 0.650 ± 0.124 |" in lines
 
 
 def test_the_long_form_holds_every_number() -> None:
@@ -95,7 +97,7 @@ def test_the_long_form_holds_every_number() -> None:
         for row in rows
         if row["field"] == "student"
     }
-    assert len(found) == 3 * 2 * 3
+    assert len(found) == 3 * 2 * 4
     one = found["better", "edit", "overall", "overall"]
     assert (one["n"], one["mean"]) == ("3", "6.5")
     assert float(one["high"]) - 6.5 == pytest.approx(6.5 - float(one["low"]))

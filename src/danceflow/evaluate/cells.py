@@ -13,12 +13,13 @@ from pydantic import ValidationError
 
 from danceflow.errors import DataError
 from danceflow.evaluate.records import STANDARD, START, STUDENT, Evaluation, FieldResult, Record
+from danceflow.evaluate.summary import gap_closed
 from danceflow.ops.files import write_text
 
 if TYPE_CHECKING:
     from danceflow.schema import Params
 
-OVERALL, CATEGORY, VARIANT = KINDS = ("overall", "category", "variant")
+OVERALL, CATEGORY, VARIANT, GAP_CLOSED = KINDS = ("overall", "category", "variant", "gap_closed")
 OWN_TEACHER = "teacher"
 FIELDS = (STUDENT, START, OWN_TEACHER)
 CELL_FILE = "reports/cell.json"
@@ -53,7 +54,8 @@ class CellRecord(Record):
 def scores_of(params: "Params", evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
     """Returns the numbers that tables are made of.
 
-    Beside the scores: ``scale/<capability>``, the best possible score; ``trained/<capability>``, 1
+    Beside the scores, and the student's share of the teacher's gap closed where there is a gap:
+    ``scale/<capability>``, the best possible score; ``trained/<capability>``, 1
     or 0; ``training/num_updates`` and ``training/field_evaluations``.
 
     Args:
@@ -68,6 +70,9 @@ def scores_of(params: "Params", evaluations: Mapping[str, Evaluation]) -> dict[s
         for field, name in names.items():
             for place, value in _scores(found.fields[name]):
                 scores[f"{field}/{capability}/{place}"] = value
+        for name, share in gap_closed(found).items():
+            if share is not None:
+                scores[f"{STUDENT}/{capability}/{GAP_CLOSED}/{name}"] = share
         if found.training is not None:
             for name, count in found.training.model_dump().items():
                 scores[f"training/{name}"] = float(count)

@@ -15,6 +15,7 @@ from danceflow.errors import DataError
 from danceflow.evaluate.cells import (
     CATEGORY,
     FIELDS,
+    GAP_CLOSED,
     OVERALL,
     OWN_TEACHER,
     VARIANT,
@@ -130,6 +131,9 @@ def make_table(sweep: str, cells: Sequence[CellRecord]) -> Table:
 def markdown(table: Table, missing: Sequence[str] = ()) -> str:
     """Returns the table as Markdown: all capabilities, then each with its categories.
 
+    The last columns tell what share of the way from the start to the teacher was gone, in the score
+    and, where it was measured, in realism.
+
     Args:
         table: the results.
         missing: cells that are not finished.
@@ -161,6 +165,8 @@ def markdown(table: Table, missing: Sequence[str] = ()) -> str:
         names = [f"{CATEGORY}/{name}" for name in categories]
         names += [f"{VARIANT}/{name}" for name in variants]
         heads = ["variant", "n", "overall", *categories, *(f"*{name}*" for name in variants)]
+        gaps = table.names(capability, GAP_CLOSED)
+        heads += [f"gap closed, {name}" for name in gaps]
         lines += _grid(
             heads,
             [
@@ -171,6 +177,10 @@ def markdown(table: Table, missing: Sequence[str] = ()) -> str:
                     *(
                         _text(row.get(f"{STUDENT}/{capability}/{name}"), table.scale[capability])
                         for name in names
+                    ),
+                    *(
+                        _text(row.get(f"{STUDENT}/{capability}/{GAP_CLOSED}/{name}"), 1)
+                        for name in gaps
                     ),
                 ]
                 for row in table.rows
