@@ -122,7 +122,7 @@ def test_the_commands_are_frozen() -> None:
     assert found == {
         "run": ["--name", "--parallel", "--recipe", "--set", "--with-teachers", "-S"],
         "sweep": ["--parallel", "file"],
-        "table": ["--from", "--out", "sweep"],
+        "table": ["--against", "--from", "--out", "sweep"],
         "stage": ["--capability", "name"],
         "check": [],
         "teachers": ["--recipe"],

@@ -133,6 +133,9 @@ def table(
     out: Annotated[Path, typer.Option(help="Folder for <sweep>.md, .csv and .png.")] = Path(
         "reports/tables"
     ),
+    against: Annotated[
+        str | None, typer.Option(help="A variant that the others are compared with, by seed.")
+    ] = None,
 ) -> None:
     """Compare the variants of a sweep: mean and 95 % interval over seeds.
 
@@ -144,7 +147,7 @@ def table(
     from flows.cells import sweep_table
 
     found, missing = sweep_table(root, sweep, source.value)
-    paths = write_table(out, found, missing)
+    paths = write_table(out, found, missing, against)
     typer.echo(paths[0].read_text(encoding="utf-8"))
     for path in paths:
         typer.echo(str(path))

@@ -13,6 +13,7 @@ from danceflow.evaluate.cells import CellRecord, from_tags, read_cell, tags_of, 
 from danceflow.evaluate.table import (
     Estimate,
     csv_text,
+    differences,
     make_table,
     markdown,
     t_quantile,
@@ -102,6 +103,33 @@ def test_the_long_form_holds_every_number() -> None:
     assert (one["n"], one["mean"]) == ("3", "6.5")
     assert float(one["high"]) - 6.5 == pytest.approx(6.5 - float(one["low"]))
     assert found["single", "t2i", "variant", "reworded"]["low"] == ""
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    table = make_table("s", CELLS)
+    found = differences(table, "worse")
+    assert list(found) == ["better", "single"]
+    edit, t2i = found["better"]["edit"], found["better"]["t2i"]
+    assert (edit.num, edit.mean) == (2, pytest.approx((0.4 + 0.25) / 2))
+    assert edit.half == pytest.approx(12.7062 * statistics.stdev([0.4, 0.25]) / 2**0.5, 1e-4)
+    assert t2i.mean == pytest.approx(-0.7)
+    assert found["better"]["trained"] == edit
+    assert found["single"]["edit"].half is None
+    lines = markdown(table, against="worse").splitlines()
+    place = lines.index("## Difference to worse with the same seed")
+    assert lines[place + 4] == "| variant | pairs | mean over trained | t2i | edit |"
+    assert "| better | 2 | +32.5 ± 95.3 | -70.0 ± 127.1 | +32.5 ± 95.3 |" in lines
+    sure = [cell(v, s, 0.5, e + s) for v, e in (("a", 1.0), ("b", 3.0)) for s in (0, 1)]
+    sure.append(cell("b", 2, 0.5, 9.0))
+    sure.append(cell("a", 2, 0.5, 6.9))
+    lines = markdown(make_table("s", sure), against="a").splitlines()
+    assert "| b | 3 | **+20.3 ± 1.4** | +0.0 ± 0.0 | **+20.3 ± 1.4** |" in lines
+    rows = list(csv.DictReader(io.StringIO(csv_text(make_table("s", sure), "a"))))
+    one = next(r for r in rows if r["field"] == "difference" and r["capability"] == "edit")
+    assert (one["variant"], one["name"], one["n"]) == ("b", "to a", "3")
+    assert float(one["mean"]) == pytest.approx(0.61 / 3, abs=1e-6)
+    with pytest.raises(DataError, match="has no variant 'c'; known: b, a"):
+        differences(make_table("s", sure), "c")
 
 
 def test_three_files_are_written(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from danceflow.ops.files import atomic_file, write_text
 SORT_RULE = (
     "sorted by the mean over the trained capabilities of score / best possible score, best first"
 )
+MEAN = "trained"
+DIFFERENCE = "difference"
 _TAIL = 0.975
 
 
@@ -57,11 +59,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant: its estimates by the names of scores (see ``danceflow.evaluate.cells``)."""
+    """One variant: its estimates by the names of scores (see ``danceflow.evaluate.cells``).
+
+    ``values`` are what they are made of, by seed.
+    """
 
     variant: str
     seeds: tuple[int, ...]
     estimates: Mapping[str, Estimate]
+    values: Mapping[int, Mapping[str, float]]
 
     def get(self, name: str) -> Estimate | None:
         """Returns an estimate, ``None`` where the variant has none."""
@@ -128,7 +134,7 @@ def make_table(sweep: str, cells: Sequence[CellRecord]) -> Table:
     return Table(sweep, tuple(sorted(rows, key=rank)), capabilities, trained, scale)
 
 
-def markdown(table: Table, missing: Sequence[str] = ()) -> str:
+def markdown(table: Table, missing: Sequence[str] = (), against: str | None = None) -> str:
     """Returns the table as Markdown: all capabilities, then each with its categories.
 
     The last columns tell what share of the way from the start to the teacher was gone, in the score
@@ -137,6 +143,10 @@ def markdown(table: Table, missing: Sequence[str] = ()) -> str:
     Args:
         table: the results.
         missing: cells that are not finished.
+        against: the variant that the others are compared with, seed by seed.
+
+    Raises:
+        DataError: no variant has the name ``against``.
     """
     lines = [f"# {table.sweep}", "", *_notes(table, missing), ""]
     heads = ["variant", "n", *(_head(table, name) for name in table.capabilities)]
@@ -158,6 +168,8 @@ def markdown(table: Table, missing: Sequence[str] = ()) -> str:
             for label, field in (("*own teachers*", OWN_TEACHER), ("*start*", START))
         ],
     )
+    if against is not None:
+        lines += ["", *_difference_lines(table, against)]
     for capability in table.capabilities:
         categories = table.names(capability, CATEGORY)
         variants = table.names(capability, VARIANT)
@@ -189,8 +201,34 @@ def markdown(table: Table, missing: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def csv_text(table: Table) -> str:
-    """Returns the table in long form, one number a line, the start and the teachers included."""
+def _difference_lines(table: Table, against: str) -> list[str]:
+    """Returns the differences to one variant; bold is what its interval tells from 0."""
+    names = [MEAN, *table.capabilities]
+    heads = ["variant", "pairs", "mean over trained", *table.capabilities]
+    rows = []
+    for variant, found in differences(table, against).items():
+        cells = []
+        for estimate in (found[name] for name in names):
+            text = f"{100 * estimate.mean:+.1f}"
+            if estimate.half is not None:
+                text += f" ± {100 * estimate.half:.1f}"
+            certain = estimate.half is not None and abs(estimate.mean) > estimate.half > 0
+            cells.append(f"**{text}**" if certain else text)
+        rows.append([variant, str(found[MEAN].num), *cells])
+    return [
+        f"## Difference to {against} with the same seed",
+        "",
+        "In percent of the best possible score; bold where the 95 % interval excludes 0.",
+        "",
+        *_grid(heads, rows),
+    ]
+
+
+def csv_text(table: Table, against: str | None = None) -> str:
+    """Returns the table in long form, one number a line, the start and the teachers included.
+
+    With ``against``, too, the differences of :func:`differences`, as the field ``difference``.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
@@ -199,23 +237,34 @@ def csv_text(table: Table) -> str:
     for row in table.rows:
         for name, found in row.estimates.items():
             field, *place = name.split("/")
-            if field not in FIELDS:
-                continue
-            ends = ("", "")
-            if found.half is not None:
-                ends = (f"{found.mean - found.half:.6g}", f"{found.mean + found.half:.6g}")
-            numbers = [found.num, f"{found.mean:.6g}", *ends]
-            writer.writerow([table.sweep, row.variant, field, *place, *numbers])
+            if field in FIELDS:
+                writer.writerow([table.sweep, row.variant, field, *place, *_numbers(found)])
+    if against is not None:
+        for variant, shares in differences(table, against).items():
+            for name, found in shares.items():
+                place = [DIFFERENCE, name, OVERALL, f"to {against}"]
+                writer.writerow([table.sweep, variant, *place, *_numbers(found)])
     return buffer.getvalue()
 
 
-def write_table(folder: Path, table: Table, missing: Sequence[str] = ()) -> list[Path]:
+def _numbers(found: Estimate) -> list[str]:
+    """Returns n, mean and the ends of the interval."""
+    ends = ["", ""]
+    if found.half is not None:
+        ends = [f"{found.mean - found.half:.6g}", f"{found.mean + found.half:.6g}"]
+    return [str(found.num), f"{found.mean:.6g}", *ends]
+
+
+def write_table(
+    folder: Path, table: Table, missing: Sequence[str] = (), against: str | None = None
+) -> list[Path]:
     """Writes ``<sweep>.md``, ``.csv`` and ``.png`` to a folder and returns their paths."""
     from danceflow.evaluate.table_chart import draw_table
 
     paths = [folder / f"{table.sweep}{suffix}" for suffix in (".md", ".csv", ".png")]
-    write_text(paths[0], markdown(table, missing))
-    write_text(paths[1], csv_text(table))
+    text = markdown(table, missing, against)
+    write_text(paths[0], text)
+    write_text(paths[1], csv_text(table, against))
     with atomic_file(paths[2]) as partial:
         draw_table(table, partial)
     return paths
@@ -263,7 +312,41 @@ def _row(variant: str, cells: Sequence[CellRecord]) -> Row:
             name: Estimate.of([cell.scores[name] for cell in cells if name in cell.scores])
             for name in names
         },
+        {cell.seed: cell.scores for cell in cells},
     )
+
+
+def differences(table: Table, against: str) -> dict[str, dict[str, Estimate]]:
+    """Returns how far each variant is from ``against``, over pairs of cells with the same seed.
+
+    A seed stands for the same routes, rows, noise and queries: what the pair shares cancels.
+    By variant and capability, as a share of the best possible score; ``MEAN`` is the mean over the
+    trained capabilities. A variant without a seed in common is left out.
+
+    Raises:
+        DataError: no variant has that name.
+    """
+    base = next((row for row in table.rows if row.variant == against), None)
+    if base is None:
+        known = ", ".join(row.variant for row in table.rows)
+        raise DataError(f"sweep {table.sweep!r}: has no variant {against!r}; known: {known}")
+    found = {}
+    for row in table.rows:
+        seeds = [seed for seed in row.seeds if seed in base.values]
+        if row is base or not seeds:
+            continue
+        shares = {
+            name: [
+                (row.values[seed][_overall(name)] - base.values[seed][_overall(name)])
+                / table.scale[name]
+                for seed in seeds
+            ]
+            for name in table.capabilities
+        }
+        trained = [shares[name] for name in table.capabilities if name in table.trained]
+        shares[MEAN] = [math.fsum(pair) / len(pair) for pair in zip(*trained, strict=True)]
+        found[row.variant] = {name: Estimate.of(values) for name, values in shares.items()}
+    return found
 
 
 def _overall(capability: str, field: str = STUDENT) -> str:
