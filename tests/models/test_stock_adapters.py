@@ -1,5 +1,6 @@
-"""LoRA files for the stock families: what does not fit is refused."""
+"""LoRA files for the stock families: every spelling gives alpha / rank * B A, or is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import normal
-from danceflow.models.adapters import read_adapter_for
+from danceflow.models.adapters import load_adapter, merge_adapter, read_adapter_for
 from danceflow.models.family import ModelFamily
 
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 SHAPES = {"sd3": "stock", "flux2": "klein", "qwen_image": "create", "zimage": "plain"}
+STOCK = ("flux2", "qwen_image", "zimage")
 
 
 def attention(place: str, *names: str) -> tuple[str, ...]:
@@ -77,6 +80,48 @@ def as_kohya(factors: dict[str, tuple[Tensor, Tensor]], alpha: float) -> dict[st
     return tensors
 
 
+def assert_changed(
+    family: ModelFamily, base: nn.Module, path: Path, changes: dict[str, Tensor], layout: str
+) -> None:
+    """Asserts that the adapter in ``path`` changes these weights of the network and no other."""
+    network = family.new_backbone(0)
+    network.load_state_dict(base.state_dict())
+    report = load_adapter(network, path, "teacher", family.translate_adapter)
+    assert report.layout == layout
+    assert report.modules == tuple(sorted(changes))
+    merged = dict(merge_adapter(network, "teacher").named_parameters())
+    for name, before in base.named_parameters():
+        change = changes.get(name.removesuffix(".weight"), torch.zeros(()))
+        torch.testing.assert_close(merged[name], before + change, **CLOSE)
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_kohya_file_has_a_scale_per_module(families, tmp_path: Path, name: str) -> None:
+    family, base = families[name]
+    tensors, changes = {}, {}
+    for seed, (module, shape) in enumerate(linear_modules(base).items()):
+        rank, alpha = 2 + seed % 2, 1.5 + seed % 3
+        down, up = drawn(shape, rank, seed)
+        tensors |= as_kohya({module: (down, up)}, alpha)
+        changes[module] = alpha / rank * up @ down
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    assert_changed(family, base, tmp_path / "kohya.safetensors", changes, "kohya")
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_peft_folder_has_its_scale_beside_it(families, tmp_path: Path, name: str) -> None:
+    family, base = families[name]
+    tensors, changes = {}, {}
+    for seed, (module, shape) in enumerate(linear_modules(base).items()):
+        down, up = drawn(shape, 2, seed)
+        prefix = f"base_model.model.{module}"
+        tensors |= {f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up}
+        changes[module] = 3.0 / 2 * up @ down
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 3.0}))
+    assert_changed(family, base, tmp_path, changes, "peft")
+
+
 def original_factors(name: str, base: nn.Module) -> tuple[dict, dict[str, Tensor]]:
     """Returns factors by the original code's modules, and B A by diffusers' modules."""
     shapes, factors, updates = linear_modules(base), {}, {}
@@ -88,6 +133,54 @@ def original_factors(name: str, base: nn.Module) -> tuple[dict, dict[str, Tensor
             target: part @ down for target, part in zip(targets, up.split(heights), strict=True)
         }
     return factors, updates
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_a_kohya_file_may_have_the_original_names(families, tmp_path: Path, name: str) -> None:
+    family, base = families[name]
+    factors, updates = original_factors(name, base)
+    save_file(as_kohya(factors, 3.0), tmp_path / "kohya.safetensors")
+    changes = {module: 3.0 / 2 * update for module, update in updates.items()}
+    assert_changed(family, base, tmp_path / "kohya.safetensors", changes, "diffusers")
+
+
+def test_a_peft_folder_may_have_the_original_names(families, tmp_path: Path) -> None:
+    family, base = families["flux2"]
+    factors, updates = original_factors("flux2", base)
+    tensors = {
+        f"base_model.model.{module}.lora_{letter}.weight": factor
+        for module, pair in factors.items()
+        for letter, factor in zip("AB", pair, strict=True)
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 3.0}))
+    changes = {module: 3.0 / 2 * update for module, update in updates.items()}
+    assert_changed(family, base, tmp_path, changes, "diffusers")
+
+
+@pytest.mark.parametrize("name", ["qwen_image", "zimage"])
+def test_kohya_files_are_read_as_the_stock_pipeline_reads_them(
+    families, tmp_path: Path, name: str
+) -> None:
+    family, base = families[name]
+    factors = {
+        module: drawn(shape, 2, seed)
+        for seed, (module, shape) in enumerate(linear_modules(base).items())
+    }
+    tensors = as_kohya(factors, 3.0)
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    save_file(family.translate_adapter(tensors), tmp_path / "stock.safetensors")
+    own, stock = (
+        read_adapter_for(base, tmp_path / f"{spelling}.safetensors")
+        for spelling in ("kohya", "stock")
+    )
+    assert own.pairs.keys() == stock.pairs.keys() == factors.keys()
+    for module in factors:
+        one, other = (
+            file.alpha / file.rank * file.pairs[module][1] @ file.pairs[module][0]
+            for file in (own, stock)
+        )
+        torch.testing.assert_close(one, other, **CLOSE)
 
 
 @pytest.mark.parametrize(
