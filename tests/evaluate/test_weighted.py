@@ -72,7 +72,7 @@ def metrics(evaluator, task, images) -> dict[str, float]:
 
 
 def test_without_weights_every_metric_is_named_and_left_out() -> None:
-    evaluators, left_out = open_metrics(WeightsParams(**NONE))
+    evaluators, left_out = open_metrics(WeightsParams(**NONE), Path())
     assert evaluators == []
     assert [line.partition(":")[0] for line in left_out] == [
         "CLIPScore",
@@ -83,8 +83,8 @@ def test_without_weights_every_metric_is_named_and_left_out() -> None:
 
 
 def test_weights_that_are_there_are_used(alexnet: Path, inception: Path) -> None:
-    weights = WeightsParams(**NONE | {"lpips": str(alexnet), "inception": str(inception)})
-    evaluators, left_out = open_metrics(weights)
+    weights = WeightsParams(**NONE | {"lpips": alexnet.name, "inception": str(inception)})
+    evaluators, left_out = open_metrics(weights, alexnet.parent)
     assert [type(item) for item in evaluators] == [Lpips, InceptionDistances]
     assert len(left_out) == 1
 
@@ -95,7 +95,7 @@ def test_a_path_that_leads_nowhere_is_an_error(tmp_path: Path, name: str) -> Non
     with pytest.raises(
         WeightsError, match=rf"evaluate\.weights\.{name}: .*nowhere: there is no such"
     ):
-        open_metrics(weights)
+        open_metrics(weights, Path())
 
 
 @pytest.mark.parametrize("name", ["lpips", "inception"])
@@ -103,7 +103,7 @@ def test_a_file_that_is_something_else_is_an_error(tmp_path: Path, name: str) ->
     (tmp_path / "file").write_bytes(b"something else")
     weights = WeightsParams(**NONE | {name: str(tmp_path / "file")})
     with pytest.raises(WeightsError, match=rf"evaluate\.weights\.{name}: .*file: cannot be used"):
-        open_metrics(weights)
+        open_metrics(weights, Path())
 
 
 def test_lpips_is_zero_for_equal_images_and_grows_with_damage(tasks, alexnet: Path) -> None:
