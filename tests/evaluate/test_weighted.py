@@ -1,70 +1,29 @@
 """Metrics with weights by path: exact at the ends, and a clear word where weights are missing."""
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from tiny_project import small_data
+from training_record import CAPABILITIES
 
+from danceflow.config import parse_params
+from danceflow.data.buckets import read_bucket
 from danceflow.errors import WeightsError
-from danceflow.evaluate.weighted import ClipScore, InceptionDistances, Lpips, _alexnet, open_metrics
+from danceflow.evaluate import evaluate, report
+from danceflow.evaluate.evaluator import STANDARD, build_task
+from danceflow.evaluate.page import figure
+from danceflow.evaluate.records import read_evaluation
+from danceflow.evaluate.weighted import ClipScore, InceptionDistances, Lpips, open_metrics
 from danceflow.fields import normal
+from danceflow.models.package import load_package
+from danceflow.paths import Paths
 from danceflow.schema import WeightsParams
 
 NONE = {"clip": None, "lpips": None, "inception": None}
-
-
-@pytest.fixture(scope="module")
-def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """AlexNet's layers as torchvision names them, with random weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        state = {f"features.{name}": value for name, value in _alexnet().state_dict().items()}
-    state["classifier.1.weight"] = torch.zeros(2)
-    path = tmp_path_factory.mktemp("alexnet") / "alexnet.pth"
-    torch.save(state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that takes uint8 images, as TorchScript."""
-
-    class Small(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("weight", normal((3, 4, 4), range(8)))
-
-        def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
-            hidden = nn.functional.conv2d(images.float() / 255, self.weight, stride=4)
-            return hidden.relu().mean((2, 3))
-
-    path = tmp_path_factory.mktemp("inception") / "inception.pt"
-    torch.jit.script(Small()).save(str(path))
-    return path
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP model of random weights with its processor, as transformers saves both."""
-    from tiny_models import clip_tokenizer
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
-
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = clip_tokenizer(16, "<|endoftext|>")
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    sizes |= {"num_attention_heads": 2, "projection_dim": 8}
-    text = sizes | {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vision = sizes | {"image_size": 32, "patch_size": 8}
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-    model.save_pretrained(folder)
-    size = {"shortest_edge": 32}
-    images = CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return folder
 
 
 def metrics(evaluator, task, images) -> dict[str, float]:
@@ -139,3 +98,44 @@ def test_clip_score_is_about_prompt_and_picture(tasks, clip: Path) -> None:
     assert all(0 <= value <= 100 for value in found.rows)
     (other,) = score(task, 1 - task.target)
     assert other.rows != found.rows
+
+
+def test_the_stage_measures_with_given_weights_and_the_report_shows_it(
+    reported, alexnet: Path, inception: Path, clip: Path, tmp_path: Path
+) -> None:
+    name = "global_edit"
+    shutil.copytree(reported[1].root, tmp_path / "copy")
+    paths = Paths(tmp_path / "copy")
+    weights = {"clip": str(clip), "lpips": str(alexnet), "inception": str(inception)}
+    params = parse_params(small_data(CAPABILITIES, evaluate__weights=weights), "test")
+    evaluate.run(params, paths, name)
+    found = read_evaluation(paths.evaluation(name), name)
+    further = ["clip_score", "lpips", "fid_inception", "kid_inception"]
+    assert found.notes == ()
+    assert all(list(field.metrics)[-4:] == further for field in found.fields.values())
+
+    student = load_package(paths.student)
+    dataset = read_bucket(paths.bucket(name), "test")
+    task = build_task(name, dataset, student.family, {STANDARD: params.evaluate.num_samples})
+    field = student.family.guided(student.field, 1.0)
+    images = task.images(field, params.evaluate.num_steps, batch_size=32)
+    expected = {}
+    for evaluator in (ClipScore(clip), Lpips(alexnet), InceptionDistances(inception)):
+        expected |= metrics(evaluator, task, images)
+    own = found.fields["student"].metrics
+    assert {key: own[key] for key in further} == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+    report.run(params, paths)
+    summary = json.loads(paths.summary.read_text())
+    assert summary["metrics"][name]["student"].items() >= own.items()
+    assert [note.partition(": not")[0] for note in summary["notes"]] == [
+        f"t2i, local_edit: {text}"
+        for text in ("CLIPScore", "LPIPS", "FID and KID on Inception features")
+    ]
+    page = paths.report_page.read_text().partition('id="metrics"')[2]
+    table = page.partition("<h3>Global edit</h3>")[2].partition("</table>")[0]
+    columns = re.findall(r'<th scope="col">(.*?)</th>', table)
+    row = table.partition('<tr class="student">')[2].partition("</tr>")[0]
+    cells = dict(zip(columns[1:], re.findall("<td>(.*?)</td>", row), strict=True))
+    titles = ("CLIPScore", "LPIPS to the target", "FID, Inception", "KID, Inception")
+    assert [cells[title] for title in titles] == [figure(own[key]) for key in further]
