@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_project import small_data
+from torch import nn
 from training_record import CAPABILITIES
 
 from danceflow.config import parse_params
@@ -75,6 +76,50 @@ def test_lpips_is_zero_for_equal_images_and_grows_with_damage(tasks, alexnet: Pa
     assert 0 < found[1] < found[2]
     one, other = task.target[:1], 1 - task.target[:1]
     assert torch.equal(lpips.distances(one, other), lpips.distances(other, one))
+
+
+def torchvision_features() -> nn.Sequential:
+    """AlexNet's ``features`` as torchvision builds them, with its last pooling."""
+    return nn.Sequential(
+        nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(kernel_size=3, stride=2),
+        nn.Conv2d(64, 192, kernel_size=5, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(kernel_size=3, stride=2),
+        nn.Conv2d(192, 384, kernel_size=3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, kernel_size=3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, kernel_size=3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(kernel_size=3, stride=2),
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.02], ids=["usual", "faint"])
+def test_lpips_is_torchmetrics_with_the_same_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    from torchmetrics.functional.image import lpips as reference
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        features = torchvision_features()
+    with torch.no_grad():
+        for param in features.parameters():
+            param *= scale
+    state = {f"features.{name}": value for name, value in features.state_dict().items()}
+    torch.save(state, tmp_path / "alexnet.pth")
+    monkeypatch.setattr(reference, "_get_tv_model_features", lambda net, pretrained: features)
+    theirs = reference._LPIPS(pretrained=True, net="alex", pnet_rand=True)
+    one, other = (normal((3, 72, 96), seeds).sigmoid() for seeds in ([1, 2, 3], [4, 5, 6]))
+    other[1] = one[1]
+    expected = theirs(one, other, normalize=True).flatten()
+    found = Lpips(tmp_path / "alexnet.pth").distances(one, other)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert found[1] == 0
+    assert min(found[0], found[2]) > 1e-3
 
 
 def test_inception_distances_are_zero_for_equal_sets_and_grow(tasks, inception: Path) -> None:

@@ -127,8 +127,8 @@ class Lpips:
         for layer in self.layers:
             hidden = layer(hidden)
             if isinstance(layer, nn.ReLU):
-                norm = hidden.square().sum(1, keepdim=True).sqrt()
-                yield hidden / (norm + 1e-8)
+                norm = (1e-8 + hidden.square().sum(1, keepdim=True)).sqrt()
+                yield hidden / norm
 
     def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
         """Yields ``lpips`` between images and targets; 0 is equal."""
