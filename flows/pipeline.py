@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.tasks import Task, exponential_backoff
 
-from danceflow.config import Params, load_params, require_trained_here
+from danceflow.config import Params, load_params, require_trained_here, require_weights
 from danceflow.errors import DanceflowError, TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store
 from danceflow.paths import Paths, find_root
@@ -234,6 +234,7 @@ def _run(
 ) -> PipelineResult:
     """Run the stages and what follows them, in a checkout or an experiment's worktree."""
     paths = Paths(root)
+    require_weights(params, root, str(paths.params))
     if settings.with_teachers:
         require_trained_here(params, str(paths.params))
     register = settings.enter_registry and params.tracking.enabled

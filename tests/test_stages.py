@@ -119,6 +119,26 @@ def test_wrong_parameters_are_told_before_the_stage_is_loaded(checkout: Path) ->
     assert str(params) in str(caught.value)
 
 
+def test_weights_that_are_missing_are_told_before_the_stage_is_loaded(checkout: Path) -> None:
+    params = checkout / "params.yaml"
+    text = params.read_text()
+    named = text.replace("    lpips: null", "    lpips: weights/alexnet.pth")
+    params.write_text(named.replace("    clip: null", "    clip: /no/such/clip"))
+    with pytest.raises(ConfigError) as caught:
+        run_stage("no_module")
+    missing = "there is no such file or folder"
+    assert str(caught.value).splitlines() == [
+        f"{params}: 2 problems",
+        f"  evaluate.weights.clip: /no/such/clip: {missing}",
+        f"  evaluate.weights.lpips: {checkout}/weights/alexnet.pth: {missing}",
+    ]
+    params.write_text(named)
+    (checkout / "weights").mkdir()
+    (checkout / "weights" / "alexnet.pth").touch()
+    run_stage("plain")
+    assert (checkout / "out.json").is_file()
+
+
 def test_a_stage_that_is_not_there_is_told(checkout: Path) -> None:
     with pytest.raises(StageError, match="there is no some_stages:walk"):
         run_stage("no_function")

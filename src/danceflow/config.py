@@ -85,6 +85,7 @@ __all__ = [
     "read_assignments",
     "read_yaml",
     "require_trained_here",
+    "require_weights",
 ]
 
 
@@ -160,6 +161,26 @@ def require_trained_here(params: Params, source: str) -> None:
                 f"{source}: teachers.{name}: was brought along (danceflow bring-teachers) and "
                 "cannot be trained anew"
             )
+
+
+def require_weights(params: Params, root: Path, source: str) -> None:
+    """Check that the weights of further metrics are there, before hours of training.
+
+    Args:
+        params: the parameters.
+        root: The checkout, where relative paths start.
+        source: Name of their file, for messages.
+
+    Raises:
+        ConfigError: A path of ``evaluate.weights`` leads nowhere; the message lists all of them.
+    """
+    problems = [
+        Problem(f"evaluate.weights.{name}", f"{root / path}: there is no such file or folder")
+        for name, path in params.evaluate.weights
+        if path is not None and not (root / path).exists()
+    ]
+    if problems:
+        raise ConfigError(_message(source, problems))
 
 
 def parse_section(data: Any, kind: type[_Section], source: str) -> _Section:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danceflow.config import Params, load_params
+from danceflow.config import Params, load_params, require_weights
 from danceflow.errors import StageError, UsageError, unknown_name
 from danceflow.ops import files, runtime, timings
 from danceflow.paths import Paths, find_root
@@ -239,6 +239,7 @@ def run_stage(name: str, item: str | None = None, root: Path | None = None) -> N
     paths = Paths(find_root(Path.cwd()) if root is None else root)
     params = load_params(paths.params)
     arguments = _items(stage, item, params)
+    require_weights(params, paths.root, str(paths.params))
     runtime.require_disk_space(paths.root, _FREE_BYTES)
     function = stage.load()
     runtime.prepare(params.run)

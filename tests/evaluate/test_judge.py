@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from danceflow.config import parse_params
+from danceflow.config import load_params, parse_params
+from danceflow.data.checks import words_of
 from danceflow.errors import ConfigError, JudgeError, UsageError
 from danceflow.evaluate import evaluate
 from danceflow.evaluate.endpoint import Endpoint
@@ -17,7 +18,7 @@ from danceflow.evaluate.judge import QUESTIONS, Judge
 from danceflow.evaluate.questions import Question, overall, questions_about, read_answer
 from danceflow.evaluate.records import read_evaluation
 from danceflow.paths import Paths
-from danceflow.schema import JudgeParams
+from danceflow.schema import COLUMN_PRESETS, JudgeParams
 
 QUESTION = Question("right", "Is it there?", (b"png",))
 
@@ -229,6 +230,58 @@ def test_questions_follow_the_categories() -> None:
     assert "cat" not in pq.text
     assert overall({"sc": 4.0, "pq": 9.0}) == 6
     assert overall({"right": 1.0}) == 1
+
+
+EDITS = {
+    "subject_add": "must be there, once",
+    "subject_remove": "filled in credibly",
+    "subject_replace": "new one stand in its place",
+    "color_alter": "Only the colour",
+    "material_alter": "Only the material",
+    "motion_change": "move or pose as told",
+    "ps_human": "the same person",
+    "text_change": "read exactly as told",
+    "background_change": "The background must change",
+    "style_change": "The style of the whole picture",
+    "tone_transfer": "Light, weather, season or tone",
+    "attribute_modification": "Only the named attribute",
+}
+"""What the hint of each of GEditBench's eleven categories says, and of OmniEdit's own."""
+OMNIEDIT = {
+    "addition": "subject_add",
+    "removal": "subject_remove",
+    "swap": "subject_replace",
+    "object_swap": "subject_replace",
+    "attribute_modification": "attribute_modification",
+    "background": "background_change",
+    "background_swap": "background_change",
+    "style": "style_change",
+    "env": "tone_transfer",
+    "environment": "tone_transfer",
+}
+
+
+def edit_question(category: str) -> str:
+    return questions_about("do it", category, b"s", b"x")[0].text
+
+
+def test_every_category_of_the_benchmark_has_a_hint_of_its_own() -> None:
+    for category, words in EDITS.items():
+        assert [name for name in EDITS if words in edit_question(name)] == [category]
+
+
+@pytest.mark.parametrize("task", OMNIEDIT)
+def test_omniedits_tasks_have_the_hint_of_their_kind(task: str) -> None:
+    assert edit_question(task) == edit_question(OMNIEDIT[task])
+
+
+def test_the_recipes_on_omniedit_have_a_hint_for_every_task() -> None:
+    recipes = Path(__file__).resolve().parents[2] / "recipes"
+    inputs = [load_params(path).data.input for path in sorted(recipes.glob("*.yaml"))]
+    found = [item for item in inputs if item and item.columns == COLUMN_PRESETS["omniedit"]]
+    assert len(found) == 3
+    phrases = {phrase for item in found for part in item.tasks.values() for phrase in part}
+    assert {"_".join(words_of(phrase)) for phrase in phrases} == OMNIEDIT.keys()
 
 
 def judged_params(params, judge: JudgeParams):

@@ -1,5 +1,6 @@
 """Rows of a user: edits against their one target, digits read back, exact at both ends."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -91,6 +92,58 @@ def test_what_an_edit_may_change_is_not_preserved(asked) -> None:
     whole = plain_task([item for item in asked if item.category == "invert"], edits=True)
     for source, target in zip(whole.source, whole.target, strict=True):
         assert bool(kept_pixels(source, target).all())
+
+
+REGION = (..., slice(48, 112), slice(80, 176))
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Task:
+    """Scikit-learn's two photographs with a region of each to be made plain gray."""
+    from sklearn.datasets import load_sample_images
+
+    images = [torch.from_numpy(image.copy()) for image in load_sample_images().images]
+    source = torch.stack([image[64:256, 128:384].permute(2, 0, 1) for image in images]) / 255
+    target = source.clone()
+    target[REGION] = 0.5
+    # A pixel that was nearly gray before counts as kept: now every erased one changes.
+    source[REGION] = torch.where((source[REGION] - 0.5).abs() > 0.1, source[REGION], 0.9)
+    samples = (PlainSample("erase", "standard", "erase it", True, {}),) * 2
+    condition = Condition({"x": torch.zeros(2, 1)})
+    part = Part((0, 1), None, condition, torch.zeros(2, 1), source, target)
+    rows = tuple(Row(str(n), "erase", "standard", "erase it", 0) for n in range(2))
+    return Task("x", rows, samples, (part,))
+
+
+def kept(task: Task, images: torch.Tensor) -> dict[str, tuple[float, ...]]:
+    return {item.name: item.rows for item in preservation(task, images)}
+
+
+def test_photographs_that_are_kept_reach_the_cap(photographs: Task) -> None:
+    assert kept(photographs, photographs.target) == {"psnr": (60, 60), "ssim": (1, 1)}
+
+
+def test_what_happens_to_the_erased_region_is_ignored(photographs: Task) -> None:
+    images = photographs.target.clone()
+    images[REGION] = normal(images[REGION].shape[1:], [1, 2]).sigmoid()
+    assert kept(photographs, images) == {"psnr": (60, 60), "ssim": (1, 1)}
+    images[1, :, :8, :8] += 0.25
+    found = kept(photographs, images)
+    assert found["psnr"][0] == 60
+    assert found["psnr"][1] < 60
+
+
+@pytest.mark.parametrize("level", [0.01, 0.1])
+def test_known_noise_outside_the_region_gives_the_known_psnr(
+    photographs: Task, level: float
+) -> None:
+    signs = normal(photographs.target.shape[1:], [3, 4]).sign()
+    found = kept(photographs, photographs.target + level * signs)
+    assert found["psnr"] == pytest.approx((-20 * math.log10(level),) * 2, abs=1e-3)
+    assert all(value < 1 for value in found["ssim"])
+    only_inside = photographs.target.clone()
+    only_inside[REGION] += level * signs[REGION]
+    assert kept(photographs, only_inside)["psnr"] == (60, 60)
 
 
 def test_digits_are_right_when_they_can_be_read(asked) -> None:

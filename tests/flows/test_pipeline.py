@@ -1,5 +1,9 @@
+import shutil
+from pathlib import Path
+
 import pytest
 
+from danceflow.config import load_params
 from danceflow.errors import ConfigError, TrackingError
 from flows.dvc_graph import DvcError
 from flows.dvc_stage import StageFailedError, StageStoppedError
@@ -25,3 +29,14 @@ def test_only_what_may_pass_by_itself_is_repeated(error, repeated):
     from flows.pipeline import worth_repeating
 
     assert worth_repeating(None, None, Failed(data=error)) is repeated
+
+
+def test_weights_that_are_missing_are_told_before_a_stage_starts(tmp_path: Path) -> None:
+    from flows.pipeline import _run, _Settings
+
+    path = tmp_path / "params.yaml"
+    shutil.copy(Path(__file__).resolve().parents[2] / "params.yaml", path)
+    path.write_text(path.read_text().replace("inception: null", "inception: nowhere.pt"))
+    where = f"evaluate.weights.inception: {tmp_path}/nowhere.pt: there is no such"
+    with pytest.raises(ConfigError, match=where):
+        _run(tmp_path, load_params(path), None, _Settings())

@@ -151,6 +151,36 @@ def test_other_names_are_translated_first(base, tensors, tmp_path: Path) -> None
     assert 2 * len(read_adapter_for(base, path, translate).pairs) == len(tensors)
 
 
+@pytest.mark.parametrize("lost", ["lora_unet_x.lora_up.weight", "lora_unet_y.alpha"])
+def test_a_tensor_that_a_translation_leaves_out_is_refused(
+    base, tensors, tmp_path: Path, lost: str
+) -> None:
+    path = tmp_path / "original.safetensors"
+    renamed = {key.replace("to_q", "query"): value for key, value in tensors.items()}
+    save_file({**renamed, lost: torch.ones(1)}, path)
+
+    def translate(found):
+        return {key.replace("query", "to_q"): value for key, value in found.items() if key != lost}
+
+    with pytest.raises(WeightsError, match=f"1 of its tensors have no place .*such as {lost}"):
+        read_adapter_for(base, path, translate)
+    with pytest.raises(WeightsError, match=f"{len(renamed) + 1} of its tensors have no place"):
+        read_adapter_for(base, path, lambda found: {"alpha": torch.ones(1)})
+
+
+def test_a_tensor_that_a_translation_writes_over_is_refused(base, tensors, tmp_path: Path) -> None:
+    path = tmp_path / "original.safetensors"
+    renamed = {key.replace("to_q", "query"): value for key, value in tensors.items()}
+    name = "transformer_blocks.0.attn.query.lora_A.weight"
+    save_file({**renamed, f"x.{name}": torch.ones(1)}, path)
+
+    def translate(found):
+        return {key.removeprefix("x.").replace("query", "to_q"): v for key, v in found.items()}
+
+    with pytest.raises(WeightsError, match=rf"1 of its tensors .*such as (x\.)?{name}"):
+        read_adapter_for(base, path, translate)
+
+
 def test_two_tensors_of_one_factor_are_told(base, tensors, tmp_path: Path) -> None:
     name = "transformer_blocks.0.attn.to_q.lora_A.weight"
     path = tmp_path / "twice.safetensors"

@@ -76,7 +76,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     """
     started = time.monotonic()
     config, own = params.evaluate, TEACHER + params.capabilities[capability].teacher
-    metrics, notes = open_metrics(config.weights)
+    metrics, notes = open_metrics(config.weights, paths.root)
     model = _judge_model(params, paths, capability)
     dataset = read_bucket(paths.bucket(params.capabilities[capability].bucket), _SPLIT)
     student = load_package(paths.student, _as_stored(params))

@@ -18,10 +18,30 @@ _EDIT_HINTS: Mapping[str, str] = {
     "subject_remove": "The object must be gone and what was behind it filled in credibly.",
     "subject_replace": "The old object must be gone and the new one stand in its place.",
     "color_alter": "Only the colour of the named object may change.",
+    "material_alter": "Only the material of the named object may change; its shape must stay.",
+    "motion_change": "The subject must move or pose as told and still be the same subject.",
+    "ps_human": "The person may change only as told and must be recognised as the same person.",
+    "text_change": "The text must read exactly as told; its look and all other text must stay.",
     "background_change": "The background must change and the foreground must stay.",
     "style_change": "The style of the whole picture must change and its content must stay.",
+    "tone_transfer": "Light, weather, season or tone must change everywhere and the content stay.",
+    "attribute_modification": "Only the named attribute of the named object may change.",
 }
-"""What counts in each of GEditBench's categories that the paper reports."""
+"""What counts in each of GEditBench's categories, and in the one of OmniEdit that is none of them.
+"""
+
+_SAME_EDITS: Mapping[str, str] = {
+    "addition": "subject_add",
+    "removal": "subject_remove",
+    "swap": "subject_replace",
+    "object_swap": "subject_replace",
+    "background": "background_change",
+    "background_swap": "background_change",
+    "style": "style_change",
+    "env": "tone_transfer",
+    "environment": "tone_transfer",
+}
+"""GEditBench's category of each of OmniEdit's tasks."""
 
 _PICTURE_HINTS: Mapping[str, str] = {
     "single_object": "The named object must be there.",
@@ -80,7 +100,7 @@ def questions_about(
     """
     if source is None:
         return (Question("right", _filled(_RIGHT, prompt, _PICTURE_HINTS, category), (picture,)),)
-    text = _filled(_SC, prompt, _EDIT_HINTS, category)
+    text = _filled(_SC, prompt, _EDIT_HINTS, _SAME_EDITS.get(category, category))
     return (Question("sc", text, (source, picture)), Question("pq", _PQ, (picture,)))
 
 

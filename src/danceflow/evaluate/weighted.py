@@ -26,11 +26,12 @@ _MIN_LPIPS_SIDE = 64
 """AlexNet halves a picture five times; smaller ones are enlarged before."""
 
 
-def open_metrics(weights: "WeightsParams") -> tuple[list[Evaluator], list[str]]:
+def open_metrics(weights: "WeightsParams", root: Path) -> tuple[list[Evaluator], list[str]]:
     """Returns the metrics whose weights are there, and a line for every one that is left out.
 
     Args:
         weights: the paths.
+        root: the checkout, where relative ones start.
 
     Raises:
         WeightsError: a file is missing or holds something else.
@@ -52,7 +53,7 @@ def open_metrics(weights: "WeightsParams") -> tuple[list[Evaluator], list[str]]:
                 f"{_METRICS[name]}: not measured, as evaluate.weights.{name} names no weights"
             )
         else:
-            evaluators.append(_made(makers[name], Path(path), f"evaluate.weights.{name}"))
+            evaluators.append(_made(makers[name], root / path, f"evaluate.weights.{name}"))
     return evaluators, left_out
 
 
@@ -126,8 +127,8 @@ class Lpips:
         for layer in self.layers:
             hidden = layer(hidden)
             if isinstance(layer, nn.ReLU):
-                norm = hidden.square().sum(1, keepdim=True).sqrt()
-                yield hidden / (norm + 1e-8)
+                norm = (1e-8 + hidden.square().sum(1, keepdim=True)).sqrt()
+                yield hidden / norm
 
     def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
         """Yields ``lpips`` between images and targets; 0 is equal."""

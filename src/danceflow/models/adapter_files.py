@@ -6,7 +6,8 @@
 | PEFT | ``base_model.model.a.b.lora_A.weight`` | ``adapter_config.json`` beside the file |
 | Kohya | ``lora_unet_a_b.lora_down.weight`` | ``lora_unet_a_b.alpha`` |
 
-A file that calls modules by the names of a model's original code is translated by the family first.
+A file that calls modules by the names of a model's original code is translated by the family first;
+a tensor that its translation leaves out is an error, too.
 """
 
 import json
@@ -37,6 +38,7 @@ _KEY = re.compile(
     r"(?P<module>.+?)\.(?:(?P<factor>lora_A|lora_B|lora_down|lora_up)(?:\.\w+)?\.weight|alpha)"
 )
 _UNSUPPORTED = ("use_dora", "lora_bias")
+_DORA = ("dora_scale", "lora_magnitude_vector")
 
 Translate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -88,22 +90,64 @@ def read_adapter(
         translate: gives the tensors of a file in the original code's names in diffusers' names.
 
     Raises:
-        WeightsError: if the file is missing or damaged, a tensor belongs to no module or has
-            another shape, or the settings ask for another kind of update.
+        WeightsError: if the file is missing or damaged, a tensor belongs to no module, is lost in
+            translation or has another shape, or the file asks for another kind of update.
     """
     tensors, settings = read_tensors(path), _settings(path)
+    if dora := [key for key in tensors if any(part in key for part in _DORA)]:
+        raise WeightsError(f"{path}: {dora[0]} is DoRA's; such adapters are not supported")
     try:
         return _fitted(tensors, settings, modules, f"{path}", network)
     except WeightsError:
         if translate is None:
             raise
-        try:
-            translated = translate(dict(tensors))
-        except Exception as error:
-            raise WeightsError(f"{path}: the names of its tensors mean nothing: {error}") from error
+        translated = _translated(tensors, translate, path)
         if translated.keys() == tensors.keys():
             raise
         return _fitted(translated, settings, modules, f"{path} (translated)", network)
+
+
+def _translated(
+    tensors: Mapping[str, Tensor], translate: Translate, path: Path
+) -> dict[str, Tensor]:
+    """Returns what ``translate`` makes of a file, if it depends on every tensor of the file.
+
+    Autograd tells: a factor without gradient in everything that came out was left out. A scale is
+    used with the factors of its module.
+
+    Raises:
+        WeightsError: if the names mean nothing to ``translate``, or a tensor is lost.
+    """
+    factors = {
+        key: value.detach().float().requires_grad_()
+        for key, value in tensors.items()
+        if not key.endswith(".alpha")
+    }
+    try:
+        with torch.enable_grad():
+            translated = translate({**tensors, **factors})
+    except Exception as error:
+        raise WeightsError(f"{path}: the names of its tensors mean nothing: {error}") from error
+    parts = [value for value in translated.values() if value.requires_grad]
+    ones = [torch.ones_like(part) for part in parts]
+    grads = (
+        torch.autograd.grad(parts, list(factors.values()), ones, allow_unused=True)
+        if parts
+        else [None] * len(factors)
+    )
+    lost = [key for key, grad in zip(factors, grads, strict=True) if grad is None]
+    alphas = sorted(tensors.keys() - factors.keys() - translated.keys())
+    lost += [
+        key
+        for key in alphas
+        if not any(factor.startswith(key.removesuffix("alpha")) for factor in factors)
+    ]
+    if lost:
+        raise WeightsError(
+            f"{path}: {len(lost)} of its tensors have no place under diffusers' names, such as "
+            f"{lost[0]}"
+        )
+    return {key: value.detach() for key, value in translated.items()}
 
 
 def _fitted(
