@@ -59,8 +59,13 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_rows_come_into_their_buckets(tmp_path: Path, raw: Path) -> None:
+def test_rows_come_into_their_buckets(
+    tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = prepared(tmp_path, raw, sizes(row_data(), train=90, validation=20, test=20))
+    progress = capsys.readouterr().err
+    assert f"rows: {COUNT}row" in progress
+    assert "buckets: 100%|" in progress
     found = whole(paths)
     uids = [uid for dataset in found.values() for uid in dataset["uid"]]
     assert sorted(uids) == sorted(f"pet-{n}" for n in range(COUNT) if n != 7)
