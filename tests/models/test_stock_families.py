@@ -172,11 +172,13 @@ def test_a_student_adapter_serves_the_stock_pipeline(opened, tmp_path: Path) -> 
     shared = opened.ours(noise, opened.condition(source), 1.0, field=again)
     torch.testing.assert_close(shared, latents, **TIGHT)
     given = (PROMPTS[:1], noise[:1], 1.0, SQUARE, None if source is None else source[0])
-    before = opened.stock(*given)
+    before, images = opened.stock(*given), opened.family.decode(latents[:1])
     assert (before - latents[:1]).abs().max() > 1e-2
+    assert (opened.stock(*given, output="pt") - images).abs().max() > 1e-3
     opened.pipeline.load_lora_weights(tmp_path, weight_name=ADAPTER_FILE)
     try:
         torch.testing.assert_close(opened.stock(*given), latents[:1], **TIGHT)
+        torch.testing.assert_close(opened.stock(*given, output="pt"), images, **TIGHT)
     finally:
         opened.pipeline.unload_lora_weights()
     torch.testing.assert_close(opened.stock(*given), before, **TIGHT)
