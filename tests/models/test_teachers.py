@@ -11,7 +11,12 @@ from danceflow.errors import WeightsError
 from danceflow.fields import normal
 from danceflow.models.adapters import add_student_adapter, save_adapter
 from danceflow.models.family import open_family
-from danceflow.models.memory import Memory, compile_blocks, recompute_activations
+from danceflow.models.memory import (
+    Memory,
+    WaitingField,
+    compile_blocks,
+    recompute_activations,
+)
 from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
 
 SIGMA = torch.tensor([0.9, 0.3])
@@ -120,6 +125,69 @@ def test_teachers_that_wait_answer_alike(folder, inputs) -> None:
         teachers = named(folder, "base", "whole", offload=offload)
         assert torch.equal(teachers.field("whole", 1.5)(*inputs), here)
         assert not teachers.field("whole", 1.0)(*inputs).requires_grad
+
+
+def test_a_teacher_that_waits_is_on_the_device_while_it_is_asked(folder, inputs, moves) -> None:
+    teachers = named(folder, "base", "local", "whole", device="cuda", offload="teachers")
+    shared, whole = teachers.shared, teachers.backbones["whole"]
+    assert [device for network, device in moves if network is shared] == ["cuda"]
+    assert whole not in [network for network, _ in moves]
+    moves.clear()
+    whole.register_forward_pre_hook(lambda *_: moves.append((whole, "asked")))
+    question = [(whole, "cuda"), (whole, "asked"), (whole, "cpu")]
+    for guidance in (1.0, 1.5):
+        teachers.field("whole", guidance)(*inputs)
+        assert moves == question
+        moves.clear()
+    for name in ("base", "local"):
+        teachers.field(name, 1.0)(*inputs)
+    assert moves == []
+
+
+def test_a_question_that_fails_leaves_the_device(inputs, moves) -> None:
+    def failing(*_given) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    network = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        WaitingField(failing, network, "cuda")(*inputs)
+    assert moves == [(network, "cuda"), (network, "cpu")]
+
+
+def test_blocks_that_wait_are_on_the_device_one_at_a_time(
+    folder, inputs, moves, monkeypatch
+) -> None:
+    from diffusers.hooks import group_offloading
+
+    def bring(group) -> None:
+        moves.extend((network, str(group.onload_device)) for network in group.modules)
+
+    monkeypatch.setattr(group_offloading.ModuleGroup, "onload_", bring)
+    monkeypatch.setattr(group_offloading, "send_to_device", lambda given, *_, **__: given)
+    teachers = named(folder, "base", "whole", device="cuda", offload="blocks")
+    shared, whole = teachers.shared, teachers.backbones["whole"]
+    assert [device for network, device in moves if network is shared] == ["cuda"]
+    assert {device for network, device in moves if network in set(whole.modules())} == {"cpu"}
+    moves.clear()
+    teachers.field("whole", 1.5)(*inputs)
+    blocks = list(whole.transformer_blocks)
+    assert len(blocks) == 2
+    one_by_one = [(block, device) for block in blocks for device in ("cuda", "cpu")]
+    assert [move for move in moves if move[0] in blocks] == one_by_one
+    others = [network for network in whole.children() if network is not whole.transformer_blocks]
+    start, end = moves.index(one_by_one[0]), moves.index(one_by_one[-1])
+    assert moves[:start] == [(network, "cuda") for network in others]
+    assert moves[end + 1 :] == [(network, "cpu") for network in others]
+    moves.clear()
+    teachers.field("base", 1.0)(*inputs)
+    assert moves == []
+
+
+def test_teachers_on_the_device_and_waiting_ones_are_averaged(folder) -> None:
+    teachers = named(folder, "base", "local", "whole", offload="teachers")
+    teachers.shared.to("meta")
+    merged = teachers.merged({"base": 1.0, "local": 1.0, "whole": 1.0})
+    assert {value.device.type for value in merged.values()} == {"meta"}
 
 
 def test_a_bfloat16_base_carries_float32_adapters(family, folder, inputs) -> None:
