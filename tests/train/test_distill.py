@@ -19,6 +19,7 @@ from danceflow.data.condition_cache import CachedRows, ConditionCache
 from danceflow.errors import ConfigError, DataError, TrainingError, WeightsError
 from danceflow.fields import CountingField
 from danceflow.method import METHODS
+from danceflow.models.memory import WaitingField
 from danceflow.models.package import Teachers, load_package, read_manifest
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
@@ -169,6 +170,34 @@ def test_looking_on_does_not_change_the_training(
     )
     assert (rarely.steps, often.steps) == ([0, 6], [0, 1, 2, 3, 4, 5, 6])
     assert same(weights(one), weights(other))
+
+
+def test_teachers_that_wait_teach_the_same(
+    made: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the stage, with teachers that have weights of their own."""
+    from diffusers.hooks.group_offloading import ModuleGroup
+
+    came: list[object] = []
+
+    def noting(real):
+        return lambda *given: (came.append(given[0]), real(*given))[1]
+
+    for kind, name in ((WaitingField, "__call__"), (ModuleGroup, "onload_")):
+        monkeypatch.setattr(kind, name, noting(getattr(kind, name)))
+    students, kinds = {}, {}
+    for offload in ("none", "teachers", "blocks"):
+        paths = Paths(tmp_path / offload)
+        shutil.copytree(made.root, paths.root)
+        came.clear()
+        changes = {"run__offload": offload, "distill__num_updates": 2}
+        distill.run(small_params(CAPABILITIES, **changes), paths)
+        files = read_manifest(paths.student)["files"]
+        students[offload] = {n: digest for n, digest in files.items() if "transformer" in n}
+        kinds[offload] = {type(item) for item in came}
+    assert kinds == {"none": set(), "teachers": {WaitingField}, "blocks": {ModuleGroup}}
+    assert students["none"]
+    assert students["teachers"] == students["blocks"] == students["none"]
 
 
 def test_a_damaged_checkpoint_is_told(made: Paths, teachers: Teachers, tmp_path: Path) -> None:
