@@ -1,16 +1,19 @@
 """Teachers in memory: adapters on one shared base, whole networks beside it, waiting or not."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import PROMPTS, awake, shake, small_sd3, stock_pipeline
+from tiny_models import PROMPTS, awake, shake, small_sd3
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from danceflow.errors import WeightsError
 from danceflow.fields import normal
-from danceflow.models.adapters import add_student_adapter, save_adapter
-from danceflow.models.family import open_family
+from danceflow.models import memory
+from danceflow.models.adapters import add_student_adapter, merge_adapter, save_adapter
 from danceflow.models.memory import (
     Memory,
     WaitingField,
@@ -49,8 +52,8 @@ def inputs(family):
     return normal(family.latent_shape, [1, 2]), SIGMA, family.condition(PROMPTS)
 
 
-def named(folder: Path, *names: str, **memory) -> Teachers:
-    return Teachers(folder, "sd3", list(names), Memory(**memory))
+def named(folder: Path, *names: str, **held) -> Teachers:
+    return Teachers(folder, "sd3", list(names), Memory(**held))
 
 
 def test_adapters_share_one_network(folder, inputs) -> None:
@@ -228,14 +231,49 @@ def test_checkpointing_gives_the_same_gradients_with_teachers_on_the_base(
         torch.testing.assert_close(one, other, **CLOSE)
 
 
-def test_compiled_blocks_compute_the_same(tmp_path: Path) -> None:
-    stock_pipeline(with_t5=False).save_pretrained(tmp_path)
-    family = open_family("sd3", tmp_path)
-    backbone = family.load_backbone(tmp_path / "transformer").eval().requires_grad_(False)
-    given = normal(family.latent_shape, [1, 2]), SIGMA, family.condition(PROMPTS)
-    plain = family.field(backbone)(*given)
-    compile_blocks(backbone, backend="eager")
-    torch.testing.assert_close(family.field(backbone)(*given), plain, **CLOSE)
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
+    """Stands behind compiled blocks, counts what it is given and leaves it as it is."""
+    counter = CompileCounter()
+    monkeypatch.setattr(memory, "compile_blocks", partial(compile_blocks, backend=counter))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield counter
+    torch._dynamo.reset()
+
+
+def test_a_compiled_base_carries_adapters_and_their_gradients(
+    family, folder, inputs, compiler
+) -> None:
+    found = []
+    for compiled in (False, True):
+        teachers = named(folder, "base", "local", compile=compiled)
+        params = add_student_adapter(family, teachers.shared, 2, 2.0, seed=0)
+        shake(params)
+        if compiled:
+            recompute_activations(teachers.shared)
+        target = teachers.field("local", 1.0)(*inputs)
+        velocity = family.field(teachers.shared)(*inputs)
+        gradients = torch.autograd.grad((velocity - target).square().mean(), params)
+        again = [teachers.field(name, 1.0)(*inputs) for name in teachers.backbones]
+        merged = family.field(merge_adapter(teachers.shared))(*inputs)
+        found.append([target, velocity, *gradients, *again, merged])
+        assert any(gradient.abs().max() > 0 for gradient in gradients)
+        assert (compiler.frame_count > 0) == compiled
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_a_compiled_block_stays_compiled_in_many_variants(compiler) -> None:
+    class Block(nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return z + 1
+
+    network = nn.Module()
+    network.blocks = nn.ModuleList([Block()])
+    memory.compile_blocks(network, dynamic=False)
+    for num_rows in range(1, 21):
+        network.blocks[0](torch.ones(num_rows, 2))
+    assert compiler.frame_count == 20
 
 
 def test_networks_that_cannot_are_told() -> None:
