@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_project import as_a_stage_runs, cached_project, small_data, small_params, write_project
+from torch._dynamo.testing import CompileCounter
 
 from danceflow.config import override
 from danceflow.data import cache, prepare
@@ -19,6 +21,7 @@ from danceflow.data.condition_cache import CachedRows, ConditionCache
 from danceflow.errors import ConfigError, DataError, TrainingError, WeightsError
 from danceflow.fields import CountingField
 from danceflow.method import METHODS
+from danceflow.models import memory
 from danceflow.models.memory import WaitingField
 from danceflow.models.package import Teachers, load_package, read_manifest
 from danceflow.ops.tracking.tracker import NoTracker
@@ -198,6 +201,26 @@ def test_teachers_that_wait_teach_the_same(
     assert kinds == {"none": set(), "teachers": {WaitingField}, "blocks": {ModuleGroup}}
     assert students["none"]
     assert students["teachers"] == students["blocks"] == students["none"]
+
+
+def test_a_compiled_training_is_the_uncompiled_one(
+    made: Paths, teachers: Teachers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounter()
+    eager = partial(memory.compile_blocks, backend=counter)
+    monkeypatch.setattr(memory, "compile_blocks", eager)
+    held = memory.memory_of(small_params(run__compile=True).run)
+    compiled = Teachers(made.teachers, "sd3", ["base", "local"], held)
+    options = {"student": "lora", "num_updates": 2, "objective": "dmd-ema"}
+    plain = trained(made, teachers, tmp_path / "plain", **options)
+    assert counter.frame_count == 0
+    other = trained(made, compiled, tmp_path / "compiled", **options)
+    assert counter.frame_count > 0
+    torch._dynamo.reset()
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(other)[name], value, rtol=1e-4, atol=1e-5)
+    for run in (plain, other):
+        run.package(tmp_path / run.work.name / "student", {})
 
 
 def test_a_damaged_checkpoint_is_told(made: Paths, teachers: Teachers, tmp_path: Path) -> None:
