@@ -1,5 +1,7 @@
 """A few updates of every family through the stages' own code, with teachers on one base."""
 
+import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,18 @@ from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family, zimage
 
 from danceflow.config import dump_yaml, parse_params
 from danceflow.data import cache, prepare
-from danceflow.data.condition_cache import ConditionCache
+from danceflow.data.condition_cache import ConditionCache, load_tensors
+from danceflow.evaluate import evaluate
+from danceflow.evaluate.records import read_evaluation
 from danceflow.models.adapters import add_student_adapter, load_adapter, save_adapter
 from danceflow.models.family import FAMILIES
-from danceflow.models.package import FROZEN_FOLDER, load_package, write_manifest
+from danceflow.models.package import (
+    FROZEN_FOLDER,
+    Package,
+    Teachers,
+    load_package,
+    write_manifest,
+)
 from danceflow.ops import runtime
 from danceflow.paths import Paths
 from danceflow.registry.student import Student
@@ -134,6 +144,55 @@ def test_a_family_is_distilled_end_to_end(name: str, tmp_path: Path) -> None:
             [Image.new("RGB", (40, 32), "red")], ["remove the circle"], num_steps=1
         )
     assert [image.size for image in images] == [(32, 32)] * (1 + edits)
+
+
+def test_a_family_is_distilled_and_scored_on_a_bfloat16_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is frozen is bfloat16; what is learned, cached and scored is float32."""
+    loaded: list[Teachers] = []
+
+    def noting(*given: Any) -> Teachers:
+        loaded.append(Teachers(*given))
+        return loaded[-1]
+
+    for stage in (cache, distill, evaluate):
+        monkeypatch.setattr(stage, "Teachers", noting)
+    students, load = [], evaluate.load_package
+
+    def noting_student(*given: Any) -> Package:
+        students.append(load(*given))
+        return students[-1]
+
+    monkeypatch.setattr(evaluate, "load_package", noting_student)
+    changes = {"run__dtype": "bfloat16", "evaluate__num_samples": 1, "evaluate__num_steps": 1}
+    params, paths = distilled(CASES["zimage_omni"], tmp_path, **changes)
+    for capability in BOTH:
+        evaluate.run(params, paths, capability)
+
+    assert len(loaded) == 5
+    for teachers in loaded:
+        dtypes = {n: p.dtype for n, p in teachers.shared.named_parameters()}
+        assert {d for n, d in dtypes.items() if "lora_" not in n} == {torch.bfloat16}
+        assert {d for n, d in dtypes.items() if "lora_" in n} <= {torch.float32}
+    trained = loaded[2].shared.state_dict()
+    assert any("lora_B.student" in n and bool(value.any()) for n, value in trained.items())
+    for package in students:
+        assert {p.dtype for p in package.field.backbone.parameters()} == {torch.float32}
+    for capability in BOTH:
+        for file in paths.cache(capability).glob("*.safetensors"):
+            for tensor in load_tensors(file).values():
+                assert tensor.dtype == torch.float32 or not tensor.is_floating_point()
+                assert tensor.isfinite().all()
+        found = read_evaluation(paths.evaluation(capability), capability)
+        assert set(found.fields) == {"student", "start", "teacher:base", "teacher:local"}
+        for result in found.fields.values():
+            numbers = [result.score, *result.metrics.values(), *result.field_gap.values()]
+            assert all(map(math.isfinite, numbers))
+        gap = found.fields["student"].field_gap
+        assert gap["all"] != found.fields["start"].field_gap["all"]
+    record = [json.loads(line) for line in paths.distill_metrics.read_text().splitlines()]
+    assert all(math.isfinite(row["loss"]) for row in record if "loss" in row)
 
 
 def test_every_family_is_distilled_here() -> None:
