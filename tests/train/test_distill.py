@@ -217,6 +217,11 @@ def test_a_compiled_training_is_the_uncompiled_one(
     other = trained(made, compiled, tmp_path / "compiled", **options)
     assert counter.frame_count > 0
     torch._dynamo.reset()
+    full = trainer(made, compiled, tmp_path / "full", **options | {"student": "full"})
+    for run, expected in ((plain, False), (other, True), (full, True)):
+        for network in (run.backbone, run.ema_backbone):
+            blocks = network.transformer_blocks
+            assert {block._compiled_call_impl is not None for block in blocks} == {expected}
     for name, value in weights(plain).items():
         torch.testing.assert_close(weights(other)[name], value, rtol=1e-4, atol=1e-5)
     for run in (plain, other):

@@ -54,6 +54,10 @@ class Memory:
             _offload_blocks(backbone, self.device)
         elif offload == "none":
             backbone.to(self.device)
+        return self.compiled(backbone)
+
+    def compiled(self, backbone: nn.Module) -> nn.Module:
+        """Returns ``backbone``, its repeated blocks compiled in place if that is asked for."""
         if self.compile:
             compile_blocks(backbone)
         return backbone
