@@ -103,8 +103,12 @@ def test_the_report_counts_what_was_written(prepared: Paths) -> None:
     assert set(report["scenes"]) == set(SPLITS)
 
 
-def test_the_same_parameters_give_the_same_bytes(prepared: Paths, tmp_path: Path) -> None:
+def test_the_same_parameters_give_the_same_bytes(
+    prepared: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare.run(params(), Paths(tmp_path))
+    progress = capsys.readouterr().err
+    assert all(f"{bucket} {split}: 100%|" in progress for bucket in BUCKETS for split in SPLITS)
     assert digests(tmp_path) == digests(prepared.root)
     prepare.run(params(), Paths(tmp_path))
     assert digests(tmp_path) == digests(prepared.root)

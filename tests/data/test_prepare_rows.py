@@ -59,8 +59,13 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_rows_come_into_their_buckets(tmp_path: Path, raw: Path) -> None:
+def test_rows_come_into_their_buckets(
+    tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = prepared(tmp_path, raw, sizes(row_data(), train=90, validation=20, test=20))
+    progress = capsys.readouterr().err
+    assert f"rows: {COUNT}row" in progress
+    assert "buckets: 100%|" in progress
     found = whole(paths)
     uids = [uid for dataset in found.values() for uid in dataset["uid"]]
     assert sorted(uids) == sorted(f"pet-{n}" for n in range(COUNT) if n != 7)
@@ -146,6 +151,27 @@ def test_no_picture_stands_in_two_splits(tmp_path: Path) -> None:
     assert not pictures["train"] & pictures["validation"]
     assert not pictures["validation"] & pictures["test"]
     assert json.loads(paths.data_report.read_text())["rows"]["in_two_splits"] > 0
+
+
+def test_no_picture_stands_in_two_splits_of_different_buckets(tmp_path: Path) -> None:
+    """What one capability trains to make, or changes, another one is tested with."""
+    folder = tmp_path / "x"
+    rows = [row | {"part": SPLITS[number // 2 % 3]} for number, row in enumerate(pets(folder, 60))]
+    made, edited = rows[0], rows[5]  # of t2i/train and of local_edit/test
+    picture(5).save(folder / "copy.bmp")
+    made["after"] = "copy.bmp"
+    changed, asked = rows[3], rows[4]  # of local_edit/validation and of t2i/test
+    changed["after"] = asked["after"]
+    write_csv(folder / "pets.csv", rows)
+    data = row_data(path="x/pets.csv")
+    data["data"]["input"]["columns"] |= {"split": "part"}
+    paths = prepared(tmp_path, tmp_path, sizes(data, train=20, validation=20, test=20))
+    found = {place: set(dataset["uid"]) for place, dataset in whole(paths).items()}
+    assert set().union(*found.values()) == {row["id"] for row in rows} - {made["id"], changed["id"]}
+    assert edited["id"] in found["local_edit", "test"]
+    assert asked["id"] in found["t2i", "test"]
+    counts = json.loads(paths.data_report.read_text())["rows"]
+    assert (counts["in_two_splits"], counts["duplicates"], counts["bad"]) == (2, 0, 0)
 
 
 def test_repeated_rows_and_names_are_left_out(tmp_path: Path) -> None:

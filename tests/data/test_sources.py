@@ -60,9 +60,16 @@ def test_every_row_comes_once_in_any_number_of_shards(tmp_path: Path, rows, kind
     assert [record.cells["id"] for record in whole] == [row["id"] for row in rows]
     assert [record.number for record in whole] == list(range(COUNT))
     assert not any(record.fault for record in whole)
-    parts = [record for shard in range(3) for record in source.records(shard, 3, 0)]
-    assert sorted(record.cells["id"] for record in parts) == sorted(row["id"] for row in rows)
-    assert len({record.number for record in parts}) == COUNT
+    for num_shards in (2, 3):
+        shards = [list(source.records(shard, num_shards, 0)) for shard in range(num_shards)]
+        parts = [record for part in shards for record in part]
+        assert sorted(record.cells["id"] for record in parts) == sorted(row["id"] for row in rows)
+        assert len({record.number for record in parts}) == COUNT
+        for shard, part in enumerate(shards):
+            rest = source.records(shard, num_shards, 30)
+            assert [(r.number, r.cells["id"]) for r in rest] == [
+                (r.number, r.cells["id"]) for r in part[30:]
+            ]
     late = list(source.records(0, 1, 130))
     assert [record.cells["id"] for record in late] == [row["id"] for row in rows[130:]]
     assert [record.place for record in late] == [record.place for record in whole[130:]]
@@ -143,6 +150,42 @@ def test_a_data_set_that_is_nowhere_is_told(tmp_path: Path, monkeypatch) -> None
     config = row_params("dataset", path="nobody/nothing").data.input
     with pytest.raises(DataError, match="nobody/nothing: cannot be opened as a data set"):
         open_source("dataset", config, tmp_path)
+
+
+def test_a_data_set_is_streamed_by_its_name(tmp_path: Path, rows, monkeypatch) -> None:
+    import datasets
+
+    saved(tmp_path, "files", rows)
+    real, asked = datasets.load_dataset, []
+
+    def hub(name, config=None, **options):
+        asked.append((name, config, options))
+        return real(str(tmp_path / "t.files"), split="train", streaming=options["streaming"])
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    named = {"path": "somebody/pets", "config": "small", "revision": "v1", "subset": "clean"}
+    source = open_source("dataset", row_params("dataset", **named).data.input, tmp_path)
+    options = {"split": "clean", "revision": "v1", "streaming": True}
+    assert asked == [("somebody/pets", "small", options)]
+    assert isinstance(source.stream, datasets.IterableDataset)
+    assert set(source.columns()) == set(rows[0])
+    for num_shards in (1, 2, 3):
+        parts = [list(source.records(shard, num_shards, 0)) for shard in range(num_shards)]
+        records = [record for part in parts for record in part]
+        assert sorted(r.cells["id"] for r in records) == sorted(row["id"] for row in rows)
+        assert len({record.number for record in records}) == COUNT
+        assert all(r.cells["after"]["bytes"] == rows[0]["after"] for r in records)
+        assert {len(part) for part in parts} == {COUNT // num_shards}
+        late = list(source.records(num_shards - 1, num_shards, 20))
+        assert [r.number for r in late] == [r.number for r in parts[-1][20:]]
+    assert late[0].place == "somebody/pets, part 2: row 21"
+    fingerprint = source.fingerprint()
+    for change in ({"path": "somebody/cats"}, {"config": "large"}, {"revision": "v2"}):
+        other = row_params("dataset", **(named | change)).data.input
+        assert open_source("dataset", other, tmp_path).fingerprint() != fingerprint
+    usual = row_params("dataset", path="somebody/pets").data.input
+    open_source("dataset", usual, tmp_path)
+    assert asked[-1] == ("somebody/pets", None, options | {"split": "train", "revision": None})
 
 
 def test_presets_name_the_columns_of_released_data(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def test_every_capability_is_scored_and_judged_by_the_gate(run: Paths) -> None:
         assert found.scale == (1 if capability == "make" else 10)
         for result in found.fields.values():
             assert set(result.categories) == expected
-            assert ("psnr" in result.metrics) == (capability != "make")
+            for metric in ("psnr", "ssim"):
+                assert (metric in result.metrics) == (capability != "make")
         assert "reworded" in found.fields["student"].variants
         assert "unknown_words" not in found.fields["student"].variants
     gate = json.loads(run.gate.read_text())

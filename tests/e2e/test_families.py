@@ -290,7 +290,7 @@ def test_a_family_is_distilled_by_dvc_repro(name: str, runs: dict[str, Future[Fi
         assert image.size == (size, size)
         assert np.asarray(image).std() > 0
 
-    # The stock pipeline with the student's LoRA gives the student's latents.
+    # The stock pipeline with the student's LoRA gives the student's latents and images.
     family, steps = package.family, 2
     source = picture(1) if smoke.stock.edits else None
     noise = normal(family.latent_shape, [7])
@@ -300,12 +300,19 @@ def test_a_family_is_distilled_by_dvc_repro(name: str, runs: dict[str, Future[Fi
         expected = sample(package.field, noise, condition, family.grid(steps))
     pipeline = smoke.stock.build()
 
-    def distance() -> float:
-        """Of the stock pipeline's latents to the student's, in parts of their way from noise."""
-        options = {"num_inference_steps": steps, "output_type": "latent"}
-        found = smoke.stock.call(pipeline, [PROMPT], noise, 1.0, (size, size), source, **options)
-        return float((found - expected).norm() / (expected - noise).norm())
+    def distances() -> dict[str, float]:
+        """Of the stock pipeline's answers to the student's, in parts of their way from noise."""
+        ours = {"latent": (noise, expected), "pt": (family.decode(noise), family.decode(expected))}
+        found = {}
+        for output, (start, end) in ours.items():
+            options = {"num_inference_steps": steps, "output_type": output}
+            given = smoke.stock.call(
+                pipeline, [PROMPT], noise, 1.0, (size, size), source, **options
+            )
+            found[output] = float((given - end).norm() / (end - start).norm())
+        return found
 
-    without = distance()
+    without = distances()
     pipeline.load_lora_weights(checkout.paths.student / smoke.adapter)
-    assert distance() < min(0.01, without / 20)  # the package's weights are float16
+    for output, distance in distances().items():
+        assert distance < min(0.01, without[output] / 20)  # the package's weights are float16

@@ -15,6 +15,7 @@ from danceflow.errors import DataError, WeightsError
 from danceflow.evaluate import evaluate
 from danceflow.evaluate.evaluator import STANDARD
 from danceflow.evaluate.records import read_evaluation
+from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.tiles import read_tiles
 from danceflow.models.package import Teachers
 from danceflow.paths import Paths
@@ -128,6 +129,17 @@ def test_answers_without_the_student_are_given_once(copy, monkeypatch) -> None:
     with (paths.bucket("t2i") / "test" / "note").open("w") as file:
         file.write("the rows are others now")
     assert changed() == ["start", *FIELDS[2:]]
+
+
+def test_answers_are_kept_whatever_their_order_in_memory(reported, tmp_path: Path) -> None:
+    """Autoencoders give images with the channels last."""
+    found = read_evaluation(reported[1].evaluation("t2i"), "t2i")
+    images = torch.rand(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    given = found.fields["start"], list(images)
+    assert reused(tmp_path / "kept", lambda: given) == given
+    result, kept = reused(tmp_path / "kept", lambda: pytest.fail("they are asked for again"))
+    assert result == found.fields["start"]
+    assert torch.equal(torch.stack(list(kept)), images)
 
 
 def test_damaged_answers_are_told(copy) -> None:

@@ -76,6 +76,16 @@ def test_a_package_can_wait_in_main_memory(family, package, offload) -> None:
     assert torch.equal(waiting, expected)
 
 
+def test_a_package_that_waits_is_on_the_device_while_it_is_asked(family, package, moves) -> None:
+    loaded = load_package(package, Memory("cuda", offload="teachers"))
+    backbone = loaded.field.backbone
+    assert backbone not in [network for network, _ in moves]
+    assert {device for _, device in moves} == {"cuda"}  # the encoders
+    moves.clear()
+    loaded.field(normal(family.latent_shape, [1, 2]), SIGMA, family.condition(PROMPTS))
+    assert moves == [(backbone, "cuda"), (backbone, "cpu")]
+
+
 def test_an_adapter_is_packaged_merged_and_beside(family, tmp_path: Path) -> None:
     backbone = awake(family)
     params = add_student_adapter(family, backbone, rank=2, alpha=2, seed=0)

@@ -103,16 +103,25 @@ def test_images_from_text_are_the_stock_pipelines(creating, guidance, size) -> N
     torch.testing.assert_close(creating.family.decode(latents), expected, **TIGHT)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_edits_are_the_stock_pipelines(editing, guidance: float) -> None:
-    sources, noise = [picture(1), picture(2)], editing.noise(WIDE)
-    latents = editing.ours(noise, editing.condition(sources), guidance, WIDE)
+SOURCES = {"square": (64, 64), "wide": (64, 96), "tall": (96, 64)}
+EDITS = {
+    "square_to_wide": ("square", WIDE, 1.0),
+    "square_to_wide_guided": ("square", WIDE, 3.0),
+    "wide_to_square_guided": ("wide", SQUARE, 3.0),
+    "tall_to_wide": ("tall", WIDE, 1.0),
+}
+
+
+@pytest.mark.parametrize(("shape", "size", "guidance"), EDITS.values(), ids=EDITS)
+def test_edits_are_the_stock_pipelines(editing, shape: str, size, guidance: float) -> None:
+    sources, noise = [picture(seed, SOURCES[shape]) for seed in (1, 2)], editing.noise(size)
+    latents = editing.ours(noise, editing.condition(sources), guidance, size)
     if editing.case.creates:
-        plain = editing.ours(noise, editing.condition(), guidance, WIDE)
+        plain = editing.ours(noise, editing.condition(), guidance, size)
         assert (latents - plain).abs().max() > 1e-3
     for row, source in enumerate(sources):  # the stock pipelines take one source a call
         at = slice(row, row + 1)
-        given = (PROMPTS[at], noise[at], guidance, WIDE, source)
+        given = (PROMPTS[at], noise[at], guidance, size, source)
         torch.testing.assert_close(latents[at], editing.stock(*given), **TIGHT)
         expected = editing.stock(*given, output="pt")
         torch.testing.assert_close(editing.family.decode(latents[at]), expected, **TIGHT)
@@ -163,11 +172,13 @@ def test_a_student_adapter_serves_the_stock_pipeline(opened, tmp_path: Path) -> 
     shared = opened.ours(noise, opened.condition(source), 1.0, field=again)
     torch.testing.assert_close(shared, latents, **TIGHT)
     given = (PROMPTS[:1], noise[:1], 1.0, SQUARE, None if source is None else source[0])
-    before = opened.stock(*given)
+    before, images = opened.stock(*given), opened.family.decode(latents[:1])
     assert (before - latents[:1]).abs().max() > 1e-2
+    assert (opened.stock(*given, output="pt") - images).abs().max() > 1e-3
     opened.pipeline.load_lora_weights(tmp_path, weight_name=ADAPTER_FILE)
     try:
         torch.testing.assert_close(opened.stock(*given), latents[:1], **TIGHT)
+        torch.testing.assert_close(opened.stock(*given, output="pt"), images, **TIGHT)
     finally:
         opened.pipeline.unload_lora_weights()
     torch.testing.assert_close(opened.stock(*given), before, **TIGHT)

@@ -159,6 +159,8 @@ def test_a_widened_student_edits_and_its_adapter_serves_the_stock_pipeline(
     assert (before - plain).abs().max() > 1e-2
     pipeline.load_lora_weights(tmp_path / "stock")
     torch.testing.assert_close(images_of(pipeline, noise, 2.0, "latent"), plain, **EXACT)
+    images = images_of(pipeline, noise, 2.0, "pt")
+    torch.testing.assert_close(images, family.decode(plain), **EXACT)
     again = family.load_backbone(stock_folder / "transformer").eval()
     load_adapter(again, tmp_path, "student")
     expected = sample(

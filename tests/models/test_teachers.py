@@ -1,17 +1,25 @@
 """Teachers in memory: adapters on one shared base, whole networks beside it, waiting or not."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import PROMPTS, awake, shake, small_sd3, stock_pipeline
+from tiny_models import PROMPTS, awake, shake, small_sd3
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from danceflow.errors import WeightsError
 from danceflow.fields import normal
-from danceflow.models.adapters import add_student_adapter, save_adapter
-from danceflow.models.family import open_family
-from danceflow.models.memory import Memory, compile_blocks, recompute_activations
+from danceflow.models import memory
+from danceflow.models.adapters import add_student_adapter, merge_adapter, save_adapter
+from danceflow.models.memory import (
+    Memory,
+    WaitingField,
+    compile_blocks,
+    recompute_activations,
+)
 from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
 
 SIGMA = torch.tensor([0.9, 0.3])
@@ -44,8 +52,8 @@ def inputs(family):
     return normal(family.latent_shape, [1, 2]), SIGMA, family.condition(PROMPTS)
 
 
-def named(folder: Path, *names: str, **memory) -> Teachers:
-    return Teachers(folder, "sd3", list(names), Memory(**memory))
+def named(folder: Path, *names: str, **held) -> Teachers:
+    return Teachers(folder, "sd3", list(names), Memory(**held))
 
 
 def test_adapters_share_one_network(folder, inputs) -> None:
@@ -122,6 +130,69 @@ def test_teachers_that_wait_answer_alike(folder, inputs) -> None:
         assert not teachers.field("whole", 1.0)(*inputs).requires_grad
 
 
+def test_a_teacher_that_waits_is_on_the_device_while_it_is_asked(folder, inputs, moves) -> None:
+    teachers = named(folder, "base", "local", "whole", device="cuda", offload="teachers")
+    shared, whole = teachers.shared, teachers.backbones["whole"]
+    assert [device for network, device in moves if network is shared] == ["cuda"]
+    assert whole not in [network for network, _ in moves]
+    moves.clear()
+    whole.register_forward_pre_hook(lambda *_: moves.append((whole, "asked")))
+    question = [(whole, "cuda"), (whole, "asked"), (whole, "cpu")]
+    for guidance in (1.0, 1.5):
+        teachers.field("whole", guidance)(*inputs)
+        assert moves == question
+        moves.clear()
+    for name in ("base", "local"):
+        teachers.field(name, 1.0)(*inputs)
+    assert moves == []
+
+
+def test_a_question_that_fails_leaves_the_device(inputs, moves) -> None:
+    def failing(*_given) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    network = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        WaitingField(failing, network, "cuda")(*inputs)
+    assert moves == [(network, "cuda"), (network, "cpu")]
+
+
+def test_blocks_that_wait_are_on_the_device_one_at_a_time(
+    folder, inputs, moves, monkeypatch
+) -> None:
+    from diffusers.hooks import group_offloading
+
+    def bring(group) -> None:
+        moves.extend((network, str(group.onload_device)) for network in group.modules)
+
+    monkeypatch.setattr(group_offloading.ModuleGroup, "onload_", bring)
+    monkeypatch.setattr(group_offloading, "send_to_device", lambda given, *_, **__: given)
+    teachers = named(folder, "base", "whole", device="cuda", offload="blocks")
+    shared, whole = teachers.shared, teachers.backbones["whole"]
+    assert [device for network, device in moves if network is shared] == ["cuda"]
+    assert {device for network, device in moves if network in set(whole.modules())} == {"cpu"}
+    moves.clear()
+    teachers.field("whole", 1.5)(*inputs)
+    blocks = list(whole.transformer_blocks)
+    assert len(blocks) == 2
+    one_by_one = [(block, device) for block in blocks for device in ("cuda", "cpu")]
+    assert [move for move in moves if move[0] in blocks] == one_by_one
+    others = [network for network in whole.children() if network is not whole.transformer_blocks]
+    start, end = moves.index(one_by_one[0]), moves.index(one_by_one[-1])
+    assert moves[:start] == [(network, "cuda") for network in others]
+    assert moves[end + 1 :] == [(network, "cpu") for network in others]
+    moves.clear()
+    teachers.field("base", 1.0)(*inputs)
+    assert moves == []
+
+
+def test_teachers_on_the_device_and_waiting_ones_are_averaged(folder) -> None:
+    teachers = named(folder, "base", "local", "whole", offload="teachers")
+    teachers.shared.to("meta")
+    merged = teachers.merged({"base": 1.0, "local": 1.0, "whole": 1.0})
+    assert {value.device.type for value in merged.values()} == {"meta"}
+
+
 def test_a_bfloat16_base_carries_float32_adapters(family, folder, inputs) -> None:
     teachers = named(folder, "base", "local", dtype="bfloat16")
     dtypes = {n: p.dtype for n, p in teachers.shared.named_parameters()}
@@ -160,14 +231,49 @@ def test_checkpointing_gives_the_same_gradients_with_teachers_on_the_base(
         torch.testing.assert_close(one, other, **CLOSE)
 
 
-def test_compiled_blocks_compute_the_same(tmp_path: Path) -> None:
-    stock_pipeline(with_t5=False).save_pretrained(tmp_path)
-    family = open_family("sd3", tmp_path)
-    backbone = family.load_backbone(tmp_path / "transformer").eval().requires_grad_(False)
-    given = normal(family.latent_shape, [1, 2]), SIGMA, family.condition(PROMPTS)
-    plain = family.field(backbone)(*given)
-    compile_blocks(backbone, backend="eager")
-    torch.testing.assert_close(family.field(backbone)(*given), plain, **CLOSE)
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
+    """Stands behind compiled blocks, counts what it is given and leaves it as it is."""
+    counter = CompileCounter()
+    monkeypatch.setattr(memory, "compile_blocks", partial(compile_blocks, backend=counter))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield counter
+    torch._dynamo.reset()
+
+
+def test_a_compiled_base_carries_adapters_and_their_gradients(
+    family, folder, inputs, compiler
+) -> None:
+    found = []
+    for compiled in (False, True):
+        teachers = named(folder, "base", "local", compile=compiled)
+        params = add_student_adapter(family, teachers.shared, 2, 2.0, seed=0)
+        shake(params)
+        if compiled:
+            recompute_activations(teachers.shared)
+        target = teachers.field("local", 1.0)(*inputs)
+        velocity = family.field(teachers.shared)(*inputs)
+        gradients = torch.autograd.grad((velocity - target).square().mean(), params)
+        again = [teachers.field(name, 1.0)(*inputs) for name in teachers.backbones]
+        merged = family.field(merge_adapter(teachers.shared))(*inputs)
+        found.append([target, velocity, *gradients, *again, merged])
+        assert any(gradient.abs().max() > 0 for gradient in gradients)
+        assert (compiler.frame_count > 0) == compiled
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_a_compiled_block_stays_compiled_in_many_variants(compiler) -> None:
+    class Block(nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return z + 1
+
+    network = nn.Module()
+    network.blocks = nn.ModuleList([Block()])
+    memory.compile_blocks(network, dynamic=False)
+    for num_rows in range(1, 21):
+        network.blocks[0](torch.ones(num_rows, 2))
+    assert compiler.frame_count == 20
 
 
 def test_networks_that_cannot_are_told() -> None:

@@ -13,10 +13,10 @@ SOURCE_SIDE = 64
 """The stock pipelines refuse smaller source images."""
 
 
-def picture(seed: int) -> Tensor:
-    """A source image [1, 3, 64, 64] of black and white, which no rounding changes."""
+def picture(seed: int, size: tuple[int, int] = (SOURCE_SIDE, SOURCE_SIDE)) -> Tensor:
+    """A source image [1, 3, height, width] of black and white, which no rounding changes."""
     generator = torch.Generator().manual_seed(seed)
-    blocks = torch.randint(0, 2, (1, 3, 16, 16), generator=generator).float()
+    blocks = torch.randint(0, 2, (1, 3, size[0] // 4, size[1] // 4), generator=generator).float()
     return blocks.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
@@ -114,13 +114,13 @@ def call_qwen_image(
 
     batch, channels, height, width = noise.shape
     packed = pipeline._pack_latents(noise, batch, channels, height, width)
+    own_size = None
     if source is not None:
         options["image"] = to_pil(source)
+        own_size = (*options["image"].size, None)
     # The edit pipeline makes every source a megapixel; here it stays as small as it is.
     with patch.object(
-        pipeline_qwenimage_edit,
-        "calculate_dimensions",
-        lambda area, ratio: (SOURCE_SIDE, SOURCE_SIDE, None),
+        pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: own_size
     ):
         images = pipeline(
             prompt=list(prompts),

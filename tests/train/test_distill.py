@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_project import as_a_stage_runs, cached_project, small_data, small_params, write_project
+from torch._dynamo.testing import CompileCounter
 
 from danceflow.config import override
 from danceflow.data import cache, prepare
@@ -19,6 +21,8 @@ from danceflow.data.condition_cache import CachedRows, ConditionCache
 from danceflow.errors import ConfigError, DataError, TrainingError, WeightsError
 from danceflow.fields import CountingField
 from danceflow.method import METHODS
+from danceflow.models import memory
+from danceflow.models.memory import WaitingField
 from danceflow.models.package import Teachers, load_package, read_manifest
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
@@ -169,6 +173,59 @@ def test_looking_on_does_not_change_the_training(
     )
     assert (rarely.steps, often.steps) == ([0, 6], [0, 1, 2, 3, 4, 5, 6])
     assert same(weights(one), weights(other))
+
+
+def test_teachers_that_wait_teach_the_same(
+    made: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the stage, with teachers that have weights of their own."""
+    from diffusers.hooks.group_offloading import ModuleGroup
+
+    came: list[object] = []
+
+    def noting(real):
+        return lambda *given: (came.append(given[0]), real(*given))[1]
+
+    for kind, name in ((WaitingField, "__call__"), (ModuleGroup, "onload_")):
+        monkeypatch.setattr(kind, name, noting(getattr(kind, name)))
+    students, kinds = {}, {}
+    for offload in ("none", "teachers", "blocks"):
+        paths = Paths(tmp_path / offload)
+        shutil.copytree(made.root, paths.root)
+        came.clear()
+        changes = {"run__offload": offload, "distill__num_updates": 2}
+        distill.run(small_params(CAPABILITIES, **changes), paths)
+        files = read_manifest(paths.student)["files"]
+        students[offload] = {n: digest for n, digest in files.items() if "transformer" in n}
+        kinds[offload] = {type(item) for item in came}
+    assert kinds == {"none": set(), "teachers": {WaitingField}, "blocks": {ModuleGroup}}
+    assert students["none"]
+    assert students["teachers"] == students["blocks"] == students["none"]
+
+
+def test_a_compiled_training_is_the_uncompiled_one(
+    made: Paths, teachers: Teachers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounter()
+    eager = partial(memory.compile_blocks, backend=counter)
+    monkeypatch.setattr(memory, "compile_blocks", eager)
+    held = memory.memory_of(small_params(run__compile=True).run)
+    compiled = Teachers(made.teachers, "sd3", ["base", "local"], held)
+    options = {"student": "lora", "num_updates": 2, "objective": "dmd-ema"}
+    plain = trained(made, teachers, tmp_path / "plain", **options)
+    assert counter.frame_count == 0
+    other = trained(made, compiled, tmp_path / "compiled", **options)
+    assert counter.frame_count > 0
+    torch._dynamo.reset()
+    full = trainer(made, compiled, tmp_path / "full", **options | {"student": "full"})
+    for run, expected in ((plain, False), (other, True), (full, True)):
+        for network in (run.backbone, run.ema_backbone):
+            blocks = network.transformer_blocks
+            assert {block._compiled_call_impl is not None for block in blocks} == {expected}
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(other)[name], value, rtol=1e-4, atol=1e-5)
+    for run in (plain, other):
+        run.package(tmp_path / run.work.name / "student", {})
 
 
 def test_a_damaged_checkpoint_is_told(made: Paths, teachers: Teachers, tmp_path: Path) -> None:

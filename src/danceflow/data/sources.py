@@ -269,10 +269,15 @@ class DatasetSource:
         """Yields the rows of a shard: whole files where there are enough, else rows in turn."""
         from datasets.distributed import split_dataset_by_node
 
-        part = self.stream
-        if num_shards > 1:
-            part = split_dataset_by_node(part, rank=shard, world_size=num_shards)
+        part: Any
+        if self.stream.num_shards % num_shards:
+            # The library's own split of rows in turn would skip rows of the other shards, too.
+            part = islice(self.stream.skip(start * num_shards), shard, None, num_shards)
+        elif num_shards > 1:
+            part = split_dataset_by_node(self.stream, shard, num_shards).skip(start)
+        else:
+            part = self.stream.skip(start)
         name = self.config.path
         label = f"{name}, part {shard}" if num_shards > 1 else name
-        for index, cells in enumerate(part.skip(start), start=start):
+        for index, cells in enumerate(part, start=start):
             yield Record(f"{label}: row {index + 1}", index * num_shards + shard, cells)

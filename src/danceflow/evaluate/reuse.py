@@ -7,6 +7,7 @@ reused is what would be computed. A sweep evaluates its teachers once, not once 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -51,7 +52,10 @@ def reused(
             return _read(folder)
         result, images = answer()
         with atomic_directory(folder) as place:
-            named = {f"{number:08d}": image.clone() for number, image in enumerate(images)}
+            named = {
+                f"{number:08d}": image.clone(memory_format=torch.contiguous_format)
+                for number, image in enumerate(images)
+            }
             save_file(named, place / _IMAGES)
             (place / _RESULT).write_text(result.model_dump_json())
         return result, images

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from danceflow.schema import RunParams
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MOST_VARIANTS = 64
+"""Of a compiled block: every adapter, gradient or none and image size is one. The usual 8 are soon
+used up, and torch then runs the block uncompiled without an error."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Memory:
             _offload_blocks(backbone, self.device)
         elif offload == "none":
             backbone.to(self.device)
+        return self.compiled(backbone)
+
+    def compiled(self, backbone: nn.Module) -> nn.Module:
+        """Returns ``backbone``, its repeated blocks compiled in place if that is asked for."""
         if self.compile:
             compile_blocks(backbone)
         return backbone
@@ -114,7 +121,7 @@ def compile_blocks(backbone: nn.Module, **options: Any) -> None:
     if not lists:
         raise WeightsError(f"{type(backbone).__name__} has no repeated blocks to compile")
     for block in (block for blocks in lists for block in blocks):
-        block.compile(**options)
+        block.compile(recompile_limit=_MOST_VARIANTS, **options)
 
 
 def recompute_activations(backbone: nn.Module) -> None:

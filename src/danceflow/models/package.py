@@ -233,9 +233,12 @@ class Teachers:
         """
         shares = self._shares(weights)
         states = {name: self._state(name) for name in shares}
-        return {
-            key: torch.stack([states[n][key] * share for n, share in shares.items()]).sum(0)
-            for key in next(iter(states.values()))
+        first = next(iter(states.values()))
+        return {  # teachers that wait are not where the base is
+            key: torch.stack(
+                [states[n][key].to(value.device) * share for n, share in shares.items()]
+            ).sum(0)
+            for key, value in first.items()
         }
 
     def _shares(self, weights: Mapping[str, float]) -> dict[str, float]:

@@ -28,7 +28,7 @@ from danceflow.errors import ConfigError
 from danceflow.fields import Condition, Request, VelocityField, seed_for
 from danceflow.method import Method, resolve_method
 from danceflow.models.adapters import merge_adapter
-from danceflow.models.memory import memory_of, recompute_activations
+from danceflow.models.memory import Memory, memory_of, recompute_activations
 from danceflow.models.package import Teachers, save_package
 from danceflow.ops.files import atomic_directory, exclusive, fingerprint, sha256
 from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
@@ -252,7 +252,8 @@ class Trainer:
         self.replay = Replay(method.updates_per_rollout, self.device, method.states.dynamics)
         self.balance = LossBalance([c.name for c in capabilities], self.config.loss_normalisation)
         self.ema = Ema(self.backbone, self.config.ema_decay)
-        self.ema_field = self._ema_field() if method.objective.needs_ema else None
+        needs_ema = method.objective.needs_ema
+        self.ema_field = self._ema_field(teachers.memory) if needs_ema else None
         self.step, self.seconds, size, self.meter = 0, 0.0, 0, Meter()
         if (saved := load_checkpoint(work / "checkpoint.pt")) is not None:
             self.backbone.load_state_dict(saved["student"], strict=False)
@@ -266,8 +267,9 @@ class Trainer:
             _LOG.info("resuming at update %d", self.step)
         self.metrics = MetricsFile(work / "metrics.jsonl", size)
 
-    def _ema_field(self) -> VelocityField:
-        self.ema_backbone = copy.deepcopy(self.backbone).eval().requires_grad_(False)
+    def _ema_field(self, memory: Memory) -> VelocityField:
+        copied = copy.deepcopy(self.backbone).eval().requires_grad_(False)
+        self.ema_backbone = memory.compiled(copied)  # a copy of compiled blocks is not
         return self.ledger.count("average", self.family.field(self.ema_backbone))
 
     def train(self) -> None:

@@ -81,7 +81,8 @@ def start_student(
     """
     shares, rank = start_shares(config, teachers, init, averaged), config.lora_rank
     if config.student == "full":
-        backbone = start_backbone(config, teachers, init, averaged).requires_grad_(True)
+        start = start_backbone(config, teachers, init, averaged)
+        backbone = teachers.memory.compiled(start.requires_grad_(True))
         return backbone, list(backbone.parameters())
     if teachers.shared is not None and teachers.shares_base(shares):
         pairs = teachers.merged_adapters(shares, rank)
