@@ -107,15 +107,34 @@ def load_pretrained(network_class: Any, folder: Path, **dtype: torch.dtype) -> n
     return loaded
 
 
+def cast_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Returns a copy of ``module`` in main memory, its floating tensors as ``dtype``.
+
+    Tensors are cast and moved one by one: no second network is held in the dtype or on the device
+    of ``module``. Tensors that it shares with itself are shared in the copy.
+    """
+
+    def cast(tensor: Tensor) -> Tensor:
+        kept = dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to("cpu", kept, copy=True)
+
+    # What is in the memo, deepcopy takes in place of a copy of its own.
+    copies: dict[int, Tensor] = {id(buffer): cast(buffer) for buffer in module.buffers()}
+    for param in module.parameters():
+        copies[id(param)] = nn.Parameter(cast(param), requires_grad=param.requires_grad)
+    return copy.deepcopy(module, dict[int, Any](copies))
+
+
 def save_half(module: nn.Module, folder: Path) -> None:
     """Writes a float16 copy of a network in its library's own format.
 
-    Half the size, and every value that training moved survives.
+    Half the size, and every value that training moved survives. The copy is made in main memory,
+    wherever the network is.
 
     Raises:
         WeightsError: if a weight is not finite or outside float16's range.
     """
-    half = copy.deepcopy(module).half()
+    half = cast_copy(module, torch.float16)
     for name, value in half.state_dict().items():
         if not bool(value.isfinite().all()):
             raise WeightsError(f"{folder}: {name} holds values that float16 cannot")
