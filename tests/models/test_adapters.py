@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from allocated import Allocated
 from safetensors.torch import load_file, save_file
 from tiny_models import PROMPTS, awake, shake, small_sd3, stock_pipeline
 from torch import nn
@@ -280,6 +281,18 @@ def test_a_merged_bfloat16_student_is_float32(family, base) -> None:
     backbone = copy.deepcopy(base).to(torch.bfloat16)
     shake(add_student_adapter(family, backbone, rank=2, alpha=2, seed=0))
     assert {p.dtype for p in merge_adapter(backbone).parameters()} == {torch.float32}
+
+
+def test_merging_makes_one_copy_alone(family, base) -> None:
+    backbone = copy.deepcopy(base).to(torch.bfloat16)
+    shake(add_student_adapter(family, backbone, rank=2, alpha=2, seed=0))
+    size = sum(value.numel() for value in base.state_dict().values())
+    with Allocated(backbone) as allocated:
+        merged = merge_adapter(backbone)
+    assert {value.device.type for value in merged.state_dict().values()} == {"cpu"}
+    assert allocated.num_bytes(torch.bfloat16) == 0
+    # The copy, its adapters and what they add to the weights.
+    assert 4 * size < allocated.num_bytes(torch.float32) < 4 * 2.5 * size
 
 
 def test_an_adapter_that_is_not_there_is_told(family, backbone, base, tmp_path) -> None:

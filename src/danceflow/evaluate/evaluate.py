@@ -300,7 +300,7 @@ def _start_field(params: "Params", teachers: Teachers) -> GuidedField:
     init = METHODS[params.distill.method].init
     backbone = start_backbone(params.distill, teachers, init, trained_teachers(params))
     memory = _as_stored(params)
-    backbone = memory.place(backbone.cpu(), waits=True)
+    backbone = memory.place(backbone, waits=True)
     field = memory.field(teachers.family.field(backbone), backbone, waits=True)
     return teachers.family.guided(field, params.evaluate.guidance)
 

@@ -6,7 +6,6 @@ is the one that stays active; every other is switched to for one call without gr
 everything is put back as it was.
 """
 
-import copy
 import json
 import re
 import warnings
@@ -32,6 +31,7 @@ from danceflow.models.adapter_files import (
     read_adapter,
 )
 from danceflow.models.family import ModelFamily
+from danceflow.models.weights import cast_copy
 from danceflow.ops.files import atomic_file
 
 __all__ = [
@@ -224,8 +224,8 @@ def add_adapter(backbone: nn.Module, file: AdapterFile, name: str) -> AdapterRep
 def merge_adapter(backbone: nn.Module, name: str = STUDENT) -> nn.Module:
     """Returns a plain float32 copy of ``backbone`` with the adapter added to its weights.
 
-    W + alpha / rank * B A, for every adapted module; ``backbone`` and its adapters stay as they
-    are.
+    W + alpha / rank * B A, for every adapted module, in main memory; ``backbone`` and its adapters
+    stay as and where they are.
 
     Raises:
         WeightsError: if ``backbone`` has no adapter ``name``.
@@ -236,12 +236,14 @@ def merge_adapter(backbone: nn.Module, name: str = STUDENT) -> nn.Module:
 def plain_copy(backbone: nn.Module, name: str | None) -> nn.Module:
     """Returns a float32 copy of ``backbone`` without adapters, ``name`` added to its weights.
 
+    The copy is made in main memory, tensor by tensor.
+
     Raises:
         WeightsError: if ``backbone`` has no such adapter; ``None`` adds none.
     """
     if name is not None:
         _layers_with(backbone, name)
-    plain = copy.deepcopy(backbone).float()
+    plain = cast_copy(backbone, torch.float32)
     if adapter_names(plain):
         for layer in _layers(plain).values():
             if name is not None:

@@ -223,7 +223,7 @@ class Teachers:
         return pairs
 
     def merged(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Returns the weighted average of teachers' parameters, a state dict.
+        """Returns the weighted average of teachers' parameters, a state dict in main memory.
 
         Args:
             weights: share of each teacher; they are normalised to sum to 1.
@@ -234,7 +234,7 @@ class Teachers:
         shares = self._shares(weights)
         states = {name: self._state(name) for name in shares}
         return {
-            key: torch.stack([states[n][key] * share for n, share in shares.items()]).sum(0)
+            key: torch.stack([states[n][key].cpu() * share for n, share in shares.items()]).sum(0)
             for key in next(iter(states.values()))
         }
 
