@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import GuidedField, VelocityField
-from danceflow.models.adapter_files import AdapterFile, merged_pairs
+from danceflow.models.adapter_files import AdapterFile, merged_pairs, unscaled
 from danceflow.models.adapters import (
     AdapterField,
     AdapterReport,
@@ -32,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FROZEN_FOLDER = "frozen"
 BACKBONE_FOLDER = "transformer"
+_AVERAGE = "_average"
 
 
 @dataclass(frozen=True)
@@ -197,15 +198,35 @@ class Teachers:
         """Returns whether all teachers of ``weights`` are the base or adapters on it."""
         return all(self.backbones.get(name) is self.shared is not None for name in weights)
 
+    def average_field(self, weights: Mapping[str, float], guidance: float) -> GuidedField:
+        """Returns the field of the weighted average of teachers, without a further network.
+
+        Of several teachers it is one more adapter on the base, wide enough for all of theirs.
+
+        Args:
+            weights: share of each teacher: one, or several that share the base.
+            guidance: scale of classifier-free guidance.
+
+        Raises:
+            WeightsError: for an unknown teacher or weights that sum to 0.
+        """
+        name, *others = self._shares(weights)
+        if not others:
+            return self.field(name, guidance)
+        assert self.shared is not None
+        pairs = self.merged_adapters(weights, rank=None)
+        add_adapter(self.shared, unscaled(pairs, "average"), _AVERAGE)
+        return self.family.guided(AdapterField(self.family, self.shared, _AVERAGE), guidance)
+
     def merged_adapters(
-        self, weights: Mapping[str, float], rank: int
+        self, weights: Mapping[str, float], rank: int | None
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns factors of the weighted average of teachers that share the base.
 
         Args:
             weights: share of each teacher; they are normalised to sum to 1, and the base's own
                 share holds the others back.
-            rank: width of the factors; what does not fit is told in the log.
+            rank: width of the factors; what does not fit is told in the log. ``None``: all fits.
 
         Raises:
             WeightsError: for an unknown teacher or weights that sum to 0.
