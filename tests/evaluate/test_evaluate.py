@@ -20,8 +20,9 @@ from danceflow.evaluate.records import read_evaluation
 from danceflow.evaluate.tiles import read_tiles
 from danceflow.models.adapters import add_student_adapter, save_adapter
 from danceflow.models.family import open_family
-from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
+from danceflow.models.package import FROZEN_FOLDER, MANIFEST, Teachers, write_manifest
 from danceflow.models.sd3 import Sd3Family
+from danceflow.ops.files import sha256
 from danceflow.paths import Paths
 from danceflow.train.start import start_backbone
 
@@ -192,6 +193,34 @@ def test_a_start_that_is_a_teacher_takes_no_network(copy, monkeypatch) -> None:
 
     assert networks(distill__init="base") == {"load_backbone": 4}  # the student and three teachers
     assert networks(distill__init="merge") == {"load_backbone": 4, "new_backbone": 1}
+
+
+def test_frozen_parts_of_the_same_teachers_are_loaded_once(reported, copy, monkeypatch) -> None:
+    params, paths = copy
+    opened: list[Path] = []
+    whole = Sd3Family.from_folder
+
+    def noted(folder: Path) -> Sd3Family:
+        opened.append(folder)
+        return whole(folder)
+
+    monkeypatch.setattr(Sd3Family, "from_folder", noted)
+    own = [paths.student / FROZEN_FOLDER]
+    manifest = paths.student / MANIFEST
+    meta = json.loads(manifest.read_text())
+    digest = sha256(paths.teachers / MANIFEST)
+    expected = read_evaluation(reported[1].evaluation("local_edit"), "local_edit")
+    for recorded, folders in (
+        (digest, own),
+        ("of other teachers", [*own, paths.teachers / FROZEN_FOLDER]),
+    ):
+        manifest.write_text(json.dumps(meta | {"teachers_digest": recorded}))
+        opened.clear()
+        shutil.rmtree(paths.work("any").parent, ignore_errors=True)
+        evaluate.run(params, paths, "local_edit")
+        assert opened == folders
+        found = read_evaluation(paths.evaluation("local_edit"), "local_edit")
+        assert found.fields == expected.fields
 
 
 def test_a_start_of_adapters_is_on_the_teachers_base(prepared, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from danceflow.data.condition_cache import CachedRows, ConditionCache
 from danceflow.errors import ConfigError, DataError, TrainingError, WeightsError
 from danceflow.fields import CountingField
 from danceflow.method import METHODS
-from danceflow.models.package import Teachers, load_package, read_manifest
+from danceflow.models.package import MANIFEST, Teachers, load_package, read_manifest
+from danceflow.ops.files import sha256
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.train import distill
@@ -418,6 +419,7 @@ def test_the_stage_writes_student_and_record(project: Paths) -> None:
     distill.run(params, project)
     package = load_package(project.student)
     assert package.meta["method"] == "danceopd"
+    assert package.meta["teachers_digest"] == sha256(project.teachers / MANIFEST)
     assert (package.image_sizes, package.meta["num_steps"]) == (((32, 32),), 2)
     names = sorted(file.name for file in project.distill_report.iterdir())
     assert names == ["curves.csv", "grids", "metrics.jsonl", "run.json"]

@@ -46,10 +46,12 @@ from danceflow.evaluate.scenes import shading
 from danceflow.evaluate.weighted import open_metrics
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.method import METHODS
+from danceflow.models.family import ModelFamily
 from danceflow.models.memory import Memory, memory_of
 from danceflow.models.package import (
     FROZEN_FOLDER,
     MANIFEST,
+    Package,
     Teachers,
     load_package,
     read_manifest,
@@ -85,6 +87,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         params.family.name,
         list(read_manifest(paths.teachers)["teachers"]),
         memory_of(params.run),
+        _common_family(student, paths),
     )
     for size in dict.fromkeys(sizes_of(dataset, range(len(dataset)))):
         if size not in student.image_sizes:
@@ -293,6 +296,12 @@ def _finite_images(
     if not all(bool(image.isfinite().all()) for image in images):
         raise WeightsError(f"{name}: its images of {task.capability} are not finite numbers")
     return images
+
+
+def _common_family(student: Package, paths: "Paths") -> ModelFamily | None:
+    """Returns the student's frozen parts if they are the teachers', which then load none."""
+    same = student.meta.get("teachers_digest") == sha256(paths.teachers / MANIFEST)
+    return student.family if same else None
 
 
 def _start_field(params: "Params", teachers: Teachers) -> GuidedField:

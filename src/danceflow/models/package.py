@@ -132,7 +132,12 @@ class Teachers:
     """
 
     def __init__(
-        self, folder: Path, family_name: str, names: Sequence[str], memory: Memory | str
+        self,
+        folder: Path,
+        family_name: str,
+        names: Sequence[str],
+        memory: Memory | str,
+        family: ModelFamily | None = None,
     ) -> None:
         """Loads the teachers ``names`` from ``folder``.
 
@@ -141,6 +146,7 @@ class Teachers:
             family_name: the family that the parameters ask for.
             names: of the teachers.
             memory: how they are held; a device alone is float32 there.
+            family: the same frozen parts, if they are loaded already.
 
         Raises:
             WeightsError: if a teacher is missing or its files are not the recorded ones.
@@ -152,7 +158,7 @@ class Teachers:
                 f"params.yaml asks for {family_name!r}"
             )
         self.memory = Memory(memory) if isinstance(memory, str) else memory
-        self.family = open_family(family_name, folder / FROZEN_FOLDER)
+        self.family = family or open_family(family_name, folder / FROZEN_FOLDER)
         self.family.to(self.memory.device)
         self.base: str | None = self.meta.get("base")
         self.shared: nn.Module | None = None
