@@ -193,6 +193,11 @@ def test_a_start_that_is_a_teacher_takes_no_network(copy, monkeypatch) -> None:
 
     assert networks(distill__init="base") == {"load_backbone": 4}  # the student and three teachers
     assert networks(distill__init="merge") == {"load_backbone": 4, "new_backbone": 1}
+    alone = small_data(("t2i",), distill__init="local")
+    alone["teachers"]["local"] = alone["teachers"]["base"]
+    made.clear()
+    evaluate.run(parse_params(alone, "test"), paths, "t2i")
+    assert made == ["load_backbone"] * 3  # the student, the capability's teacher and the start
 
 
 def test_frozen_parts_of_the_same_teachers_are_loaded_once(reported, copy, monkeypatch) -> None:
@@ -205,14 +210,14 @@ def test_frozen_parts_of_the_same_teachers_are_loaded_once(reported, copy, monke
         return whole(folder)
 
     monkeypatch.setattr(Sd3Family, "from_folder", noted)
-    own = [paths.student / FROZEN_FOLDER]
+    own = [paths.teachers / FROZEN_FOLDER]
     manifest = paths.student / MANIFEST
     meta = json.loads(manifest.read_text())
     digest = sha256(paths.teachers / MANIFEST)
     expected = read_evaluation(reported[1].evaluation("local_edit"), "local_edit")
     for recorded, folders in (
         (digest, own),
-        ("of other teachers", [*own, paths.teachers / FROZEN_FOLDER]),
+        ("of other teachers", [*own, paths.student / FROZEN_FOLDER]),
     ):
         manifest.write_text(json.dumps(meta | {"teachers_digest": recorded}))
         opened.clear()
@@ -264,8 +269,8 @@ def test_unknown_words_are_scored_apart(copy, monkeypatch) -> None:
     params, paths = copy
     package = evaluate.load_package
 
-    def with_small_vocabulary(folder: Path, device: str):
-        loaded = package(folder, device)
+    def with_small_vocabulary(*args):
+        loaded = package(*args)
         monkeypatch.setattr(
             loaded.family, "unknown_words", lambda prompt: [w for w in prompt.split() if w == "it"]
         )
@@ -333,8 +338,8 @@ def test_a_field_that_breaks_down_is_told(copy, monkeypatch) -> None:
     params, paths = copy
     package = evaluate.load_package
 
-    def broken(folder: Path, device: str):
-        loaded = package(folder, device)
+    def broken(*args):
+        loaded = package(*args)
         object.__setattr__(loaded, "field", lambda z, sigma, condition: z * float("nan"))
         return loaded
 

@@ -46,18 +46,15 @@ from danceflow.evaluate.scenes import shading
 from danceflow.evaluate.weighted import open_metrics
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.method import METHODS
-from danceflow.models.family import ModelFamily
 from danceflow.models.memory import Memory, memory_of
 from danceflow.models.package import (
     FROZEN_FOLDER,
     MANIFEST,
-    Package,
     Teachers,
     load_package,
-    read_manifest,
 )
 from danceflow.ops.files import atomic_directory, fingerprint, sha256
-from danceflow.train.start import start_backbone, start_shares, trained_teachers
+from danceflow.train.start import MERGE, start_backbone, start_shares, trained_teachers
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
@@ -81,14 +78,13 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     metrics, notes = open_metrics(config.weights)
     model = _judge_model(params, paths, capability)
     dataset = read_bucket(paths.bucket(params.capabilities[capability].bucket), _SPLIT)
-    student = load_package(paths.student, _as_stored(params))
     teachers = Teachers(
         paths.teachers,
         params.family.name,
-        list(read_manifest(paths.teachers)["teachers"]),
+        _teacher_names(params),
         memory_of(params.run),
-        _common_family(student, paths),
     )
+    student = load_package(paths.student, _as_stored(params), teachers)
     for size in dict.fromkeys(sizes_of(dataset, range(len(dataset)))):
         if size not in student.image_sizes:
             raise WeightsError(
@@ -298,10 +294,13 @@ def _finite_images(
     return images
 
 
-def _common_family(student: Package, paths: "Paths") -> ModelFamily | None:
-    """Returns the student's frozen parts if they are the teachers', which then load none."""
-    same = student.meta.get("teachers_digest") == sha256(paths.teachers / MANIFEST)
-    return student.family if same else None
+def _teacher_names(params: "Params") -> list[str]:
+    """Returns the teachers that are asked, and those that the start is made of."""
+    config = params.distill
+    init = METHODS[config.method].init or config.init
+    start = (config.merge_weights or ()) if init == MERGE else (init,)
+    used = (capability.teacher for capability in params.capabilities.values())
+    return list(dict.fromkeys([*used, *start]))
 
 
 def _start_field(params: "Params", teachers: Teachers) -> GuidedField:

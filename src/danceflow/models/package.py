@@ -67,20 +67,26 @@ def save_package(
     write_manifest(folder, {**meta, "family": family.name})
 
 
-def load_package(folder: Path, memory: Memory | str = "cpu") -> Package:
+def load_package(
+    folder: Path, memory: Memory | str = "cpu", beside: "Teachers | None" = None
+) -> Package:
     """Returns the student in ``folder``, ready to use.
 
     Args:
         folder: of a student.
         memory: how it is held, offloaded as a teacher with weights of its own; a device alone is
             float32 there.
+        beside: teachers that are loaded; text encoders and codec are theirs if the student is.
 
     Raises:
         WeightsError: if a file is missing, truncated, changed or of another shape.
     """
     memory = Memory(memory) if isinstance(memory, str) else memory
     meta = read_manifest(folder)
-    family = open_family(meta["family"], folder / FROZEN_FOLDER)
+    if beside is not None and meta.get("teachers_digest") == beside.digest:
+        family = beside.family.sized(*meta["image_sizes"][0])
+    else:
+        family = open_family(meta["family"], folder / FROZEN_FOLDER)
     family.to(memory.device)
     backbone = memory.place(family.load_backbone(folder / BACKBONE_FOLDER), waits=True)
     field = memory.field(family.field(backbone), backbone, waits=True)
@@ -125,6 +131,7 @@ class Teachers:
 
     Attributes:
         family: the frozen parts.
+        digest: SHA-256 of the manifest, by which a student's manifest names its teachers.
         base: name of the teacher whose network adapters are on, if there are any.
         shared: that network, with its adapters.
         backbones: every teacher's network by name; that of an adapter is ``shared``.
@@ -132,12 +139,7 @@ class Teachers:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        family_name: str,
-        names: Sequence[str],
-        memory: Memory | str,
-        family: ModelFamily | None = None,
+        self, folder: Path, family_name: str, names: Sequence[str], memory: Memory | str
     ) -> None:
         """Loads the teachers ``names`` from ``folder``.
 
@@ -146,19 +148,19 @@ class Teachers:
             family_name: the family that the parameters ask for.
             names: of the teachers.
             memory: how they are held; a device alone is float32 there.
-            family: the same frozen parts, if they are loaded already.
 
         Raises:
             WeightsError: if a teacher is missing or its files are not the recorded ones.
         """
         self.meta = read_manifest(folder)
+        self.digest = sha256(folder / MANIFEST)
         if self.meta["family"] != family_name:
             raise WeightsError(
                 f"{folder}: the teachers are of family {self.meta['family']!r}, "
                 f"params.yaml asks for {family_name!r}"
             )
         self.memory = Memory(memory) if isinstance(memory, str) else memory
-        self.family = family or open_family(family_name, folder / FROZEN_FOLDER)
+        self.family = open_family(family_name, folder / FROZEN_FOLDER)
         self.family.to(self.memory.device)
         self.base: str | None = self.meta.get("base")
         self.shared: nn.Module | None = None

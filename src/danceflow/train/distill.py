@@ -29,7 +29,7 @@ from danceflow.fields import Condition, Request, VelocityField, seed_for
 from danceflow.method import Method, resolve_method
 from danceflow.models.adapters import merge_adapter
 from danceflow.models.memory import memory_of, recompute_activations
-from danceflow.models.package import MANIFEST, Teachers, save_package
+from danceflow.models.package import Teachers, save_package
 from danceflow.ops.files import atomic_directory, exclusive, fingerprint, sha256
 from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
 from danceflow.train.balance import LossBalance
@@ -93,7 +93,7 @@ def run(params: "Params", paths: "Paths") -> None:
         "num_updates": trainer.step,
         "field_evaluations": trainer.ledger.spent,
         "key": key,
-        "teachers_digest": sha256(paths.teachers / MANIFEST),
+        "teachers_digest": teachers.digest,
     }
     with atomic_directory(paths.student) as folder:
         trainer.package(folder, meta)
@@ -152,7 +152,7 @@ def training_key(params: "Params", paths: "Paths") -> str:
     return fingerprint(
         {
             "params": params.select(("run", "family", "capabilities", "distill")),
-            "teachers": sha256(paths.teachers / MANIFEST),
+            "teachers": sha256(paths.teachers / "manifest.json"),
             "caches": {
                 name: sha256(paths.cache(name) / "index.json") for name in params.capabilities
             },
