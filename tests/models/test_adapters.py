@@ -283,16 +283,21 @@ def test_a_merged_bfloat16_student_is_float32(family, base) -> None:
     assert {p.dtype for p in merge_adapter(backbone).parameters()} == {torch.float32}
 
 
-def test_merging_makes_one_copy_alone(family, base) -> None:
+def test_merging_makes_one_copy_alone(family, base, tmp_path) -> None:
+    """What is packaged is float16 from the start: the same files, and no network beside it."""
     backbone = copy.deepcopy(base).to(torch.bfloat16)
-    shake(add_student_adapter(family, backbone, rank=2, alpha=2, seed=0))
-    size = sum(value.numel() for value in base.state_dict().values())
+    shake(add_student_adapter(family, backbone, rank=2, alpha=4, seed=0))
+    family.save_backbone(merge_adapter(backbone), tmp_path / "whole")
+    sizes = [value.numel() for value in base.state_dict().values()]
     with Allocated(backbone) as allocated:
-        merged = merge_adapter(backbone)
-    assert {value.device.type for value in merged.state_dict().values()} == {"cpu"}
+        merged = merge_adapter(backbone, dtype=torch.float16)
+    family.save_backbone(merged, tmp_path / "half")
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "half" / path.name).read_bytes() == path.read_bytes()
     assert allocated.num_bytes(torch.bfloat16) == 0
-    # The copy, its adapters and what they add to the weights.
-    assert 4 * size < allocated.num_bytes(torch.float32) < 4 * 2.5 * size
+    half = allocated.num_bytes(torch.float16)
+    adapters = sum(p.numel() for n, p in backbone.named_parameters() if "lora_" in n)
+    assert half == 2 * (sum(sizes) + adapters)
 
 
 def test_an_adapter_that_is_not_there_is_told(family, backbone, base, tmp_path) -> None:

@@ -73,3 +73,11 @@ def test_a_copy_is_in_main_memory_and_its_own() -> None:
     meta = copy.deepcopy(network).to("meta")
     with pytest.raises(NotImplementedError, match="meta"):  # each tensor is moved, none stays
         cast_copy(meta, torch.float32)
+
+
+def test_a_copy_that_is_read_alone_shares_what_needs_no_cast() -> None:
+    network = nn.Sequential(nn.Linear(2, 3).half(), nn.Linear(3, 2))
+    found = cast_copy(network, torch.float16, share=True)
+    assert found[0].weight.data_ptr() == network[0].weight.data_ptr()
+    assert found[1].weight.dtype == torch.float16
+    assert network[1].weight.dtype == torch.float32

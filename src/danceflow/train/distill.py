@@ -450,5 +450,5 @@ class Trainer:
         """Writes the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
         if self.config.student == "lora":
             self.family.export_adapter(self.backbone, folder / "adapter")
-            self.backbone = merge_adapter(self.backbone)
+            self.backbone = merge_adapter(self.backbone, dtype=torch.float16)
         save_package(folder, self.family, self.backbone, json.loads(json.dumps(meta)))
