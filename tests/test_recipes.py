@@ -163,7 +163,7 @@ def test_a_header_expects_what_the_plan_says(
     with command.make_context("plan", [str(path), "--gpu", gpu, "--json"]) as context:
         command.invoke(context)
     plan = json.loads(capsys.readouterr().out)
-    device, main = plan["device_bytes"] / 1e9, plan["main_bytes"] / 1e9
+    device, main = plan["peak_device_bytes"] / 1e9, plan["peak_main_bytes"] / 1e9
     memory = device_of(gpu).memory_gb
     assert memory is not None
     assert device <= memory
