@@ -181,7 +181,7 @@ def test_a_header_expects_what_the_plan_says(name: str, capsys: pytest.CaptureFi
     with command.make_context("plan", [str(path), "--gpu", gpu, "--json"]) as context:
         command.invoke(context)
     plan = json.loads(capsys.readouterr().out)
-    device, main = plan["device_bytes"] / 1e9, plan["main_bytes"] / 1e9
+    device, main = plan["peak_device_bytes"] / 1e9, plan["peak_main_bytes"] / 1e9
     memory = device_of(gpu).memory_gb
     assert device <= memory if memory is not None else load_params(path).run.device == "cpu"
     expected = (

@@ -159,7 +159,7 @@ class RunParams(Section):
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")]
     dtype: Literal["float32", "bfloat16", "float16"]
     num_threads: PositiveCount
-    # Of teachers with weights of their own, and of student and start while they are scored.
+    # Of networks of their own: teachers, and student and start while they are scored.
     offload: Literal["none", "teachers", "blocks"]
     compile: bool  # the repeated blocks of every network
 

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tiny_models import shake
 from tiny_project import small_data
 from training_record import CAPABILITIES
 
@@ -17,8 +19,13 @@ from danceflow.evaluate.evaluator import STANDARD
 from danceflow.evaluate.records import read_evaluation
 from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.tiles import read_tiles
-from danceflow.models.package import Teachers
+from danceflow.models.adapters import add_student_adapter, save_adapter
+from danceflow.models.family import open_family
+from danceflow.models.package import FROZEN_FOLDER, MANIFEST, Teachers, write_manifest
+from danceflow.models.sd3 import Sd3Family
+from danceflow.ops.files import sha256
 from danceflow.paths import Paths
+from danceflow.train.start import start_backbone
 
 FIELDS = ["student", "start", "teacher:base", "teacher:local", "teacher:global"]
 NUM_CATEGORIES = {"t2i": 6, "local_edit": 4, "global_edit": 2}
@@ -179,6 +186,87 @@ def test_the_start_is_what_the_training_began_with(reported) -> None:
     assert torch.equal(start(distill__init="base", distill__method="merge"), merged)
 
 
+def test_a_start_that_is_a_teacher_takes_no_network(copy, monkeypatch) -> None:
+    _, paths = copy
+    made: list[str] = []
+    for name in ("new_backbone", "load_backbone"):
+        whole = getattr(Sd3Family, name)
+
+        def noted(family, *args, whole=whole, name=name, **options):
+            made.append(name)
+            return whole(family, *args, **options)
+
+        monkeypatch.setattr(Sd3Family, name, noted)
+
+    def networks(**changes) -> dict[str, int]:
+        made.clear()
+        evaluate.run(parse_params(small_data(CAPABILITIES, **changes), "test"), paths, "t2i")
+        return dict(Counter(made))
+
+    assert networks(distill__init="base") == {"load_backbone": 4}  # the student and three teachers
+    assert networks(distill__init="merge") == {"load_backbone": 4, "new_backbone": 1}
+    alone = small_data(("t2i",), distill__init="local")
+    alone["teachers"]["local"] = alone["teachers"]["base"]
+    made.clear()
+    evaluate.run(parse_params(alone, "test"), paths, "t2i")
+    assert made == ["load_backbone"] * 3  # the student, the capability's teacher and the start
+
+
+def test_frozen_parts_of_the_same_teachers_are_loaded_once(reported, copy, monkeypatch) -> None:
+    params, paths = copy
+    opened: list[Path] = []
+    whole = Sd3Family.from_folder
+
+    def noted(folder: Path) -> Sd3Family:
+        opened.append(folder)
+        return whole(folder)
+
+    monkeypatch.setattr(Sd3Family, "from_folder", noted)
+    own = [paths.teachers / FROZEN_FOLDER]
+    manifest = paths.student / MANIFEST
+    meta = json.loads(manifest.read_text())
+    digest = sha256(paths.teachers / MANIFEST)
+    expected = read_evaluation(reported[1].evaluation("local_edit"), "local_edit")
+    for recorded, folders in (
+        (digest, own),
+        ("of other teachers", [*own, paths.student / FROZEN_FOLDER]),
+    ):
+        manifest.write_text(json.dumps(meta | {"teachers_digest": recorded}))
+        opened.clear()
+        shutil.rmtree(paths.work("any").parent, ignore_errors=True)
+        evaluate.run(params, paths, "local_edit")
+        assert opened == folders
+        found = read_evaluation(paths.evaluation("local_edit"), "local_edit")
+        assert found.fields == expected.fields
+
+
+def test_a_start_of_adapters_is_on_the_teachers_base(prepared, tmp_path: Path) -> None:
+    _, paths = prepared
+    place, names = tmp_path / "teachers", ["base", "local", "global"]
+    family = open_family("sd3", paths.teachers / FROZEN_FOLDER)
+    for name in (FROZEN_FOLDER, "base"):
+        shutil.copytree(paths.teachers / name, place / name)
+    for seed, name in enumerate(names[1:]):
+        network = family.load_backbone(place / "base")
+        shake(add_student_adapter(family, network, rank=2, alpha=4, seed=seed), seed)
+        save_adapter(network, place / name)
+    write_manifest(place, {"family": "sd3", "teachers": names, "base": "base"})
+    z, sigma = torch.ones(1, 3, 32, 32), torch.ones(1)
+    condition = family.condition(["a red circle"])
+    for init in (*names, "merge"):
+        teachers = Teachers(place, "sd3", names, "cpu")
+        params = parse_params(small_data(CAPABILITIES, distill__init=init), "test")
+        whole = family.field(start_backbone(params.distill, teachers).eval())
+        field = evaluate._start_field(params, teachers)
+        assert field.field.backbone is teachers.shared
+        with torch.no_grad():
+            expected = whole(z, sigma, condition)
+        found = field(z, sigma, condition)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        if init != "merge":
+            assert torch.equal(found, teachers.field(init, 1.0)(z, sigma, condition))
+
+
 def test_a_teacher_keeps_the_guidance_of_its_capability(reported) -> None:
     params, paths = reported
     teachers = Teachers(paths.teachers, "sd3", ["base", "local", "global"], "cpu")
@@ -193,8 +281,8 @@ def test_unknown_words_are_scored_apart(copy, monkeypatch) -> None:
     params, paths = copy
     package = evaluate.load_package
 
-    def with_small_vocabulary(folder: Path, device: str):
-        loaded = package(folder, device)
+    def with_small_vocabulary(*args):
+        loaded = package(*args)
         monkeypatch.setattr(
             loaded.family, "unknown_words", lambda prompt: [w for w in prompt.split() if w == "it"]
         )
@@ -262,8 +350,8 @@ def test_a_field_that_breaks_down_is_told(copy, monkeypatch) -> None:
     params, paths = copy
     package = evaluate.load_package
 
-    def broken(folder: Path, device: str):
-        loaded = package(folder, device)
+    def broken(*args):
+        loaded = package(*args)
         object.__setattr__(loaded, "field", lambda z, sigma, condition: z * float("nan"))
         return loaded
 

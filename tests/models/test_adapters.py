@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from allocated import Allocated
 from safetensors.torch import load_file, save_file
 from tiny_models import PROMPTS, awake, shake, small_sd3, stock_pipeline
 from torch import nn
@@ -280,6 +281,23 @@ def test_a_merged_bfloat16_student_is_float32(family, base) -> None:
     backbone = copy.deepcopy(base).to(torch.bfloat16)
     shake(add_student_adapter(family, backbone, rank=2, alpha=2, seed=0))
     assert {p.dtype for p in merge_adapter(backbone).parameters()} == {torch.float32}
+
+
+def test_merging_makes_one_copy_alone(family, base, tmp_path) -> None:
+    """What is packaged is float16 from the start: the same files, and no network beside it."""
+    backbone = copy.deepcopy(base).to(torch.bfloat16)
+    shake(add_student_adapter(family, backbone, rank=2, alpha=4, seed=0))
+    family.save_backbone(merge_adapter(backbone), tmp_path / "whole")
+    sizes = [value.numel() for value in base.state_dict().values()]
+    with Allocated(backbone) as allocated:
+        merged = merge_adapter(backbone, dtype=torch.float16)
+    family.save_backbone(merged, tmp_path / "half")
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "half" / path.name).read_bytes() == path.read_bytes()
+    assert allocated.num_bytes(torch.bfloat16) == 0
+    half = allocated.num_bytes(torch.float16)
+    adapters = sum(p.numel() for n, p in backbone.named_parameters() if "lora_" in n)
+    assert half == 2 * (sum(sizes) + adapters)
 
 
 def test_an_adapter_that_is_not_there_is_told(family, backbone, base, tmp_path) -> None:

@@ -1,18 +1,21 @@
 """Teachers in memory: adapters on one shared base, whole networks beside it, waiting or not."""
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_models import PROMPTS, awake, shake, small_sd3
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from danceflow.errors import WeightsError
 from danceflow.fields import normal
-from danceflow.models import memory
+from danceflow.models import memory, package
 from danceflow.models.adapters import add_student_adapter, merge_adapter, save_adapter
 from danceflow.models.memory import (
     Memory,
@@ -108,6 +111,83 @@ def test_merged_adapters_are_the_average_of_the_teachers(family, folder, inputs)
         torch.testing.assert_close(family.field(student)(*inputs), expected, **CLOSE)
 
 
+def networks_made(monkeypatch: pytest.MonkeyPatch, teachers: Teachers) -> list[str]:
+    """Notes from now on what makes a network: a new one, a loaded one, a copy."""
+    made: list[str] = []
+    for owner, name in (
+        (type(teachers.family), "new_backbone"),
+        (type(teachers.family), "load_backbone"),
+        (package, "plain_copy"),
+        (copy, "deepcopy"),
+    ):
+        whole = getattr(owner, name)
+
+        def noted(*args, whole=whole, name=name, **options):
+            if name != "deepcopy" or isinstance(args[0], nn.Module):
+                made.append(name)
+            return whole(*args, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+    return made
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"base": 1.0, "local": 2.0, "global": 1.0}, {"local": 1.0, "global": 1.0}],
+    ids=["with the base", "adapters alone"],
+)
+def test_an_average_of_adapters_is_one_more_on_the_base(
+    family, folder, inputs, monkeypatch, weights: dict[str, float]
+) -> None:
+    teachers = named(folder, "base", "local", "global")
+    average = family.new_backbone(0)
+    average.load_state_dict(teachers.merged(weights))
+    asked = {name: teachers.field(name, 1.0)(*inputs) for name in teachers.backbones}
+    made = networks_made(monkeypatch, teachers)
+    field = teachers.average_field(weights, 1.0)
+    found = field(*inputs)
+    assert made == []
+    with torch.no_grad():
+        torch.testing.assert_close(found, family.field(average.eval())(*inputs), **CLOSE)
+    for name, velocity in asked.items():
+        assert torch.equal(teachers.field(name, 1.0)(*inputs), velocity)
+    assert torch.equal(field(*inputs), found)
+
+
+def test_adapters_of_several_widths_are_averaged_whole(family, folder, inputs, tmp_path) -> None:
+    """Modules that one adapter changes alone are narrower in the average than those of both."""
+    for name in (FROZEN_FOLDER, "base", "local"):
+        (tmp_path / name).symlink_to(folder / name)
+    network = family.load_backbone(folder / "base")
+    shake(add_student_adapter(family, network, rank=3, alpha=1, seed=7), 7)
+    path = save_adapter(network, tmp_path / "global")
+    tensors = load_file(path)
+    few = {key: value for key, value in tensors.items() if "blocks.0.attn.to_q" in key}
+    assert 0 < len(few) < len(tensors)
+    with safe_open(path, "pt") as file:
+        settings = file.metadata()
+    save_file(few, path, settings)
+    names = ["base", "local", "global"]
+    write_manifest(tmp_path, {"family": "sd3", "teachers": names, "base": "base"})
+    teachers, weights = named(tmp_path, *names), {"local": 1.0, "global": 3.0}
+    average = family.new_backbone(0)
+    average.load_state_dict(teachers.merged(weights))
+    with torch.no_grad():
+        expected = family.field(average.eval())(*inputs)
+    torch.testing.assert_close(teachers.average_field(weights, 1.0)(*inputs), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["base", "local", "whole"])
+def test_an_average_of_one_is_that_teacher(folder, inputs, monkeypatch, name: str) -> None:
+    teachers = named(folder, "base", "local", "whole")
+    made = networks_made(monkeypatch, teachers)
+    found = teachers.average_field({name: 3.0}, 1.5)(*inputs)
+    assert made == []
+    assert torch.equal(found, teachers.field(name, 1.5)(*inputs))
+    with pytest.raises(WeightsError, match="do not fit"):
+        teachers.average_field({"hole": 1.0}, 1.0)
+
+
 def test_a_start_that_is_too_wide_is_told(folder, caplog) -> None:
     teachers = named(folder, "local", "global")
     pairs = teachers.merged_adapters({"local": 1.0, "global": 1.0}, rank=2)
@@ -184,13 +264,6 @@ def test_blocks_that_wait_are_on_the_device_one_at_a_time(
     moves.clear()
     teachers.field("base", 1.0)(*inputs)
     assert moves == []
-
-
-def test_teachers_on_the_device_and_waiting_ones_are_averaged(folder) -> None:
-    teachers = named(folder, "base", "local", "whole", offload="teachers")
-    teachers.shared.to("meta")
-    merged = teachers.merged({"base": 1.0, "local": 1.0, "whole": 1.0})
-    assert {value.device.type for value in merged.values()} == {"meta"}
 
 
 def test_a_bfloat16_base_carries_float32_adapters(family, folder, inputs) -> None:

@@ -1,14 +1,17 @@
 """What is held in memory, against the tensors that real trainings and caches hold."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import small_sd3
+from tiny_models import awake, small_sd3
 from tiny_project import cached_project, small_params
 
 from danceflow.data.condition_cache import ConditionCache
-from danceflow.models.package import Teachers
+from danceflow.evaluate import evaluate
+from danceflow.models.adapters import merge_adapter
+from danceflow.models.package import Teachers, load_package, save_package
 from danceflow.paths import Paths
 from danceflow.plan.architecture import architecture_of, published_architecture
 from danceflow.plan.cost import Plan, plan_recipe, plan_training
@@ -22,9 +25,17 @@ from danceflow.train.state import Ema
 CAPABILITIES = ("t2i", "local_edit")
 
 
-def item(plan: Plan, start: str) -> float:
-    [found] = [item.num_bytes for item in plan.memory if item.name.startswith(start)]
+def item(plan: Plan, start: str, part: str = "memory") -> float:
+    [found] = [item.num_bytes for item in getattr(plan, part) if item.name.startswith(start)]
     return found
+
+
+def names(plan: Plan, place: str) -> list[str]:
+    return [item.name for item in plan.evaluate if item.place == place]
+
+
+def held_by(network: torch.nn.Module) -> int:
+    return num_bytes((*network.parameters(), *network.buffers()))
 
 
 def num_bytes(tensors) -> int:
@@ -140,3 +151,58 @@ def test_an_averaged_network_is_one_more() -> None:
     assert item(more, "network of the averaged") == 2 * more.network.parameters + item(
         more, "student's adapter"
     )
+
+
+@pytest.mark.parametrize("init", ["base", "merge"])
+def test_the_evaluations_parts_are_those_of_a_real_one(
+    project: Paths, tmp_path: Path, init: str
+) -> None:
+    params = small_params(CAPABILITIES, distill__init=init)
+    plan = plan_recipe(params)
+    teachers = Teachers(project.teachers, "sd3", ["base", "local"], "cpu")
+    save_package(tmp_path, teachers.family, awake(teachers.family), {})
+    student = load_package(tmp_path).field.backbone
+    own = [network for network in teachers.backbones.values() if network is not teachers.shared]
+    assert item(plan, "whole teachers", "evaluate") == sum(map(held_by, own))
+    assert item(plan, "student", "evaluate") == held_by(student)
+    start = evaluate._start_field(params, teachers).field.backbone
+    if init == "merge":
+        assert item(plan, "start", "evaluate") == held_by(start)
+    else:
+        assert start is teachers.backbones["base"]
+        assert not [part for part in names(plan, "device") if part.startswith("start")]
+
+
+def test_an_evaluated_average_of_adapters_is_one_more_adapter() -> None:
+    one, several = h100_plan(), h100_plan(start=("base", "local", "global"))
+    more = several.evaluate_held("device") - one.evaluate_held("device")
+    assert more == item(several, "start", "evaluate") == item(one, "teachers' adapters")
+    assert several.evaluate_held("main") == one.evaluate_held("main")
+    apart = h100_plan(adapters={}, base=None, start=("base", "local"))
+    assert item(apart, "start", "evaluate") == 4 * apart.network.parameters
+
+
+def test_the_student_waits_while_teachers_are_evaluated() -> None:
+    here, waiting, blocks = (
+        h100_plan(offload=offload) for offload in ("none", "teachers", "blocks")
+    )
+    whole = 4 * here.network.parameters
+    assert waiting.evaluate_held("device") == here.evaluate_held("device")
+    assert item(blocks, "of those that wait", "evaluate") < whole / 10
+    assert {plan.evaluate_held("main") for plan in (here, waiting, blocks)} == {whole}
+    assert here.peak("device") == max(here.held("device"), here.evaluate_held("device"))
+
+
+def test_a_student_is_written_from_float16_in_main_memory(project: Paths) -> None:
+    params = small_params(CAPABILITIES, distill__student="lora")
+    plan = plan_recipe(params)
+    teachers = Teachers(project.teachers, "sd3", ["base", "local"], "cpu")
+    backbone, _ = start_student(params.distill, teachers, seed=0)
+    merged = merge_adapter(backbone, dtype=torch.float16)
+    encoder = 2 * max(plan.architecture.frozen.values())
+    assert item(plan, "to write the student", "moments") == held_by(merged) + encoder
+    # A LoRA student of teachers apart starts on a network of its own; on their base it needs none.
+    assert item(plan, "to make the student's start", "moments") == 4 * held_by(merged)
+    shared = h100_plan()
+    assert [moment.name for moment in shared.moments] == ["to write the student"]
+    assert shared.peak("main") == shared.held("main") + shared.moments[0].num_bytes

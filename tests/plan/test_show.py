@@ -41,6 +41,11 @@ def test_a_plan_of_the_embedded_default(danceflow) -> None:
     assert found["device_bytes"] == pytest.approx(
         sum(part["bytes"] for part in found["memory_bytes"] if part["place"] == "device"), abs=20
     )
+    evaluated = sum(part["bytes"] for part in found["evaluate_bytes"] if part["place"] == "device")
+    most = max(found["device_bytes"], evaluated)
+    assert found["peak_device_bytes"] == pytest.approx(most, abs=20)
+    moment = max(part["bytes"] for part in found["moment_bytes"])
+    assert found["peak_main_bytes"] == pytest.approx(found["main_bytes"] + moment, abs=20)
     evaluations = found["field_evaluations"]
     assert evaluations["per_update_total"] == pytest.approx(sum(evaluations["per_update"].values()))
 

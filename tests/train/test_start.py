@@ -1,5 +1,6 @@
 """The student starts as a teacher or as the weighted mean of all."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from danceflow.errors import WeightsError
 from danceflow.fields import normal
 from danceflow.models.adapters import add_student_adapter, save_adapter
 from danceflow.models.family import open_family
+from danceflow.models.memory import Memory
 from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
 from danceflow.paths import Paths
 from danceflow.train.start import start_backbone, start_student
@@ -76,6 +78,18 @@ def test_the_student_is_a_network_of_its_own(teachers: Teachers) -> None:
             param += 1
     assert_same(teachers.backbones["base"].state_dict(), before)
     assert all(param.requires_grad for param in student.parameters())
+
+
+def test_a_start_is_made_in_main_memory(teachers: Teachers) -> None:
+    """A whole student alone is then moved; networks on ``meta`` take no memory and no values."""
+    elsewhere = copy.copy(teachers)
+    elsewhere.memory = Memory("meta")
+    config = small_params(CAPABILITIES, distill__init="merge").distill
+    found = start_backbone(config, elsewhere)
+    assert {value.device.type for value in found.state_dict().values()} == {"cpu"}
+    student, trained = start_student(config, elsewhere, seed=0)
+    assert {value.device.type for value in student.state_dict().values()} == {"meta"}
+    assert {param.device.type for param in trained} == {"meta"}
 
 
 def test_a_teacher_that_is_not_there_is_told(teachers: Teachers) -> None:

@@ -52,10 +52,9 @@ from danceflow.models.package import (
     MANIFEST,
     Teachers,
     load_package,
-    read_manifest,
 )
 from danceflow.ops.files import atomic_directory, fingerprint, sha256
-from danceflow.train.start import start_backbone, trained_teachers
+from danceflow.train.start import MERGE, start_backbone, start_shares, trained_teachers
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
@@ -79,13 +78,13 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     metrics, notes = open_metrics(config.weights, paths.root)
     model = _judge_model(params, paths, capability)
     dataset = read_bucket(paths.bucket(params.capabilities[capability].bucket), _SPLIT)
-    student = load_package(paths.student, _as_stored(params))
     teachers = Teachers(
         paths.teachers,
         params.family.name,
-        list(read_manifest(paths.teachers)["teachers"]),
+        _teacher_names(params),
         memory_of(params.run),
     )
+    student = load_package(paths.student, _as_stored(params), teachers)
     for size in dict.fromkeys(sizes_of(dataset, range(len(dataset)))):
         if size not in student.image_sizes:
             raise WeightsError(
@@ -295,18 +294,34 @@ def _finite_images(
     return images
 
 
+def _teacher_names(params: "Params") -> list[str]:
+    """Returns the teachers that are asked, and those that the start is made of."""
+    config = params.distill
+    init = METHODS[config.method].init or config.init
+    start = (config.merge_weights or ()) if init == MERGE else (init,)
+    used = (capability.teacher for capability in params.capabilities.values())
+    return list(dict.fromkeys([*used, *start]))
+
+
 def _start_field(params: "Params", teachers: Teachers) -> GuidedField:
-    """Returns the student as it was before its first update, guided as the student is."""
-    init = METHODS[params.distill.method].init
-    backbone = start_backbone(params.distill, teachers, init, trained_teachers(params))
+    """Returns the student as it was before its first update, guided as the student is.
+
+    A start that is a teacher, or an average of teachers on one base, is held as they are and takes
+    no further network; any other one is a float32 network of its own.
+    """
+    config, guidance = params.distill, params.evaluate.guidance
+    init, averaged = METHODS[config.method].init, trained_teachers(params)
+    shares = start_shares(config, teachers, init, averaged)
+    if len(shares) == 1 or teachers.shares_base(shares):
+        return teachers.average_field(shares, guidance)
     memory = _as_stored(params)
-    backbone = memory.place(backbone.cpu(), waits=True)
+    backbone = memory.place(start_backbone(config, teachers, init, averaged), waits=True)
     field = memory.field(teachers.family.field(backbone), backbone, waits=True)
-    return teachers.family.guided(field, params.evaluate.guidance)
+    return teachers.family.guided(field, guidance)
 
 
 def _as_stored(params: "Params") -> Memory:
-    """Returns how student and start are held: bfloat16 would round off what was learned."""
+    """Returns how networks of their own are held: bfloat16 would round off what was learned."""
     return replace(memory_of(params.run), dtype="float32")
 
 

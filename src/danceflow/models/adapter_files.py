@@ -263,8 +263,14 @@ def _scale(module: str, rank: int, settings: Mapping[str, Any] | None, place: st
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
+def unscaled(pairs: Mapping[str, tuple[Tensor, Tensor]], layout: str) -> AdapterFile:
+    """Returns an adapter whose updates are B A for the factors of every module, as they are."""
+    rank = Counter(len(down) for down, _ in pairs.values()).most_common(1)[0][0]
+    return AdapterFile(pairs, rank, float(rank), layout)
+
+
 def merged_pairs(
-    files: Sequence[tuple[AdapterFile, float]], rank: int
+    files: Sequence[tuple[AdapterFile, float]], rank: int | None
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
     """Returns factors of the weighted sum of adapters, at most ``rank`` wide, and what they keep.
 
@@ -273,7 +279,8 @@ def merged_pairs(
 
     Args:
         files: adapters with their weights.
-        rank: width of the result; updates are B A, without a further scale.
+        rank: width of the result, ``None``: as wide as all of them together; updates are B A,
+            without a further scale.
 
     Returns:
         A and B by module, and the share of the sum's squared norm that they hold, 1 if exact.
@@ -284,7 +291,7 @@ def merged_pairs(
         parts = [(f.pairs[name], w * f.alpha / f.rank) for f, w in files if name in f.pairs]
         down = torch.cat([a.float() for (a, _), _ in parts])
         up = torch.cat([b.float() * scale for (_, b), scale in parts], dim=1)
-        if len(down) <= rank:
+        if rank is None or len(down) <= rank:
             pairs[name] = (down, up)
             continue
         # The update is Qb Rb Ra^T Qa^T, so its singular values are those of a small matrix.

@@ -6,7 +6,6 @@ is the one that stays active; every other is switched to for one call without gr
 everything is put back as it was.
 """
 
-import copy
 import json
 import re
 import warnings
@@ -32,6 +31,7 @@ from danceflow.models.adapter_files import (
     read_adapter,
 )
 from danceflow.models.family import ModelFamily
+from danceflow.models.weights import cast_copy
 from danceflow.ops.files import atomic_file
 
 __all__ = [
@@ -221,31 +221,48 @@ def add_adapter(backbone: nn.Module, file: AdapterFile, name: str) -> AdapterRep
     return AdapterReport(name, modules, file.rank, file.alpha, file.layout, num_candidates)
 
 
-def merge_adapter(backbone: nn.Module, name: str = STUDENT) -> nn.Module:
-    """Returns a plain float32 copy of ``backbone`` with the adapter added to its weights.
+def merge_adapter(
+    backbone: nn.Module, name: str = STUDENT, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Returns a plain copy of ``backbone`` with the adapter added to its weights.
 
-    W + alpha / rank * B A, for every adapted module; ``backbone`` and its adapters stay as they
-    are.
+    W + alpha / rank * B A, for every adapted module; ``backbone`` and its adapters stay as and
+    where they are.
+
+    Args:
+        backbone: the network.
+        name: of the adapter.
+        dtype: of the copy; sums are float32.
 
     Raises:
         WeightsError: if ``backbone`` has no adapter ``name``.
     """
-    return plain_copy(backbone, name)
+    return plain_copy(backbone, name, dtype)
 
 
-def plain_copy(backbone: nn.Module, name: str | None) -> nn.Module:
-    """Returns a float32 copy of ``backbone`` without adapters, ``name`` added to its weights.
+def plain_copy(
+    backbone: nn.Module, name: str | None, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Returns a copy of ``backbone`` without adapters, ``name`` added to its weights.
+
+    The copy is made in main memory, tensor by tensor.
 
     Raises:
         WeightsError: if ``backbone`` has no such adapter; ``None`` adds none.
     """
-    if name is not None:
-        _layers_with(backbone, name)
-    plain = copy.deepcopy(backbone).float()
+    layers = {} if name is None else _layers_with(backbone, name)
+    adapted = {id(layer.get_base_layer().weight): layer for layer in layers.values()}
+
+    @torch.no_grad()
+    def added(tensor: Tensor) -> Tensor:
+        layer = adapted.get(id(tensor))
+        if layer is None:
+            return tensor
+        total: Tensor = tensor.float() + layer.get_delta_weight(name)
+        return total
+
+    plain = cast_copy(backbone, dtype, added)
     if adapter_names(plain):
-        for layer in _layers(plain).values():
-            if name is not None:
-                layer.merge(adapter_names=[name])
         plain.unload_lora()  # type: ignore[operator]
     return plain.requires_grad_(False)
 

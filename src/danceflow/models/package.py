@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import GuidedField, VelocityField
-from danceflow.models.adapter_files import AdapterFile, merged_pairs
+from danceflow.models.adapter_files import AdapterFile, merged_pairs, unscaled
 from danceflow.models.adapters import (
     AdapterField,
     AdapterReport,
@@ -32,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FROZEN_FOLDER = "frozen"
 BACKBONE_FOLDER = "transformer"
+_AVERAGE = "_average"
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,26 @@ def save_package(
     write_manifest(folder, {**meta, "family": family.name})
 
 
-def load_package(folder: Path, memory: Memory | str = "cpu") -> Package:
+def load_package(
+    folder: Path, memory: Memory | str = "cpu", beside: "Teachers | None" = None
+) -> Package:
     """Returns the student in ``folder``, ready to use.
 
     Args:
         folder: of a student.
         memory: how it is held, offloaded as a teacher with weights of its own; a device alone is
             float32 there.
+        beside: teachers that are loaded; text encoders and codec are theirs if the student is.
 
     Raises:
         WeightsError: if a file is missing, truncated, changed or of another shape.
     """
     memory = Memory(memory) if isinstance(memory, str) else memory
     meta = read_manifest(folder)
-    family = open_family(meta["family"], folder / FROZEN_FOLDER)
+    if beside is not None and meta.get("teachers_digest") == beside.digest:
+        family = beside.family.sized(*meta["image_sizes"][0])
+    else:
+        family = open_family(meta["family"], folder / FROZEN_FOLDER)
     family.to(memory.device)
     backbone = memory.place(family.load_backbone(folder / BACKBONE_FOLDER), waits=True)
     field = memory.field(family.field(backbone), backbone, waits=True)
@@ -124,6 +131,7 @@ class Teachers:
 
     Attributes:
         family: the frozen parts.
+        digest: SHA-256 of the manifest, by which a student's manifest names its teachers.
         base: name of the teacher whose network adapters are on, if there are any.
         shared: that network, with its adapters.
         backbones: every teacher's network by name; that of an adapter is ``shared``.
@@ -145,6 +153,7 @@ class Teachers:
             WeightsError: if a teacher is missing or its files are not the recorded ones.
         """
         self.meta = read_manifest(folder)
+        self.digest = sha256(folder / MANIFEST)
         if self.meta["family"] != family_name:
             raise WeightsError(
                 f"{folder}: the teachers are of family {self.meta['family']!r}, "
@@ -197,15 +206,35 @@ class Teachers:
         """Returns whether all teachers of ``weights`` are the base or adapters on it."""
         return all(self.backbones.get(name) is self.shared is not None for name in weights)
 
+    def average_field(self, weights: Mapping[str, float], guidance: float) -> GuidedField:
+        """Returns the field of the weighted average of teachers, without a further network.
+
+        Of several teachers it is one more adapter on the base, wide enough for all of theirs.
+
+        Args:
+            weights: share of each teacher: one, or several that share the base.
+            guidance: scale of classifier-free guidance.
+
+        Raises:
+            WeightsError: for an unknown teacher or weights that sum to 0.
+        """
+        name, *others = self._shares(weights)
+        if not others:
+            return self.field(name, guidance)
+        assert self.shared is not None
+        pairs = self.merged_adapters(weights, rank=None)
+        add_adapter(self.shared, unscaled(pairs, "average"), _AVERAGE)
+        return self.family.guided(AdapterField(self.family, self.shared, _AVERAGE), guidance)
+
     def merged_adapters(
-        self, weights: Mapping[str, float], rank: int
+        self, weights: Mapping[str, float], rank: int | None
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns factors of the weighted average of teachers that share the base.
 
         Args:
             weights: share of each teacher; they are normalised to sum to 1, and the base's own
                 share holds the others back.
-            rank: width of the factors; what does not fit is told in the log.
+            rank: width of the factors; what does not fit is told in the log. ``None``: all fits.
 
         Raises:
             WeightsError: for an unknown teacher or weights that sum to 0.
@@ -223,7 +252,7 @@ class Teachers:
         return pairs
 
     def merged(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Returns the weighted average of teachers' parameters, a state dict.
+        """Returns the weighted average of teachers' parameters, a state dict in main memory.
 
         Args:
             weights: share of each teacher; they are normalised to sum to 1.
@@ -233,12 +262,9 @@ class Teachers:
         """
         shares = self._shares(weights)
         states = {name: self._state(name) for name in shares}
-        first = next(iter(states.values()))
-        return {  # teachers that wait are not where the base is
-            key: torch.stack(
-                [states[n][key].to(value.device) * share for n, share in shares.items()]
-            ).sum(0)
-            for key, value in first.items()
+        return {
+            key: torch.stack([states[n][key].cpu() * share for n, share in shares.items()]).sum(0)
+            for key in next(iter(states.values()))
         }
 
     def _shares(self, weights: Mapping[str, float]) -> dict[str, float]:

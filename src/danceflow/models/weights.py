@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +107,46 @@ def load_pretrained(network_class: Any, folder: Path, **dtype: torch.dtype) -> n
     return loaded
 
 
+def cast_copy(
+    module: nn.Module,
+    dtype: torch.dtype,
+    change: Callable[[Tensor], Tensor] = Tensor.detach,
+    *,
+    share: bool = False,
+) -> nn.Module:
+    """Returns a copy of ``module`` in main memory, its floating tensors as ``dtype``.
+
+    Tensors are cast and moved one by one: no second network is held in the dtype or on the device
+    of ``module``. Tensors that it shares with itself are shared in the copy.
+
+    Args:
+        module: stays as and where it is.
+        dtype: of the copy.
+        change: gives the value to cast for a tensor of ``module``.
+        share: whether tensors that need no cast and no move are not copied: the copy is read only.
+    """
+
+    def cast(tensor: Tensor) -> Tensor:
+        kept = dtype if tensor.is_floating_point() else tensor.dtype
+        return change(tensor).detach().to("cpu", kept, copy=not share)
+
+    # What is in the memo, deepcopy takes in place of a copy of its own.
+    copies: dict[int, Any] = {id(buffer): cast(buffer) for buffer in module.buffers()}
+    for param in module.parameters():
+        copies[id(param)] = nn.Parameter(cast(param), requires_grad=param.requires_grad)
+    return copy.deepcopy(module, copies)
+
+
 def save_half(module: nn.Module, folder: Path) -> None:
     """Writes a float16 copy of a network in its library's own format.
 
-    Half the size, and every value that training moved survives.
+    Half the size, and every value that training moved survives. The copy is made in main memory,
+    wherever the network is.
 
     Raises:
         WeightsError: if a weight is not finite or outside float16's range.
     """
-    half = copy.deepcopy(module).half()
+    half = cast_copy(module, torch.float16, share=True)
     for name, value in half.state_dict().items():
         if not bool(value.isfinite().all()):
             raise WeightsError(f"{folder}: {name} holds values that float16 cannot")

@@ -1,6 +1,6 @@
 """A whole plan: sizes, memory, evaluations, operations and hours of one training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,14 @@ from danceflow.plan.architecture import Architecture, architecture_of
 from danceflow.plan.devices import CPU, DEFAULT_GPU, Device, device_of
 from danceflow.plan.layouts import LAYOUTS
 from danceflow.plan.measure import network_of
-from danceflow.plan.memory import BYTES, Item, memory_items, skill_tokens
+from danceflow.plan.memory import (
+    BYTES,
+    Item,
+    evaluate_items,
+    memory_items,
+    moment_items,
+    skill_tokens,
+)
 from danceflow.plan.network import Network
 from danceflow.plan.training import (
     Evaluations,
@@ -39,7 +46,9 @@ class Plan:
         network: the transformer's sizes.
         training: what is trained, and how.
         device: where.
-        memory: what is held, part by part.
+        memory: what the updates hold, part by part.
+        moments: main memory that is held beside it for a moment, one after the other.
+        evaluate: what the evaluation holds, part by part.
         evaluations: expected field evaluations per update, by capability.
         num_updates: how many there are.
         tokens: of one state, by capability.
@@ -54,6 +63,8 @@ class Plan:
     training: Training
     device: Device
     memory: tuple[Item, ...]
+    moments: tuple[Item, ...]
+    evaluate: tuple[Item, ...]
     evaluations: tuple[Evaluations, ...]
     num_updates: int
     tokens: Mapping[str, "Tokens"]
@@ -98,8 +109,21 @@ class Plan:
         return self.cache_seconds / SECONDS_PER_HOUR
 
     def held(self, place: str) -> float:
-        """Return the bytes that are held in ``device`` or ``main`` memory."""
-        return sum(item.num_bytes for item in self.memory if item.place == place)
+        """Return the bytes that the updates hold in ``device`` or ``main`` memory."""
+        return _sum_of(self.memory, place)
+
+    def evaluate_held(self, place: str) -> float:
+        """Return the bytes that the evaluation holds in ``device`` or ``main`` memory."""
+        return _sum_of(self.evaluate, place)
+
+    def peak(self, place: str) -> float:
+        """Return the most bytes of ``device`` or ``main`` memory that are held at any time."""
+        moment = max((item.num_bytes for item in self.moments if item.place == place), default=0)
+        return max(self.held(place) + moment, self.evaluate_held(place))
+
+
+def _sum_of(items: Sequence[Item], place: str) -> float:
+    return sum(item.num_bytes for item in items if item.place == place)
 
 
 def plan_recipe(
@@ -172,6 +196,8 @@ def plan_training(training: Training, architecture: Architecture, device: Device
         training=training,
         device=device,
         memory=tuple(memory_items(training, architecture, network)),
+        moments=tuple(moment_items(training, architecture, network)),
+        evaluate=tuple(evaluate_items(training, architecture, network)),
         evaluations=tuple(costs),
         num_updates=num_updates(training, per_update),
         tokens=tokens,
@@ -207,6 +233,18 @@ def resized(training: Training, side: int) -> Training:
     return replace(training, size=(side, side))
 
 
+def _items(items: Sequence[Item]) -> list[dict[str, Any]]:
+    return [
+        {
+            "part": item.name,
+            "bytes": round(item.num_bytes),
+            "place": item.place,
+            "estimate": item.is_estimate,
+        }
+        for item in items
+    ]
+
+
 def as_data(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain data, for JSON."""
     training, network, device = plan.training, plan.network, plan.device
@@ -226,17 +264,13 @@ def as_data(plan: Plan) -> dict[str, Any]:
             "adapter_rank": training.rank,
             "adapter_bytes": None if training.rank is None else 4 * plan.trained,
         },
-        "memory_bytes": [
-            {
-                "part": item.name,
-                "bytes": round(item.num_bytes),
-                "place": item.place,
-                "estimate": item.is_estimate,
-            }
-            for item in plan.memory
-        ],
+        "memory_bytes": _items(plan.memory),
         "device_bytes": round(plan.held("device")),
         "main_bytes": round(plan.held("main")),
+        "moment_bytes": _items(plan.moments),
+        "evaluate_bytes": _items(plan.evaluate),
+        "peak_device_bytes": round(plan.peak("device")),
+        "peak_main_bytes": round(plan.peak("main")),
         "field_evaluations": {
             "per_update": plan.per_update,
             "per_update_total": sum(plan.per_update.values()),

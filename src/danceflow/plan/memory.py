@@ -1,6 +1,7 @@
-"""What a distillation holds in memory, part by part, as the code holds it."""
+"""What a distillation and its evaluation hold in memory, part by part, as the code holds it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from danceflow.plan.architecture import Architecture
@@ -33,13 +34,13 @@ class Item:
 
 def shares_base(training: Training) -> bool:
     """Return whether the student's adapter stands on the network that the teachers share."""
-    shared = {*training.adapters, training.base}
+    shared = _on_base(training)
     loaded = shared & set(training.teachers)
     return training.rank is not None and bool(loaded) and set(training.start) <= shared
 
 
 def memory_items(training: Training, architecture: Architecture, network: Network) -> list[Item]:
-    """Return what stage ``distill`` holds; what lives for a moment is left out.
+    """Return what stage ``distill`` holds while it trains; see also :func:`moment_items`.
 
     Args:
         training: what is trained.
@@ -49,7 +50,8 @@ def memory_items(training: Training, architecture: Architecture, network: Networ
     half = BYTES[training.dtype]
     elements = network.parameters + network.buffers
     whole = elements * half
-    items = [*_teachers(training, network, whole)]
+    items = _shared(training, network, whole)
+    items += _waiting(training, network, _whole_teachers(training, whole))
     student = FLOAT if training.rank is None else half
     if training.rank is None:
         trained, matrices = network.parameters, network.matrix_parameters
@@ -76,26 +78,94 @@ def memory_items(training: Training, architecture: Architecture, network: Networ
     return items
 
 
-def _teachers(training: Training, network: Network, whole: float) -> list[Item]:
-    """Return the networks of the teachers, and their adapters."""
-    adapters = training.adapters
-    own = [n for n in training.teachers if n not in adapters and n != training.base]
+def moment_items(training: Training, architecture: Architecture, network: Network) -> list[Item]:
+    """Return what stage ``distill`` holds beside that before and after its updates, one by one."""
+    elements = network.parameters + network.buffers
     items = []
+    if not shares_base(training):
+        made = elements * FLOAT * (1 + _averages(training))
+        items.append(Item("to make the student's start", made, "main"))
+    largest = max(architecture.frozen.values(), default=0)
+    copies = max(elements, largest) if training.rank is None else elements + largest
+    items.append(Item("to write the student", copies * BYTES["float16"], "main"))
+    return items
+
+
+def evaluate_items(training: Training, architecture: Architecture, network: Network) -> list[Item]:
+    """Return what stage ``evaluate`` holds.
+
+    The student is the network of its package, float32 beside the teachers. A start that is a
+    teacher takes nothing, and an average of adapters one more adapter.
+    """
+    elements = network.parameters + network.buffers
+    whole = elements * BYTES[training.dtype]
+    names = tuple(dict.fromkeys((*training.teachers, *training.start)))
+    asked = replace(training, teachers=names)
+    apart = [*_whole_teachers(asked, whole), Apart("student as packaged", 1, elements * FLOAT)]
+    waits = training.offload != "none"
+    items, made = _shared(asked, network, whole), 0 if waits else 1
+    if len(training.start) > 1:
+        if set(training.start) <= _on_base(training):
+            ranks = [training.adapters.get(name, 0) for name in training.start]
+            count = sum(network.adapter_parameters(rank) for rank in ranks)
+            items.append(Item("start, one more adapter", count * FLOAT))
+        else:
+            apart.append(Apart("start", 1, elements * FLOAT))
+            made += _averages(training)
+    items += _waiting(training, network, apart)
+    items += [Item(part, count * FLOAT) for part, count in architecture.frozen.items()]
+    if made:
+        items.append(Item("to read and make networks", made * elements * FLOAT, "main"))
+    return items
+
+
+def _on_base(training: Training) -> set[str | None]:
+    """Return the teachers that are the shared base or adapters on it."""
+    return {*training.adapters, training.base}
+
+
+def _averages(training: Training) -> int:
+    """Return the float32 networks that are made for an average of teachers, beside the result."""
+    copied = _on_base(training) if training.adapters else set()
+    return 1 + sum(name in copied for name in training.start)
+
+
+def _shared(training: Training, network: Network, whole: float) -> list[Item]:
+    """Return the network that adapters share, and the adapters."""
+    adapters, items = training.adapters, []
     if adapters or training.base in training.teachers:
         items.append(Item(f"shared base {training.base!r}", whole))
     if adapters:
         count = sum(network.adapter_parameters(rank) for rank in adapters.values())
         items.append(Item(f"teachers' adapters ({', '.join(adapters)})", count * FLOAT))
-    if own:
-        name = f"whole teachers ({', '.join(own)})"
-        total = len(own) * whole
-        if training.offload == "none":
-            items.append(Item(name, total))
-        else:
-            items.append(Item(name, total, "main"))
-            block = max(network.blocks.values()) / (network.parameters + network.buffers)
-            at_once = whole if training.offload == "teachers" else block * whole
-            items.append(Item("of whole teachers, while one is asked", at_once))
+    return items
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Networks of their own, which may wait in main memory: their name, number and bytes each."""
+
+    name: str
+    count: int
+    num_bytes: float
+
+
+def _whole_teachers(training: Training, whole: float) -> list[Apart]:
+    """Return the teachers with weights of their own."""
+    own = [name for name in training.teachers if name not in _on_base(training)]
+    return [Apart(f"whole teachers ({', '.join(own)})", len(own), whole)] if own else []
+
+
+def _waiting(training: Training, network: Network, apart: Sequence[Apart]) -> list[Item]:
+    """Return networks of their own where they are, and what of them is on the device at once."""
+    if training.offload == "none":
+        return [Item(part.name, part.count * part.num_bytes) for part in apart]
+    items = [Item(part.name, part.count * part.num_bytes, "main") for part in apart]
+    if apart:
+        block = max(network.blocks.values()) / (network.parameters + network.buffers)
+        share = 1.0 if training.offload == "teachers" else block
+        largest = max(part.num_bytes for part in apart)
+        items.append(Item("of those that wait, while one is asked", largest * share))
     return items
 
 

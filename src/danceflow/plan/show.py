@@ -63,11 +63,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     )
     yield ""
     yield "Memory in GB (10^9 bytes); ~ is an estimate"
-    for place, name in (("device", "where networks compute"), ("main", "main memory")):
-        items = [item for item in plan.memory if item.place == place]
-        if items:
-            yield f"  {name}: {_gigabytes(plan.held(place))}"
-            yield from _table([(f"  {item.name}", _held(item)) for item in items])
+    yield from _parts("distill", plan.memory)
+    yield "  distill, main memory beside that, for a moment"
+    yield from _rows(plan.moments)
+    yield from _parts("evaluate", plan.evaluate)
+    yield f"  main memory at most: {_gigabytes(plan.peak('main'))}"
     yield from _fits(plan)
     yield ""
     yield f"Field evaluations ({training.method.name})"
@@ -103,6 +103,19 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"  {_speed(device)}"
 
 
+def _parts(stage: str, items: Sequence[Item]) -> Iterator[str]:
+    for place, name in (("device", "where networks compute"), ("main", "main memory")):
+        there = [item for item in items if item.place == place]
+        if there:
+            total = sum(item.num_bytes for item in there)
+            yield f"  {stage}, {name}: {_gigabytes(total)}"
+            yield from _rows(there)
+
+
+def _rows(items: Sequence[Item]) -> Iterator[str]:
+    yield from _table([(f"  {item.name}", _held(item)) for item in items])
+
+
 def _student(plan: Plan) -> str:
     rank = plan.training.rank
     if rank is None:
@@ -114,7 +127,7 @@ def _fits(plan: Plan) -> Iterator[str]:
     memory = plan.device.memory_gb
     if memory is None:
         return
-    held = plan.held("device") / 1e9
+    held = plan.peak("device") / 1e9
     if held > memory:
         yield f"  does not fit: {held:.1f} GB of the {memory:g} GB of {plan.device.label}"
     else:
@@ -150,7 +163,7 @@ def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
             "tokens (edit)",
             "TFLOP per evaluation (edit)",
             "activations per state, GB (recomputed)",
-            "on the device, GB",
+            "on the device, GB (evaluate)",
             "evaluations per update",
             f"hours on {device.name}",
         )
@@ -209,7 +222,9 @@ def _row(plan: Plan) -> tuple[str, ...]:
         _pair(tokens),
         _pair(flops),
         _pair([f"{value / 1e9:.2f}" for value in kept]),
-        f"{plan.held('device') / 1e9:.1f}",
+        _pair(
+            [f"{held / 1e9:.1f}" for held in (plan.held("device"), plan.evaluate_held("device"))]
+        ),
         f"{sum(plan.per_update.values()):.1f}",
         f"{plan.hours:.1f}",
     )

@@ -93,6 +93,7 @@ def run(params: "Params", paths: "Paths") -> None:
         "num_updates": trainer.step,
         "field_evaluations": trainer.ledger.spent,
         "key": key,
+        "teachers_digest": teachers.digest,
     }
     with atomic_directory(paths.student) as folder:
         trainer.package(folder, meta)
@@ -451,5 +452,5 @@ class Trainer:
         """Writes the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
         if self.config.student == "lora":
             self.family.export_adapter(self.backbone, folder / "adapter")
-            self.backbone = merge_adapter(self.backbone)
+            self.backbone = merge_adapter(self.backbone, dtype=torch.float16)
         save_package(folder, self.family, self.backbone, json.loads(json.dumps(meta)))

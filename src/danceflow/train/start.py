@@ -48,13 +48,13 @@ def start_backbone(
     init: str | None = None,
     averaged: Sequence[str] | None = None,
 ) -> nn.Module:
-    """Returns a new float32 backbone with the student's initial weights.
+    """Returns a new float32 backbone with the student's initial weights, in main memory.
 
     Args and what is raised are those of :func:`start_shares` and ``Teachers.merged``.
     """
     backbone = teachers.family.new_backbone(seed=0)
     backbone.load_state_dict(teachers.merged(start_shares(config, teachers, init, averaged)))
-    return backbone.to(teachers.memory.device)
+    return backbone
 
 
 def start_student(
@@ -81,8 +81,8 @@ def start_student(
     """
     shares, rank = start_shares(config, teachers, init, averaged), config.lora_rank
     if config.student == "full":
-        start = start_backbone(config, teachers, init, averaged)
-        backbone = teachers.memory.compiled(start.requires_grad_(True))
+        start = start_backbone(config, teachers, init, averaged).requires_grad_(True)
+        backbone = teachers.memory.compiled(start.to(teachers.memory.device))
         return backbone, list(backbone.parameters())
     if teachers.shared is not None and teachers.shares_base(shares):
         pairs = teachers.merged_adapters(shares, rank)
