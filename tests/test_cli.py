@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -265,6 +266,27 @@ def test_sweep_checks_the_file_and_calls_the_flow(
     code, out, _ = danceflow("sweep", "s.yaml", "--parallel", "3")
     assert (code, out) == (0, "cells_table done\n")
     assert calls[0] == ("run_sweep", (), {"file": file, "root": checkout, "parallel": 3})
+
+
+@pytest.mark.parametrize("command", [["run"], ["sweep", "s.yaml"]])
+def test_sigterm_leaves_as_an_exit_does(checkout: Path, command: list[str]) -> None:
+    """What waits for the exit, such as the end of Prefect's temporary server, still happens."""
+    (checkout / "s.yaml").write_text("name: s\nseeds: [0]\n")
+    code = (
+        "import atexit, os, signal, sys, types\n"
+        "from danceflow import cli\n"
+        "def flow(**_): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "for name in ('flows.pipeline', 'flows.sweep', 'flows.result'):\n"
+        "    fake = sys.modules[name] = types.ModuleType(name)\n"
+        "    fake.run_pipeline = fake.run_sweep = fake.cells_table = fake.result_table = flow\n"
+        "atexit.register(print, 'the server is ended')\n"
+        f"sys.argv = ['danceflow', *{command!r}]\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "the server is ended\n")
 
 
 def test_table_prints_and_writes(

@@ -1,6 +1,7 @@
 """The ``danceflow`` command. It imports what a command needs when that command is called."""
 
 import logging
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -84,6 +85,7 @@ def run(
     experiment; the checkout stays as it is.
     """
     root = _checkout()
+    _leave_on_sigterm()
     from danceflow.config import load_params, override, parse_params, read_assignments, read_yaml
 
     source = root / "params.yaml" if recipe is None else recipe
@@ -116,6 +118,7 @@ def sweep(
     Each cell runs in a worktree of its own and becomes a DVC experiment and a run in MLflow.
     """
     root = _checkout()
+    _leave_on_sigterm()
     from danceflow.sweeps import cells_of, read_sweep
 
     cells_of(read_sweep(file), str(file))
@@ -401,6 +404,15 @@ def main() -> None:
         runtime.end_progress_bars()
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+
+
+def _leave_on_sigterm() -> None:
+    """Make SIGTERM leave as an exit does, so that Prefect's temporary server is ended, too.
+
+    A flow ends its stages on SIGTERM and passes the signal on; Python's default would then end the
+    process at once, and the server would stay.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _checkout() -> Path:
