@@ -111,9 +111,9 @@ def test_the_sweeps_that_come_along_can_be_run(file: Path) -> None:
     assert "# Expected: about" in text
     base = read_yaml(ROOT / "params.yaml" if found.recipe is None else ROOT / found.recipe)
     cells = cells_of(found, file.name)
-    assert {cell.seed for cell in cells} == {0, 1, 2}
+    assert {cell.seed for cell in cells} >= {0, 1, 2}
     for cell in cells:
         params = parse_params(override(base, cell.overrides), f"{file.name}: {cell.variant}")
         method_of(params.distill)
         assert params.distill.seed == cell.seed
-        assert set(params.capabilities) == {"t2i", "local_edit", "global_edit"}
+        assert set(params.capabilities) == set(base["capabilities"])
