@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from safetensors.torch import save_file
-from tiny_models import awake, small_sd3
+from tiny_models import awake, small_sd3, stock_pipeline
 from torch import nn
 
 from danceflow.errors import WeightsError
@@ -22,28 +21,15 @@ STREAM = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     """A transformer with every kind of module that SD3.5 Medium has."""
-    return SD3Transformer2DModel(
-        num_layers=NUM_LAYERS,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        caption_projection_dim=WIDTH,
-        joint_attention_dim=12,
-        pooled_projection_dim=20,
-        in_channels=4,
-        out_channels=4,
-        sample_size=4,
-        patch_size=2,
-        pos_embed_max_size=2,
-        dual_attention_layers=(0,),
-        qk_norm="rms_norm",
-    )
+    transformer: nn.Module = stock_pipeline(with_t5=False).transformer
+    return transformer
 
 
 def original_shapes() -> dict[str, tuple[int, ...]]:
     """Returns [out, in, ...] of the original code's modules, as its checkpoints have them."""
     shapes: dict[str, tuple[int, ...]] = {
         "x_embedder.proj": (WIDTH, 4, 2, 2),
-        "context_embedder": (WIDTH, 12),
+        "context_embedder": (WIDTH, 32),
         "t_embedder.mlp.0": (WIDTH, 256),
         "t_embedder.mlp.2": (WIDTH, WIDTH),
         "y_embedder.mlp.0": (WIDTH, 20),
