@@ -73,7 +73,7 @@ def _draw_panel(panel: Any, table: Table, capability: str) -> None:
         panel.axhspan(place - 0.5, place + 0.5, color="#f3f5f8", zorder=0)
     trained = "" if capability in table.trained else ", not trained"
     panel.set_title(f"{capability}{trained}", fontsize=10)
-    panel.set_xlim(0, table.scale[capability] * 1.02)
+    panel.set_xlim(-0.02 * table.scale[capability], 1.02 * table.scale[capability])
     panel.set_xlabel(f"score, of {table.scale[capability]:g}", fontsize=9)
     panel.tick_params(labelsize=9)
     panel.grid(axis="x", color="#dddddd", linewidth=0.7)
