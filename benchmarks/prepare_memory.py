@@ -73,8 +73,8 @@ def write_params(root: Path, num_rows: int, side: int) -> None:
 
 def prepare(root: Path) -> None:
     """Prepare the table in ``root`` and print the peak of the resident memory in bytes."""
-    from danceflow.data.prepare import run
     from danceflow.paths import Paths
+    from danceflow.worlds.prepare import run
 
     run(load_params(root / "params.yaml"), Paths(root))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # noqa: T201

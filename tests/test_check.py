@@ -147,10 +147,10 @@ def test_a_graph_without_stages_is_refused(checkout: Path) -> None:
 
 
 def test_a_stage_without_its_function_is_told(checkout: Path) -> None:
-    _write(checkout, "danceflow.data.prepare", "def walk(): ...\n")
+    _write(checkout, "danceflow.worlds.prepare", "def walk(): ...\n")
     (checkout / "src/danceflow/train/distill.py").unlink()
     assert find_problems(checkout) == [
-        "danceflow.stages: stage 'prepare': there is no danceflow.data.prepare:run",
+        "danceflow.stages: stage 'prepare': there is no danceflow.worlds.prepare:run",
         "danceflow.stages: stage 'distill': there is no danceflow.train.distill:run",
     ]
 
@@ -171,7 +171,7 @@ def test_a_stage_without_its_function_is_told(checkout: Path) -> None:
 def test_code_that_a_key_does_not_cover_is_told(checkout: Path, line: str) -> None:
     _write(checkout, "danceflow.models.sd3", "WIDTH = 1\n")
     _write(checkout, "danceflow.scenes.world", "from danceflow.models import sd3\n")
-    _write(checkout, "danceflow.data.prepare", f"{line}\ndef run(params, paths): ...\n")
+    _write(checkout, "danceflow.worlds.prepare", f"{line}\ndef run(params, paths): ...\n")
     assert find_problems(checkout) == [
         (
             "danceflow.stages: stage 'prepare': its imports reach src/danceflow/models, "
@@ -184,9 +184,9 @@ def test_a_single_module_of_a_folder_can_be_covered(checkout: Path) -> None:
     _write(checkout, "danceflow.ops.files", "WIDTH = 1\n")
     _write(checkout, "danceflow.ops.runtime", "WIDTH = 1\n")
     stub = "def run(params, paths): ...\n"
-    _write(checkout, "danceflow.data.prepare", f"from danceflow.ops import files\n{stub}")
+    _write(checkout, "danceflow.worlds.prepare", f"from danceflow.ops import files\n{stub}")
     assert find_problems(checkout) == []
-    _write(checkout, "danceflow.data.prepare", f"from danceflow.ops import runtime\n{stub}")
+    _write(checkout, "danceflow.worlds.prepare", f"from danceflow.ops import runtime\n{stub}")
     assert find_problems(checkout) == [
         (
             "danceflow.stages: stage 'prepare': its imports reach src/danceflow/ops/runtime.py, "
@@ -200,7 +200,7 @@ def test_imports_for_types_and_of_the_frame_do_not_count(checkout: Path) -> None
     _write(checkout, "danceflow.stages", "import danceflow.models.sd3\n")
     _write(
         checkout,
-        "danceflow.data.prepare",
+        "danceflow.worlds.prepare",
         "import os\nfrom typing import TYPE_CHECKING\nfrom danceflow import stages, config\n"
         "if TYPE_CHECKING:\n    from danceflow.models import sd3\n"
         "def run(params, paths): ...\n",
@@ -220,10 +220,10 @@ def test_imports_in_a_circle_end(checkout: Path) -> None:
 
 def test_a_parameter_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
     text = "def run(params, paths):\n    return params.data, params.tracking, params.distill.eta\n"
-    _write(checkout, "danceflow.data.prepare", text)
+    _write(checkout, "danceflow.worlds.prepare", text)
     assert find_problems(checkout) == [
         (
-            "danceflow.stages: stage 'prepare': danceflow.data.prepare reads params.distill, "
+            "danceflow.stages: stage 'prepare': danceflow.worlds.prepare reads params.distill, "
             "which is not in its params"
         )
     ]

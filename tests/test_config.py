@@ -62,7 +62,7 @@ def test_names_are_those_of_the_tables_they_repeat() -> None:
         ("distill.query=lo", "distill.query: unknown query 'lo': did you mean 'low'?"),
         ("distill.objective=msq", "distill.objective: unknown objective 'msq': did you mean 'mse'"),
         ("family.name=sd4", "family.name: unknown family 'sd4': did you mean 'sd3'?"),
-        ("data.source=scens", "data.source: unknown data source 'scens': did you mean 'scenes'?"),
+        ("data.world=scens", "data.world: unknown world 'scens': did you mean 'scenes'?"),
         (
             "capabilities.t2i.teacher=bse",
             "capabilities.t2i.teacher: unknown teacher 'bse': did you mean 'base'?",
@@ -188,8 +188,9 @@ def test_adapters_stand_on_one_teacher_of_its_own_weights(data: dict[str, Any]) 
 def test_scenes_know_their_buckets(data: dict[str, Any]) -> None:
     changed = copy.deepcopy(data)
     changed["data"]["buckets"]["t3i"] = changed["data"]["buckets"]["t2i"]
-    assert "data.buckets.t3i: unknown bucket of the scenes 't3i': did you mean 't2i'" in _error(
-        changed
+    assert (
+        "data.buckets.t3i: unknown bucket of the world 'scenes' 't3i': did you mean 't2i'"
+        in _error(changed)
     )
 
 

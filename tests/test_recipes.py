@@ -205,7 +205,7 @@ def test_scene_recipes_fit_the_committed_teachers() -> None:
     expected = read_yaml(ROOT / "params.yaml")
     for path in RECIPES:
         data = read_yaml(path)
-        if data["data"]["source"] == "scenes":
+        if data["data"]["world"] == "scenes":
             assert data["family"] == expected["family"], path
             for name, teacher in expected["teachers"].items():
                 for key in ("init", "adapter_rank"):

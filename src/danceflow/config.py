@@ -26,9 +26,9 @@ from danceflow.schema import (
     QUERY_NAMES,
     REDUCTION_NAMES,
     ROUTING_NAMES,
-    SCENE_BUCKETS,
     SCRATCH,
     SOURCE_NAMES,
+    WORLDS,
     BucketParams,
     CacheParams,
     CapabilityParams,
@@ -58,8 +58,8 @@ __all__ = [
     "QUERY_NAMES",
     "REDUCTION_NAMES",
     "ROUTING_NAMES",
-    "SCENE_BUCKETS",
     "SOURCE_NAMES",
+    "WORLDS",
     "BucketParams",
     "CacheParams",
     "CapabilityParams",
@@ -371,24 +371,31 @@ def _rule_sizes(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("family.transformer.patch_size", text)
 
 
-def _rule_scenes(sections: Mapping[str, Any]) -> Iterator[Problem]:
-    if "data" in sections and sections["data"].source == "scenes":
-        for name in sections["data"].buckets:
-            if name not in SCENE_BUCKETS:
-                text = unknown_name("bucket of the scenes", name, SCENE_BUCKETS)
-                yield Problem(f"data.buckets.{name}", text)
+def _rule_world(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    if "data" not in sections:
+        return
+    data: DataParams = sections["data"]
+    buckets = WORLDS[data.world].buckets
+    for name in data.buckets:
+        if buckets is not None and name not in buckets:
+            text = unknown_name(f"bucket of the world {data.world!r}", name, buckets)
+            yield Problem(f"data.buckets.{name}", text)
 
 
 def _rule_input(sections: Mapping[str, Any]) -> Iterator[Problem]:
     data: DataParams | None = sections.get("data")
     if data is None:
         return
-    if data.input is None:
-        if data.source != "scenes":
-            yield Problem("data.input", f"is missing: where does the {data.source} lie?")
+    if WORLDS[data.world].is_drawn:
+        for name in ("source", "input"):
+            if getattr(data, name) is not None:
+                text = f"should be null: the rows of the world {data.world!r} are drawn, not read"
+                yield Problem(f"data.{name}", text)
         return
-    if data.source == "scenes":
-        yield Problem("data.input", "should be null: scenes are drawn, not read")
+    if data.source is None:
+        yield Problem("data.source", f"is missing: {', '.join(SOURCE_NAMES)}")
+    if data.input is None:
+        yield Problem("data.input", f"is missing: where does the {data.source or 'data'} lie?")
         return
     for bucket in data.input.tasks:
         if bucket not in data.buckets:
@@ -422,7 +429,7 @@ _RULES = (
     _rule_distill,
     _rule_gate,
     _rule_sizes,
-    _rule_scenes,
+    _rule_world,
     _rule_input,
     _rule_judge,
 )

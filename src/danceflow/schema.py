@@ -6,7 +6,7 @@ A default stands in ``params.yaml`` and nowhere else, so what a run used can be 
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
@@ -45,10 +45,37 @@ DYNAMICS_NAMES = ("ode", "sde")
 ROUTING_NAMES = ("hard", "soft")
 COUPLING_NAMES = ("independent", "antithetic", "stratified")
 FAMILY_NAMES = ("flux2", "qwen_image", "sd3", "zimage")
-SOURCE_NAMES = ("scenes", "table", "folder", "dataset")
+SOURCE_NAMES = ("table", "folder", "dataset")
 SCRATCH, BROUGHT = "scratch", "brought"
 """What a teacher's ``init`` can say beside another teacher's name."""
-SCENE_BUCKETS = ("t2i", "local_edit", "global_edit", "realism")
+
+
+class WorldEntry(NamedTuple):
+    """Where a world is, and what a params file may say with it.
+
+    Attributes:
+        place: ``module:class``.
+        buckets: the buckets it has; None: any.
+    """
+
+    place: str
+    buckets: tuple[str, ...] | None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its rows are drawn from seeds, so that there is nothing to read."""
+        return self.buckets is not None
+
+
+WORLDS: Mapping[str, WorldEntry] = {
+    "digits": WorldEntry("danceflow.worlds.digits:Digits", None),
+    "rows": WorldEntry("danceflow.worlds.rows:Rows", None),
+    "scenes": WorldEntry(
+        "danceflow.worlds.scenes:Scenes", ("t2i", "local_edit", "global_edit", "realism")
+    ),
+}
+"""A world is one file and one line here."""
+
 COLUMN_NAMES = (
     "uid",
     "task",
@@ -141,6 +168,7 @@ Coupling = Annotated[str, _one_of("coupling", COUPLING_NAMES)]
 NumQueries = Annotated[int | Literal["all"] | None, PlainValidator(_num_queries)]
 Family = Annotated[str, _one_of("family", FAMILY_NAMES)]
 Source = Annotated[str, _one_of("data source", SOURCE_NAMES)]
+WorldName = Annotated[str, _one_of("world", tuple(WORLDS))]
 Columns = Annotated[Mapping[str, str], PlainValidator(_columns)]
 Ratio = Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")]
 Optimizer = Literal["adamw", "muon"]
@@ -229,13 +257,15 @@ class InputParams(Section):
 class DataParams(Section):
     """Where samples come from and how they are split.
 
-    The sizes of the buckets are exact for scenes, and what is taken at most of other sources.
+    The sizes of the buckets are exact for a world that is drawn, and what is taken at most of rows
+    that are read.
     """
 
-    source: Source
+    world: WorldName
+    source: Source | None  # of a world whose rows are read
     seed: Count
     image_size: PositiveCount
-    input: InputParams | None  # of every source but scenes
+    input: InputParams | None  # of a world whose rows are read
     buckets: Annotated[Mapping[Key, BucketParams], AfterValidator(_not_empty)]
 
 

@@ -99,7 +99,7 @@ def _code(*names: str) -> tuple[str, ...]:
 _TABLE = (
     Stage(
         name="prepare",
-        function="danceflow.data.prepare:run",
+        function="danceflow.worlds.prepare:run",
         params=("data",),
         deps=("data/raw", *_code("data", "fields", "scenes", "ops/files.py")),
         outs=(Out("data/buckets"), Out("reports/data.json", cached=False)),

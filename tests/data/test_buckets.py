@@ -11,14 +11,13 @@ from danceflow.data.buckets import (
     encode_png,
     images_of,
     read_bucket,
-    row_sample,
     rows_of,
-    sample_spec,
     write_bucket,
 )
 from danceflow.errors import DataError
 from danceflow.scenes.prompts import CATEGORIES, draw_sample
 from danceflow.scenes.render import render_codes
+from danceflow.worlds.scenes import scene_sample, scene_spec
 
 SIZE = 32
 
@@ -39,7 +38,7 @@ def rows(bucket: str, count: int, variant: str = "standard") -> list[dict]:
                 "prompt": sample.prompt,
                 "source": None if sample.source is None else source,
                 "target": target,
-                "spec": sample_spec(sample),
+                "spec": scene_spec(sample),
             }
         )
     return made
@@ -53,7 +52,7 @@ def test_a_bucket_comes_back(tmp_path: Path, bucket: str) -> None:
     assert dataset.column_names == list(COLUMNS)
     assert dataset["uid"] == [row["uid"] for row in written]
     for index, row in enumerate(written):
-        sample = row_sample(dataset[index])
+        sample = scene_sample(dataset[index])
         expected = draw_sample(random.Random(index), row["category"], "test")
         assert sample == expected
         columns = {"target": expected.target, "source": expected.source}
@@ -129,16 +128,17 @@ def test_a_missing_a_damaged_and_a_strange_split_are_told(tmp_path: Path) -> Non
 
 def test_a_row_without_exact_scenes_cannot_be_scored(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="photo-7: this row has no exact scenes"):
-        row_sample({"uid": "photo-7", "spec": ""})
+        scene_sample({"uid": "photo-7", "spec": ""})
 
 
 def test_the_first_rows_of_every_category_and_variant_are_found(tmp_path: Path) -> None:
     write_bucket(tmp_path / "test", rows("global_edit", 6) + rows("global_edit", 3, "reworded"))
     dataset = read_bucket(tmp_path, "test")
-    assert rows_of(dataset, 2, ["standard"]) == [0, 1, 2, 3]
-    assert rows_of(dataset, 1, ["standard", "reworded"]) == [0, 1, 6, 7]
-    assert rows_of(dataset, 1, ["reworded"]) == [6, 7]
+    assert rows_of(dataset, 2, "standard", at_least=2) == [0, 1, 2, 3]
+    assert rows_of(dataset, 1, "reworded", at_least=1) == [6, 7]
+    assert rows_of(dataset, 9, "reworded", at_least=0) == [6, 7, 8]
+    assert rows_of(dataset, 1, "held_out_pair", at_least=0) == []
     with pytest.raises(DataError, match="4 rows per category were asked for"):
-        rows_of(dataset, 4, ["standard"])
+        rows_of(dataset, 4, "standard", at_least=4)
     with pytest.raises(DataError, match="but the bucket has fewer"):
-        rows_of(dataset, 1, ["held_out_pair"])
+        rows_of(dataset, 1, "held_out_pair", at_least=1)

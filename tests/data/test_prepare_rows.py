@@ -10,11 +10,12 @@ import pytest
 from user_rows import encoded, only, pets, picture, row_data, write_csv, write_jsonl
 
 from danceflow.config import parse_params
-from danceflow.data import ingest, prepare
+from danceflow.data import ingest
 from danceflow.data.buckets import images_of, read_bucket
 from danceflow.data.prepare_rows import QUARANTINE
 from danceflow.errors import ConfigError, DataError
 from danceflow.paths import Paths
+from danceflow.worlds import prepare
 
 COUNT = 120
 SPLITS = ("train", "validation", "test")
@@ -298,7 +299,6 @@ def test_frames_of_several_aspects_do_not_mix_in_a_batch(tmp_path: Path) -> None
     ("source", "changes", "words"),
     [
         ("table", None, r"data\.input: is missing: where does the table lie\?"),
-        ("scenes", {}, r"data\.input: should be null: scenes are drawn"),
         ("table", {"columns": "omnedit"}, "did you mean 'omniedit'"),
         ("table", {"columns": {"prompt": "p"}}, "target: is missing"),
         ("table", {"columns": {"promt": "p", "target": "t"}}, "did you mean 'prompt'"),
@@ -315,6 +315,16 @@ def test_wrong_parameters_are_told(source: str, changes: dict | None, words: str
         data["data"]["input"] = None
     with pytest.raises(ConfigError, match=words):
         parse_params(data, "test")
+
+
+def test_a_world_that_is_drawn_reads_nothing() -> None:
+    data = row_data()
+    data["data"]["world"] = "scenes"
+    with pytest.raises(
+        ConfigError, match=r"(?s)data\.source: should be null.*data\.input: should"
+    ) as e:
+        parse_params(data, "test")
+    assert "the rows of the world 'scenes' are drawn, not read" in str(e.value)
 
 
 def test_memory_does_not_grow_with_the_rows(

@@ -13,7 +13,6 @@ from tiny_project import write_teachers
 from user_rows import encoded, picture
 
 from danceflow.data import cache
-from danceflow.data.bucket_stream import BucketStream
 from danceflow.data.buckets import BucketWriter, images_of, read_bucket
 from danceflow.data.condition_cache import ConditionCache
 from danceflow.data.sizes import by_size, draw_group, read_size, shown, sizes_of
@@ -21,6 +20,8 @@ from danceflow.errors import DataError, UsageError, WeightsError
 from danceflow.fields import normal, sample, seed_for
 from danceflow.models.package import Teachers
 from danceflow.paths import Paths
+from danceflow.train.stream import PoolStream
+from danceflow.worlds.rows import RowPool
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_a_batch_for_teachers_has_one_size_and_no_row_is_favoured(made) -> None:
     _, paths = made
     dataset, groups = rows_by_size(paths, "local_edit")
     family = Teachers(paths.teachers, "sd3", [], "cpu").family
-    stream = BucketStream(family, dataset, 100, 0)
+    stream = PoolStream(family, RowPool(dataset, "local_edit", {}), 0)
     targets = {size: images_of(dataset, rows, "target") for size, rows in groups.items()}
     sources = {size: images_of(dataset, rows, "source") for size, rows in groups.items()}
     found: Counter[int] = Counter()
@@ -123,7 +124,7 @@ def test_a_size_that_the_model_cannot_make_is_told_at_once(tmp_path: Path) -> No
     dataset, _ = rows_by_size(paths)
     family = Teachers(paths.teachers, "sd3", [], "cpu").family
     with pytest.raises(WeightsError, match="up to 32 pixels, not 12 x 40"):
-        BucketStream(family, dataset, 100, 0)
+        PoolStream(family, RowPool(dataset, "t2i", {}), 0)
     with pytest.raises(WeightsError, match="up to 32 pixels, not 12 x 40"):
         cache.run(params, paths, "t2i")
 

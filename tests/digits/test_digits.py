@@ -124,7 +124,7 @@ def test_the_files_hold_what_was_asked(tmp_path: Path) -> None:
         with Image.open(tmp_path / "digits" / row["target"]) as image:
             assert np.array_equal(np.asarray(image), item.target)
         if item.task == "make":
-            assert json.loads(row["spec"]) == {"kind": "digit", "digit": item.digit.label}
+            assert json.loads(row["spec"]) == {"digit": item.digit.label}
             assert row["source"] == ""
         else:
             with Image.open(tmp_path / "digits" / row["source"]) as image:

@@ -109,6 +109,6 @@ def test_every_capability_is_scored_and_judged_by_the_gate(run: Paths) -> None:
 
 def test_the_recipe_is_whole() -> None:
     params = load_params(ROOT / "recipes" / "digits.yaml")
-    assert params.data.source == "table"
+    assert (params.data.world, params.data.source) == ("digits", "table")
     assert Path(params.data.input.path) == Path("data/raw/digits/digits.csv")
     assert tuple(params.capabilities) == CAPABILITIES

@@ -9,7 +9,6 @@ from tiny_project import small_data, write_project
 from torch import nn
 from training_record import CAPABILITIES, write_metrics
 
-from danceflow.data import prepare
 from danceflow.data.buckets import read_bucket
 from danceflow.evaluate import evaluate, report
 from danceflow.evaluate.evaluator import Task, build_task
@@ -19,6 +18,8 @@ from danceflow.models.family import ModelFamily, open_family
 from danceflow.models.package import FROZEN_FOLDER, save_package
 from danceflow.paths import Paths
 from danceflow.schema import Params
+from danceflow.worlds import prepare
+from danceflow.worlds.world import open_world
 
 Project = tuple[Params, Paths]
 
@@ -58,9 +59,10 @@ def family(prepared: Project) -> ModelFamily:
 def tasks(prepared: Project, family: ModelFamily) -> dict[str, Task]:
     """Two rows of every category and one of every variant, by capability."""
     _, paths = prepared
+    world = open_world("scenes")
     counts = {"standard": 2, "reworded": 1, "held_out_pair": 1}
     return {
-        name: build_task(name, read_bucket(paths.bucket(name), "test"), family, counts)
+        name: build_task(name, read_bucket(paths.bucket(name), "test"), world, family, counts)
         for name in CAPABILITIES
     }
 

@@ -9,14 +9,16 @@ from tiny_models import awake
 from danceflow.data.buckets import read_bucket
 from danceflow.errors import DataError
 from danceflow.evaluate.evaluator import (
-    asks_for_held_out_pair,
     build_task,
     by_rows,
     category_means,
     mean_of_categories,
 )
 from danceflow.fields import normal, seed_for
+from danceflow.worlds.scenes import asks_for_held_out_pair
+from danceflow.worlds.world import open_world
 
+SCENES = open_world("scenes")
 CAPABILITIES = ("t2i", "local_edit", "global_edit")
 
 
@@ -51,9 +53,11 @@ def test_noise_is_a_function_of_seed_and_place(prepared, tasks) -> None:
 
 
 def test_more_seeds_ask_the_same_again_with_other_noise(prepared, family, tasks) -> None:
-    once = build_task("local_edit", dataset(prepared, "local_edit"), family, {"standard": 2}, (5,))
+    once = build_task(
+        "local_edit", dataset(prepared, "local_edit"), SCENES, family, {"standard": 2}, (5,)
+    )
     twice = build_task(
-        "local_edit", dataset(prepared, "local_edit"), family, {"standard": 2}, (5, 6)
+        "local_edit", dataset(prepared, "local_edit"), SCENES, family, {"standard": 2}, (5, 6)
     )
     n = once.num_rows
     assert [row.uid for row in twice.rows] == [row.uid for row in once.rows] * 2
@@ -68,7 +72,9 @@ def test_more_seeds_ask_the_same_again_with_other_noise(prepared, family, tasks)
 
 
 def test_purposes_have_their_own_noise(prepared, family, tasks) -> None:
-    other = build_task("t2i", dataset(prepared, "t2i"), family, {"standard": 2}, purpose="other")
+    other = build_task(
+        "t2i", dataset(prepared, "t2i"), SCENES, family, {"standard": 2}, purpose="other"
+    )
     assert not torch.equal(other.noise, tasks["t2i"].noise[: other.num_rows])
 
 
@@ -110,8 +116,10 @@ def test_held_out_rows_ask_for_a_held_out_pair(tasks) -> None:
     for task in tasks.values():
         held_out = [task.samples[i] for i in task.where("held_out_pair")]
         assert held_out
-        assert all(asks_for_held_out_pair(item) for item in held_out)
-        assert not any(asks_for_held_out_pair(task.samples[i]) for i in task.where("standard"))
+        assert all(asks_for_held_out_pair(item.facts) for item in held_out)
+        assert not any(
+            asks_for_held_out_pair(task.samples[i].facts) for i in task.where("standard")
+        )
     # "a photo of a ring" cannot ask for a yellow one.
     categories = {tasks["t2i"].samples[i].category for i in tasks["t2i"].where("held_out_pair")}
     assert categories <= {"colors", "color_attribution"}
@@ -123,7 +131,7 @@ def test_unknown_words_are_told_and_set_apart(prepared, family, caplog, monkeypa
 
     monkeypatch.setattr(family, "unknown_words", unknown_words)
     with caplog.at_level(logging.WARNING):
-        task = build_task("t2i", dataset(prepared, "t2i"), family, {"standard": 2})
+        task = build_task("t2i", dataset(prepared, "t2i"), SCENES, family, {"standard": 2})
     apart = [task.rows[i] for i in task.where("unknown_words")]
     assert apart
     assert all(("photo" in row.prompt) == (row in apart) for row in task.rows)
@@ -134,12 +142,12 @@ def test_unknown_words_are_told_and_set_apart(prepared, family, caplog, monkeypa
 
 def test_too_few_rows_are_told(prepared, family) -> None:
     with pytest.raises(DataError, match="3 rows per category were asked for"):
-        build_task("t2i", dataset(prepared, "t2i"), family, {"standard": 3})
+        build_task("t2i", dataset(prepared, "t2i"), SCENES, family, {"standard": 3})
 
 
 def test_variants_that_the_data_lacks_are_left_out(prepared, family) -> None:
     rows = read_bucket(prepared[1].bucket("t2i"), "validation")
-    task = build_task("t2i", rows, family, {"standard": 1, "reworded": 1})
+    task = build_task("t2i", rows, SCENES, family, {"standard": 1, "reworded": 1})
     assert {row.variant for row in task.rows} == {"standard"}
 
 

@@ -10,10 +10,10 @@ from danceflow.evaluate.images import (
     Conv64,
     distribution,
     preservation,
-    preserved_pixels,
 )
 from danceflow.fields import normal
 from danceflow.scenes.score import edited_cell
+from danceflow.worlds.scenes import preserved_pixels
 
 
 def metrics(evaluator, task, images) -> dict[str, float]:
@@ -48,7 +48,7 @@ def test_the_edited_cell_does_not_count(tasks) -> None:
     task = tasks["local_edit"]
     images = task.target.clone()
     for image, item in zip(images, task.samples, strict=True):
-        row, column = divmod(edited_cell(item.source, item.target), 4)
+        row, column = divmod(edited_cell(item.facts.source, item.facts.target), 4)
         image[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 0.5
     assert metrics(preservation, task, images) == metrics(preservation, task, task.target)
 
@@ -57,20 +57,9 @@ def test_the_new_background_does_not_count(tasks) -> None:
     task = tasks["global_edit"]
     rows = [i for i, row in enumerate(task.rows) if row.category == "background_change"]
     part = task.select(rows)
-    kept = torch.stack([preserved_pixels(item, 32) for item in part.samples])
+    kept = torch.stack([preserved_pixels(item.facts, 32) for item in part.samples])
     images = torch.where(kept[:, None], part.target, 0.5)
     assert metrics(preservation, part, images)["psnr"] == MAX_PSNR
-
-
-def test_preserved_pixels(tasks) -> None:
-    for item in tasks["local_edit"].samples:
-        assert int(preserved_pixels(item, 32).sum()) == 15 * 64
-    for item in tasks["global_edit"].samples:
-        whole = item.request.operation == "style"
-        expected = 16 if whole else len(item.source.objects)
-        assert int(preserved_pixels(item, 64).sum()) == expected * 256
-    with pytest.raises(ValueError, match="is no edit"):
-        preserved_pixels(tasks["t2i"].samples[0], 32)
 
 
 @pytest.mark.parametrize("name", ["t2i", "local_edit", "global_edit"])

@@ -15,22 +15,22 @@ from tiny_stock import qwen_image_pipeline, stock_family
 
 from danceflow.data.buckets import images_of, read_bucket
 from danceflow.errors import WeightsError
-from danceflow.evaluate import evaluate
+from danceflow.evaluate import evaluate, marks
 from danceflow.evaluate.evaluator import Evaluator, Measurement, Task, build_task, row_by_row
 from danceflow.evaluate.field_gap import field_gap
 from danceflow.evaluate.gallery import Answers, draw_gallery
 from danceflow.evaluate.grids import image_grid, tile_sheet
 from danceflow.evaluate.images import Conv64, distribution, preservation
 from danceflow.evaluate.judge import Judge
-from danceflow.evaluate.main_score import main_evaluator
-from danceflow.evaluate.plain import target_edit, target_likeness
 from danceflow.evaluate.quick import QuickBatch, quick_batch
 from danceflow.evaluate.tiles import read_tiles
 from danceflow.fields import Condition, normal, sample
 from danceflow.models.family import open_family
 from danceflow.models.package import FROZEN_FOLDER, save_package
 from danceflow.paths import Paths
+from danceflow.worlds.world import open_world
 
+ROWS = open_world("rows")
 SEEDS = (0, 1)
 SHIFTING = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 40}
 LONG = (12, 40)
@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     family = open_family("sd3", paths.teachers / FROZEN_FOLDER)
     tasks = {
         name: build_task(
-            name, read_bucket(paths.bucket(name), "test"), family, {"standard": 6}, SEEDS
+            name, read_bucket(paths.bucket(name), "test"), ROWS, family, {"standard": 6}, SEEDS
         )
         for name in CAPABILITIES
     }
@@ -109,7 +109,7 @@ def test_answers_follow_the_grid_of_their_size(tmp_path: Path) -> None:
     prepared(tmp_path / "project", data)
     family = stock_family("qwen_image", qwen_image_pipeline(edit=True, **SHIFTING), tmp_path / "m")
     dataset = read_bucket(Paths(tmp_path / "project").bucket("local_edit"), "test")
-    task = build_task("local_edit", dataset, family, {"standard": 6})
+    task = build_task("local_edit", dataset, ROWS, family, {"standard": 6})
     assert [part.family.image_size for part in task.parts] == [LONG, SQUARE]
     field = family.field(awake(family, 3))
     images = task.images(field, 3, 4)
@@ -126,8 +126,8 @@ def test_answers_follow_the_grid_of_their_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "evaluator", "metrics"),
     [
-        ("t2i", target_likeness, ["score"]),
-        ("local_edit", target_edit, ["score", "sc", "pq"]),
+        ("t2i", marks.score, ["score"]),
+        ("local_edit", marks.score, ["score", "sc", "pq"]),
         ("local_edit", preservation, ["psnr", "ssim"]),
     ],
 )
@@ -138,8 +138,6 @@ def test_scores_of_mixed_rows_are_those_of_each_row(
     images = answers_near_the_target(task)
     found = list(evaluator(task, images))
     assert [item.name for item in found] == metrics
-    if "score" in metrics:
-        assert main_evaluator(task)[0] is evaluator
     for item in found:
         alone = [
             next(m for m in evaluator(task.select([n]), [images[n]]) if m.name == item.name).value
@@ -152,7 +150,7 @@ def test_scores_of_mixed_rows_are_those_of_each_row(
 
 def test_a_score_of_the_quick_batch_is_the_mean_of_its_rows(made) -> None:
     dataset = read_bucket(made.paths.bucket("local_edit"), "validation")
-    batch = quick_batch(dataset, made.family, 6, 0)
+    batch = quick_batch(dataset, ROWS, made.family, 6, 0)
     images = batch.sample(made.field, 2, 4)
     alone = [
         QuickBatch(batch.task.select([n])).score([images[n]])["overall"] for n in range(len(images))

@@ -23,6 +23,7 @@ from danceflow.fields import normal
 from danceflow.models.package import load_package
 from danceflow.paths import Paths
 from danceflow.schema import WeightsParams
+from danceflow.worlds.world import open_world
 
 NONE = {"clip": None, "lpips": None, "inception": None}
 
@@ -161,7 +162,9 @@ def test_the_stage_measures_with_given_weights_and_the_report_shows_it(
 
     student = load_package(paths.student)
     dataset = read_bucket(paths.bucket(name), "test")
-    task = build_task(name, dataset, student.family, {STANDARD: params.evaluate.num_samples})
+    task = build_task(
+        name, dataset, open_world("scenes"), student.family, {STANDARD: params.evaluate.num_samples}
+    )
     field = student.family.guided(student.field, 1.0)
     images = task.images(field, params.evaluate.num_steps, batch_size=32)
     expected = {}

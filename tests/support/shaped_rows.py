@@ -8,9 +8,9 @@ from tiny_project import SIZES
 from user_rows import INPUT, picture, row_data, write_csv
 
 from danceflow.config import override, parse_params
-from danceflow.data import prepare
 from danceflow.paths import Paths
 from danceflow.schema import Params
+from danceflow.worlds import prepare
 
 SQUARE, WIDE = (24, 24), (20, 28)
 """Height and width of what a row of ratio 1:1 or 3:2 becomes."""

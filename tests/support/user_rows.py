@@ -88,7 +88,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def row_data(source: str = "table", **changes: Any) -> dict[str, Any]:
     """The content of a params file that reads rows; ``changes`` are of ``data.input``."""
     data = small_data(("t2i", "local_edit"))
-    data["data"]["source"] = source
+    data["data"] |= {"world": "rows", "source": source}
     data["data"]["input"] = copy.deepcopy({**INPUT, **changes})
     return data
 

@@ -16,7 +16,7 @@ from tiny_project import as_a_stage_runs, cached_project, small_data, small_para
 from torch._dynamo.testing import CompileCounter
 
 from danceflow.config import override
-from danceflow.data import cache, prepare
+from danceflow.data import cache
 from danceflow.data.condition_cache import CachedRows, ConditionCache
 from danceflow.errors import ConfigError, DataError, TrainingError, WeightsError
 from danceflow.fields import CountingField
@@ -31,6 +31,7 @@ from danceflow.train import distill
 from danceflow.train.distill import Trainer, method_of
 from danceflow.train.start import start_backbone
 from danceflow.train.state import load_checkpoint
+from danceflow.worlds import prepare
 
 CAPABILITIES = ("t2i", "local_edit")
 CLOCKS = ("seconds", "images_per_second")

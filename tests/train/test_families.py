@@ -15,7 +15,7 @@ from tiny_project import small_data
 from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family, zimage_pipeline
 
 from danceflow.config import dump_yaml, parse_params
-from danceflow.data import cache, prepare
+from danceflow.data import cache
 from danceflow.data.condition_cache import ConditionCache, load_tensors
 from danceflow.evaluate import evaluate
 from danceflow.evaluate.records import read_evaluation
@@ -33,6 +33,7 @@ from danceflow.paths import Paths
 from danceflow.registry.student import Student
 from danceflow.schema import Params
 from danceflow.train import distill
+from danceflow.worlds import prepare
 
 BOTH = ("t2i", "local_edit")
 

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from tiny_project import small_data, write_project
 
-from danceflow.data import prepare
 from danceflow.errors import DataError
 from danceflow.models.package import Teachers
 from danceflow.ops.tracking import TrackingSettings, open_store, start_run
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.train.observe import Observer
+from danceflow.worlds import prepare
 
 CAPABILITIES = ("t2i", "local_edit")
 

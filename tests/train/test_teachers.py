@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from PIL import Image
 from tiny_project import small_data
 
 from danceflow.config import parse_params
-from danceflow.data import prepare
 from danceflow.errors import ConfigError, WeightsError
 from danceflow.models.package import Teachers, read_manifest
 from danceflow.ops import runtime
 from danceflow.paths import Paths
 from danceflow.schema import Params
 from danceflow.train import teachers as module
-from danceflow.train.text_encoder import pretrain_text_encoder
+from danceflow.worlds import prepare, scenes
 
 CAPABILITIES = ("t2i", "local_edit")
 OWN = {"1", "1.5", "2", "3"}  # guidance scales at which a teacher's own capability is scored
@@ -41,8 +39,8 @@ def _as_a_stage_runs() -> Iterator[None]:
     threads = torch.get_num_threads()
     runtime.prepare_torch(tiny().run)
     with pytest.MonkeyPatch.context() as patch:
-        quick = partial(pretrain_text_encoder, num_samples=200, num_validation=40)
-        patch.setattr(module, "pretrain_text_encoder", quick)
+        patch.setattr(scenes, "_NUM_READ", 200)
+        patch.setattr(scenes, "_NUM_CHECKED", 40)
         yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)

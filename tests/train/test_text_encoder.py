@@ -1,23 +1,24 @@
-"""The text encoder learns to read from training prompts alone."""
+"""The text encoder learns to read what its world asks about, from prompts alone."""
 
 import copy
-from random import Random
 
 import pytest
 import torch
 
 from danceflow.models.text import small_clip, word_tokenizer
-from danceflow.scenes.prompts import CATEGORIES, Request, draw_sample, vocabulary
-from danceflow.train import text_encoder as module
-from danceflow.train.text_encoder import (
-    _LABELS,
-    pretrain_on_prompts,
-    pretrain_text_encoder,
-    request_labels,
-    words_in,
-)
+from danceflow.scenes.prompts import vocabulary
+from danceflow.train.text_encoder import pretrain_text_encoder
+from danceflow.worlds import scenes
+from danceflow.worlds.rows import Rows
+from danceflow.worlds.scenes import Scenes
+from danceflow.worlds.world import Lesson, Reading
 
-ALL_CATEGORIES = [name for group in CATEGORIES.values() for name in group]
+
+def scene_reading(num_read: int = 60) -> Reading:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "_NUM_READ", num_read)
+        patch.setattr(scenes, "_NUM_CHECKED", 60)
+        return Scenes().reading((), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +33,10 @@ def encoder(tokenizer):
         return small_clip(len(tokenizer), width=16, num_layers=1, num_heads=2, max_length=16)
 
 
-def train(tokenizer, encoder, **changes) -> float:
+def train(tokenizer, encoder, reading=None, **changes) -> float:
     options = {"num_updates": 4, "batch_size": 8, "learning_rate": 1e-3, "seed": 0}
-    options |= {"num_samples": 60, "num_validation": 60}
-    return pretrain_text_encoder(tokenizer, encoder, **{**options, **changes})
-
-
-def test_labels_name_every_field_of_a_request() -> None:
-    request = Request("add", ("red", "ring"), ("blue", "cross"), relation="above")
-    values = [names[i] for names, i in zip(_LABELS.values(), request_labels(request), strict=True)]
-    assert values == ["add", "red", "ring", "blue", "cross", 1, "above", None, None, None]
-
-
-def test_every_request_has_labels_and_they_tell_requests_apart() -> None:
-    by_labels = {}
-    for index in range(400):
-        category = ALL_CATEGORIES[index % len(ALL_CATEGORIES)]
-        request = draw_sample(Random(index), category, "train").request
-        assert by_labels.setdefault(tuple(request_labels(request)), request) == request
-    assert len(by_labels) > 200
+    reading = scene_reading() if reading is None else reading
+    return pretrain_text_encoder(tokenizer, encoder, reading, **{**options, **changes})
 
 
 def test_training_is_a_function_of_the_seed_and_freezes_the_encoder(tokenizer, encoder) -> None:
@@ -70,46 +56,30 @@ def test_training_is_a_function_of_the_seed_and_freezes_the_encoder(tokenizer, e
     assert not any(p.requires_grad for p in encoder.parameters())
 
 
-def test_it_trains_on_training_prompts_and_is_measured_on_others(
-    tokenizer, encoder, monkeypatch
-) -> None:
-    drawn = []
-
-    def watched(rng, category, split, variant="standard"):
-        drawn.append((split, variant))
-        return draw_sample(rng, category, split, variant)
-
-    monkeypatch.setattr(module, "draw_sample", watched)
-    train(tokenizer, encoder)
-    assert drawn[:60] == [("train", "standard")] * 60
-    assert set(drawn[60:]) == {("validation", "standard")}
-
-
-def test_it_learns_to_read(tokenizer, encoder, monkeypatch) -> None:
+def test_it_learns_to_read(tokenizer, encoder) -> None:
     # One field is enough to see it learn in a moment: which operation is asked for.
-    monkeypatch.setattr(module, "_LABELS", {"operation": _LABELS["operation"]})
-    monkeypatch.setattr(
-        module, "request_labels", lambda r: [_LABELS["operation"].index(r.operation)]
-    )
-    untrained = train(tokenizer, copy.deepcopy(encoder), num_updates=1)
-    trained = train(
-        tokenizer, encoder, num_updates=80, batch_size=32, learning_rate=1e-2, num_samples=300
-    )
-    assert trained > 0.8 > untrained
+    whole = scene_reading(300)
+    first = [
+        Lesson(lesson.prompts, lesson.labels[:, :1]) for lesson in (whole.train, whole.validation)
+    ]
+    reading = Reading(whole.num_classes[:1], *first)
+    untrained = train(tokenizer, copy.deepcopy(encoder), reading, num_updates=1)
+    options = {"num_updates": 80, "batch_size": 32, "learning_rate": 1e-2}
+    assert train(tokenizer, encoder, reading, **options) > 0.8 > untrained
 
 
 def test_it_learns_to_read_the_words_of_any_prompts() -> None:
     prompts = ["a three", "a seven", "The digit three", "rotate the image", "turn the digit"]
-    words = words_in(prompts)
+    words = Rows().words(prompts)
     assert words == ("a", "digit", "image", "rotate", "seven", "the", "three", "turn")
-    tokenizer = word_tokenizer(words, 6)
+    tokenizer, reading = word_tokenizer(words, 6), Rows().reading(prompts, 0)
     read = []
     for num_updates in (1, 150):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             encoder = small_clip(len(tokenizer), width=16, num_layers=1, num_heads=2, max_length=6)
         options = {"num_updates": num_updates, "batch_size": 8, "learning_rate": 0.01, "seed": 0}
-        read.append(pretrain_on_prompts(tokenizer, encoder, prompts, **options))
+        read.append(pretrain_text_encoder(tokenizer, encoder, reading, **options))
         assert not any(param.requires_grad for param in encoder.parameters())
     assert read[0] < 1
     assert read[1] == 1

@@ -3,8 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from danceflow.errors import DataError
-from danceflow.scenes.prompts import Request, Sample
-from danceflow.scenes.world import Scene
 
 COLUMNS = ("uid", "category", "variant", "prompt", "source", "target", "spec")
 _DATA_FILE = "data-00000-of-00001.arrow"
@@ -27,8 +24,8 @@ def features() -> Any:
     """Returns the ``datasets`` features of every bucket.
 
     ``uid``, ``category``, ``variant``, ``prompt``: text. ``source`` (``None`` for text-to-image)
-    and ``target``: PNG images. ``spec``: JSON of the exact request and scenes, empty where a
-    source has none.
+    and ``target``: PNG images. ``spec``: JSON of what the world knows
+    about the answer, empty where it knows nothing.
     """
     from datasets import Features, Image, Value
 
@@ -164,81 +161,28 @@ def encode_png(image_3HW: Tensor) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-@dataclass(frozen=True)
-class PlainSample:
-    """A row of what a user brought: no exact scene, perhaps some facts about the answer.
+def rows_of(dataset: Any, num_per_category: int, variant: str, *, at_least: int) -> list[int]:
+    """Return the first ``num_per_category`` rows of each category of a variant.
 
-    Attributes:
-        category: what kind of task it is.
-        variant: ``standard`` unless its source says otherwise.
-        prompt: what is asked.
-        is_edit: whether it has a picture to edit.
-        facts: what its ``spec`` column says.
-    """
-
-    category: str
-    variant: str
-    prompt: str
-    is_edit: bool
-    facts: Mapping[str, Any]
-
-
-def read_sample(row: dict[str, Any]) -> Sample | PlainSample:
-    """Returns what a row asks for: an exact scene where it has one."""
-    facts = json.loads(row["spec"]) if row["spec"] else {}
-    if "request" in facts:
-        return row_sample(row)
-    return PlainSample(
-        row["category"], row["variant"], row["prompt"], row["source"] is not None, facts
-    )
-
-
-def sample_spec(sample: Sample) -> str:
-    """Returns the exact request and scenes of ``sample`` as JSON."""
-    source = None if sample.source is None else sample.source.codes()
-    content = {
-        "request": asdict(sample.request),
-        "source": source,
-        "target": sample.target.codes(),
-        "rendering": sample.rendering,
-    }
-    return json.dumps(content, separators=(",", ":"))
-
-
-def row_sample(row: dict[str, Any]) -> Sample:
-    """Returns the scene sample of a row; raises ``DataError`` if the row has no exact scenes."""
-    if not row["spec"]:
-        raise DataError(f"{row['uid']}: this row has no exact scenes to score against")
-    spec = json.loads(row["spec"])
-    request = spec["request"] | {
-        "first": tuple(spec["request"]["first"]),
-        "second": tuple(spec["request"]["second"]),
-    }
-    return Sample(
-        category=row["category"],
-        variant=row["variant"],
-        prompt=row["prompt"],
-        request=Request(**request),
-        source=None if spec["source"] is None else Scene.from_codes(spec["source"]),
-        target=Scene.from_codes(spec["target"]),
-        rendering=spec["rendering"],
-    )
-
-
-def rows_of(dataset: Any, num_per_category: int, variants: Sequence[str]) -> list[int]:
-    """Returns the first ``num_per_category`` rows of each category of each of ``variants``.
+    Args:
+        dataset: what ``read_bucket`` gives.
+        num_per_category: rows of each category, at most.
+        variant: whose rows are counted.
+        at_least: how many each category must have.
 
     Raises:
-        DataError: if a category has fewer rows.
+        DataError: a category has fewer rows.
     """
-    counts: dict[tuple[str, str], int] = {}
+    counts: dict[str, int] = {}
     rows = []
-    for row, key in enumerate(zip(dataset["variant"], dataset["category"], strict=True)):
-        if key[0] in variants and counts.setdefault(key, 0) < num_per_category:
-            counts[key] += 1
+    for row, (found, category) in enumerate(
+        zip(dataset["variant"], dataset["category"], strict=True)
+    ):
+        if found == variant and counts.setdefault(category, 0) < num_per_category:
+            counts[category] += 1
             rows.append(row)
-    short = [key for key, count in counts.items() if count < num_per_category]
-    if short or not rows:
+    short = [category for category, count in counts.items() if count < at_least]
+    if short or not (rows or at_least == 0):
         raise DataError(
             f"{num_per_category} rows per category were asked for, but {short or 'the bucket'} has "
             "fewer; raise data.buckets.<bucket>.num_test or lower evaluate.num_samples"

@@ -66,8 +66,8 @@ def ingest(data: "DataParams", root: Path, work: Path) -> list[Path]:
     Raises:
         DataError: the source cannot be read, or more rows are bad than ``max_bad`` allows.
     """
-    if data.input is None:
-        raise ValueError("only sources with an input are read row by row")
+    if data.source is None or data.input is None:
+        raise ValueError("only a source with an input is read row by row")
     num_shards = data.input.num_shards
     if num_shards == 1:
         _ingest_shard(data, root, work, 0)
@@ -87,8 +87,8 @@ def ingest(data: "DataParams", root: Path, work: Path) -> list[Path]:
 
 def _ingest_shard(data: "DataParams", root: Path, work: Path, shard: int) -> None:
     """Writes the parts of one shard that are not there yet."""
-    if data.input is None:
-        raise ValueError("only sources with an input are read row by row")
+    if data.source is None or data.input is None:
+        raise ValueError("only a source with an input is read row by row")
     config = data.input
     source = open_source(data.source, config, root)
     reader = RowReader(data, source.folder)

@@ -16,11 +16,11 @@ from danceflow.data.checks import BadRow
 from danceflow.data.ingest import PART_FORMAT, ingest, read_facts, read_part, require_few_bad
 from danceflow.data.select import LIGHT_COLUMNS, Selection, select_rows
 from danceflow.data.sources import open_source
-from danceflow.ops.files import atomic_directory, atomic_file, fingerprint, write_json
+from danceflow.ops.files import atomic_directory, atomic_file, fingerprint
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
-    from danceflow.schema import Params
+    from danceflow.schema import DataParams
 
 _LOG = logging.getLogger(__name__)
 QUARANTINE = "quarantine.csv"
@@ -30,16 +30,15 @@ SPLITS = ("train", "validation", "test")
 _NUM_SKIP_REASONS = 50
 
 
-def run(params: "Params", paths: "Paths") -> None:
-    """Writes ``data/buckets`` and ``reports/data.json`` from a user's rows.
+def write(data: "DataParams", paths: "Paths") -> dict[str, Any]:
+    """Write ``data/buckets`` from a user's rows and return what the data report tells of it.
 
     Raises:
         DataError: the source cannot be read, too many of its rows are bad, or none is left for a
             split.
     """
-    data = params.data
-    if data.input is None:
-        raise ValueError("the scenes are prepared elsewhere")
+    if data.source is None or data.input is None:
+        raise ValueError("there is nothing to read")
     source = open_source(data.source, data.input, paths.root)
     content = {"data": data.model_dump(mode="json"), "source": source.fingerprint()}
     key = fingerprint({"format": PART_FORMAT, **content})
@@ -72,18 +71,16 @@ def run(params: "Params", paths: "Paths") -> None:
         "skipped": sum(skipped.values()),
     }
     report = {
-        "source": data.source,
-        "seed": data.seed,
         "buckets": buckets,
         "rows": rows,
         "bad_fields": dict(Counter(row.field for row in bad).most_common()),
         "skipped": dict(skipped.most_common(_NUM_SKIP_REASONS)),
     }
-    write_json(paths.data_report, report)
     shutil.rmtree(work)
     _LOG.info("wrote %s: %s", paths.buckets, ", ".join(f"{n} {name}" for name, n in rows.items()))
     if bad:
         _LOG.warning("%d bad rows, with their reasons: %s", len(bad), paths.buckets / QUARANTINE)
+    return report
 
 
 def _light(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -57,7 +57,7 @@ def _row(item: Question, folder: Path, scans: dict[int, str]) -> tuple[str, ...]
 
 
 def _spec(digit: Digit) -> str:
-    return json.dumps({"kind": "digit", "digit": digit.label})
+    return json.dumps({"digit": digit.label})
 
 
 def _save(pixels: Array, folder: Path, name: str) -> str:

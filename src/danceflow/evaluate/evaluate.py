@@ -14,9 +14,9 @@ from tqdm import tqdm
 from danceflow.data.buckets import read_bucket
 from danceflow.data.sizes import shown, sizes_of
 from danceflow.errors import DataError, WeightsError
+from danceflow.evaluate import marks
 from danceflow.evaluate.endpoint import Endpoint
 from danceflow.evaluate.evaluator import (
-    SCORE,
     Evaluator,
     Task,
     build_task,
@@ -27,7 +27,6 @@ from danceflow.evaluate.field_gap import field_gap
 from danceflow.evaluate.gallery import Answers, draw_gallery
 from danceflow.evaluate.images import EXTRACTOR, distribution, preservation
 from danceflow.evaluate.judge import JUDGE, Judge, Judged
-from danceflow.evaluate.main_score import main_evaluator
 from danceflow.evaluate.records import (
     HELD_OUT_VARIANTS,
     STANDARD,
@@ -42,7 +41,6 @@ from danceflow.evaluate.records import (
     write_evaluation,
 )
 from danceflow.evaluate.reuse import code_digest, folder_digests, reused
-from danceflow.evaluate.scenes import shading
 from danceflow.evaluate.weighted import open_metrics
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.method import METHODS
@@ -55,6 +53,7 @@ from danceflow.models.package import (
 )
 from danceflow.ops.files import atomic_directory, fingerprint, sha256
 from danceflow.train.start import MERGE, start_backbone, start_shares, trained_teachers
+from danceflow.worlds.world import SCORE, open_world
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
@@ -95,6 +94,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     task = build_task(
         capability,
         dataset,
+        open_world(params.data.world),
         student.family,
         {STANDARD: config.num_samples}
         | dict.fromkeys(HELD_OUT_VARIANTS, max(1, config.num_samples // 3)),
@@ -145,7 +145,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         draw_gallery(folder, task, own, answers)
     evaluation = Evaluation(
         capability=capability,
-        scale=main_evaluator(task)[1],
+        scale=marks.best_score(task),
         teacher=own,
         num_steps=config.num_steps,
         extractor=EXTRACTOR,
@@ -195,9 +195,8 @@ def judge(
         further: evaluators of the standard rows beside the usual ones.
         judged: a judge's marks of every row, in place of the scores that the data gives.
     """
-    evaluator, _ = main_evaluator(task)
     if judged is None:
-        found = evaluator(task, images)
+        found = marks.score(task, images)
         parts = {item.name: item.rows for item in found if item.rows is not None}
     else:
         parts = _judged_rows(task, judged)
@@ -232,10 +231,10 @@ def _metrics(
     task: Task, images: Sequence[Tensor], further: Sequence[Evaluator]
 ) -> dict[str, float]:
     """Returns the further metrics of the standard rows."""
-    evaluators = [preservation if task.is_edit else shading, distribution]
+    usual = [marks.further, *([preservation] if task.is_edit else []), distribution]
     return {
         item.name: round(item.value, 5)
-        for evaluator in (*evaluators, *further)
+        for evaluator in (*usual, *further)
         for item in evaluator(task, images)
     }
 
@@ -350,7 +349,7 @@ def _inputs(
         "teachers": sha256(paths.teachers / MANIFEST),
         # The student's own frozen parts read the prompts.
         "frozen": {k: v for k, v in student["files"].items() if k.startswith(FROZEN_FOLDER)},
-        "params": params.select(("run", "family")),
+        "params": params.select(("run", "family", "data.world")),
         "evaluate": params.evaluate.model_dump(mode="json", exclude={"guidance", "num_bootstrap"}),
         "capability": [capability, config.teacher, config.guidance],
     }

@@ -13,18 +13,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from danceflow.data.buckets import PlainSample, images_of, read_sample, rows_of
+from danceflow.data.buckets import images_of, rows_of
 from danceflow.data.sizes import by_size, sizes_of
-from danceflow.evaluate.records import HELD_OUT_PAIR, STANDARD, UNKNOWN_WORDS
+from danceflow.evaluate.records import STANDARD, UNKNOWN_WORDS
 from danceflow.fields import Condition, VelocityField, normal, sample, seed_for
 from danceflow.models.family import ModelFamily
-from danceflow.scenes.prompts import Sample
-from danceflow.scenes.world import HELD_OUT_PAIRS
+from danceflow.worlds.world import Sample, World
 
 _LOG = logging.getLogger(__name__)
-
-SCORE = "score"
-"""The measurement that retention is about."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +82,16 @@ class Task:
 
     Attributes:
         capability: its name.
+        world: says what is right.
         rows: B questions.
-        samples: [B] the exact requests and scenes, or what is known about a user's rows.
+        samples: [B] what its world knows about them.
         parts: the same rows as tensors, size by size; at least one.
     """
 
     capability: str
+    world: World
     rows: tuple[Row, ...]
-    samples: tuple[Sample | PlainSample, ...]
+    samples: tuple[Sample, ...]
     parts: tuple[Part, ...]
 
     @property
@@ -157,28 +155,6 @@ class Task:
             for place, image in zip(part.places, group, strict=True)
         }
         return tuple(found[place] for place in range(self.num_rows))
-
-    @property
-    def scenes(self) -> tuple[Sample, ...]:
-        """The exact requests and scenes.
-
-        Raises:
-            ValueError: the rows are no scenes.
-        """
-        found = tuple(item for item in self.samples if isinstance(item, Sample))
-        if len(found) != len(self.samples):
-            raise ValueError(f"{self.capability}: its rows have no exact scenes")
-        return found
-
-    @property
-    def plain(self) -> tuple[PlainSample, ...]:
-        """What is known about a user's rows; empty where the rows are scenes."""
-        return tuple(item for item in self.samples if isinstance(item, PlainSample))
-
-    @property
-    def are_scenes(self) -> bool:
-        """Whether every row has its exact scenes."""
-        return all(isinstance(item, Sample) for item in self.samples)
 
     @property
     def num_rows(self) -> int:
@@ -343,6 +319,7 @@ def by_rows(task: Task, name: str, values: Sequence[float]) -> Measurement:
 def build_task(
     capability: str,
     dataset: Any,
+    world: World,
     family: ModelFamily,
     num_per_category: Mapping[str, int],
     seeds: Sequence[int] = (0,),
@@ -353,16 +330,14 @@ def build_task(
     """Returns the first rows of each category of each variant, once for every noise seed.
 
     A row whose prompt has words that the text encoder does not know is kept, with the variant
-    ``unknown_words``, and a warning names the words. A row of the variant ``held_out_pair`` whose
-    prompt and source hold no held-out pair ("a photo of a ring") asks for nothing new and is left
-    out.
+    ``unknown_words``, and a warning names the words.
 
     Args:
         capability: its name.
         dataset: what ``read_bucket`` gives.
+        world: of the rows.
         family: makes the conditions.
-        num_per_category: rows of each category, by variant; variants that the data lacks are left
-            out, except ``standard``.
+        num_per_category: rows of each category, by variant; only ``standard`` must have so many.
         seeds: noise seeds; the noise of a row is a function of (seed, purpose, place of the row).
         purpose: keeps the noise of different uses apart.
         device: where to compute.
@@ -370,15 +345,12 @@ def build_task(
     Raises:
         DataError: there are fewer rows, or a row has a corrupt image.
     """
-    held = {STANDARD, *dataset["variant"]}
     places = [
         place
         for variant, count in num_per_category.items()
-        if variant in held
-        for place in rows_of(dataset, count, (variant,))
-        if variant != HELD_OUT_PAIR or asks_for_held_out_pair(read_sample(dataset[place]))
+        for place in rows_of(dataset, count, variant, at_least=count if variant == STANDARD else 0)
     ]
-    samples = [read_sample(row) for row in dataset.select(places)]
+    samples = [world.sample(row) for row in dataset.select(places)]
     uids = dataset.select(places)["uid"]
     unknown = [family.unknown_words(item.prompt) for item in samples]
     _warn(capability, unknown)
@@ -393,6 +365,7 @@ def build_task(
         )
     return Task(
         capability=capability,
+        world=world,
         rows=tuple(
             Row(
                 uid,
@@ -433,20 +406,6 @@ def _part(
         source=None if source is None else source[at],
         target=target[at],
     )
-
-
-def asks_for_held_out_pair(item: Sample | PlainSample) -> bool:
-    """Returns whether prompt or source hold a colour and shape pair that training never shows.
-
-    What a user marks as held out is taken as it is.
-    """
-    if isinstance(item, PlainSample):
-        return True
-    asked = {item.request.first, item.request.second}
-    if item.request.operation == "recolor":  # the result's colour goes with the subject's shape
-        asked.add((item.request.second[0], item.request.first[1]))
-    source = item.source is not None and item.source.has_held_out_pair
-    return source or not asked.isdisjoint(HELD_OUT_PAIRS)
 
 
 def _warn(capability: str, unknown: Sequence[Sequence[str]]) -> None:

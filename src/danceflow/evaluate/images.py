@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from danceflow.evaluate.evaluator import Measurement, Task, by_rows, row_by_row
 from danceflow.fields import normal, seed_for
-from danceflow.scenes.prompts import Sample
-from danceflow.scenes.score import edited_cell
-from danceflow.scenes.world import GRID_SIZE, NUM_CELLS
+from danceflow.worlds.rows import similarity_maps
 
 EXTRACTOR = "conv64"
 MAX_PSNR = 60.0
@@ -23,22 +21,19 @@ MAX_PSNR = 60.0
 
 _EXTRACTOR_SEED = 20260627
 _SSIM_WINDOW = 11
-_CHANGE = 1 / 16
-_MIN_KEPT = 0.05
-"""Share of a picture below which an edit counts as one of the whole picture."""
 
 
 @row_by_row
 def preservation(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     """Yields ``psnr`` (dB, at most 60) and ``ssim`` over the pixels that an edit must preserve.
 
-    Of scenes those are all cells but the edited one for local edits, the objects for a new
-    background and, against the exact target, the whole image for a new style. Of other rows they
-    are where source and target agree.
+    Which those are its world says.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    kept = _preserved(task, images_B3HW.shape[-1])
+    if task.source is None:
+        raise ValueError(f"{task.capability}: its rows are no edits")
+    kept = task.world.preserved(task.samples, task.source, task.target)
     psnr = [
         float(peak_signal_noise_ratio(image[:, mask], target[:, mask], data_range=1.0))
         for image, target, mask in zip(images_B3HW, task.target, kept, strict=True)
@@ -51,60 +46,6 @@ def preservation(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
     maps = similarity_maps(composed, task.target)
     rows = [float(part[mask].mean()) for part, mask in zip(maps, kept, strict=True)]
     yield by_rows(task, "ssim", rows)
-
-
-def similarity_maps(images_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
-    """Returns the structural similarity around every pixel, mean over colours, [B, H, W] float64.
-
-    In float32 the variance of plain areas would drown in rounding.
-    """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    _, similarity = structural_similarity_index_measure(
-        images_B3HW.double(), target_B3HW.double(), data_range=1.0, return_full_image=True
-    )
-    maps: Tensor = similarity.mean(1)
-    return maps
-
-
-def _preserved(task: Task, image_size: int) -> Tensor:
-    """Returns which pixels the edits of a task must preserve, [B, H, W] bool."""
-    if task.are_scenes:
-        return torch.stack([preserved_pixels(item, image_size) for item in task.scenes])
-    if task.source is None:
-        raise ValueError(f"{task.capability}: its rows are no edits")
-    pairs = zip(task.source, task.target, strict=True)
-    return torch.stack([kept_pixels(source, target) for source, target in pairs])
-
-
-def changed_pixels(source_3HW: Tensor, target_3HW: Tensor) -> Tensor:
-    """Returns where an edit changes the picture by more than noise, [H, W] bool."""
-    return (source_3HW - target_3HW).abs().amax(0) > _CHANGE
-
-
-def kept_pixels(source_3HW: Tensor, target_3HW: Tensor) -> Tensor:
-    """Returns where source and target agree, [H, W] bool; all pixels if that is hardly anywhere."""
-    kept = ~changed_pixels(source_3HW, target_3HW)
-    return kept if float(kept.float().mean()) >= _MIN_KEPT else torch.ones_like(kept)
-
-
-def preserved_pixels(sample: Sample, image_size: int) -> Tensor:
-    """Returns which pixels an edit must preserve, [H, W] bool.
-
-    Raises:
-        ValueError: the sample is no edit.
-    """
-    source, target = sample.source, sample.target
-    if source is None:
-        raise ValueError(f"{sample.prompt!r} is no edit")
-    cells = torch.ones(NUM_CELLS, dtype=torch.bool)
-    if source.style == target.style and source.background != target.background:
-        cells[:] = False
-        cells[[item.cell for item in source.objects]] = True
-    elif source.style == target.style:
-        cells[edited_cell(source, target)] = False
-    side = image_size // GRID_SIZE
-    return cells.view(GRID_SIZE, GRID_SIZE).repeat_interleave(side, 0).repeat_interleave(side, 1)
 
 
 class Conv64(nn.Module):

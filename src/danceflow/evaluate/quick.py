@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from danceflow.evaluate.evaluator import SCORE, Task, build_task, category_means
-from danceflow.evaluate.main_score import main_evaluator
+from danceflow.evaluate import marks
+from danceflow.evaluate.evaluator import Task, build_task, category_means
 from danceflow.evaluate.records import STANDARD
-from danceflow.evaluate.scenes import shading
 from danceflow.fields import VelocityField
 from danceflow.models.family import ModelFamily
+from danceflow.worlds.world import SCORE, World
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,31 @@ class QuickBatch:
     def score(self, images: Sequence[Tensor]) -> dict[str, Any]:
         """Returns the overall score (the mean over categories) and each category's.
 
-        Beside them stands ``realism`` where shading is asked for.
+        Beside them stands what the world measures further, such as ``realism``.
         """
-        evaluator, _ = main_evaluator(self.task)
-        found = {item.name: item for item in evaluator(self.task, images)}[SCORE]
+        found = {item.name: item for item in marks.score(self.task, images)}[SCORE]
         names = (row.category for row in self.task.rows)
         return {
             "overall": found.value,
             "categories": category_means(zip(names, found.rows or (), strict=True)),
             "num_samples": self.task.num_rows,
-            **{item.name: item.value for item in shading(self.task, images)},
+            **{item.name: item.value for item in marks.further(self.task, images)},
         }
 
 
 def quick_batch(
-    dataset: Any, family: ModelFamily, num_per_category: int, seed: int, device: str = "cpu"
+    dataset: Any,
+    world: World,
+    family: ModelFamily,
+    num_per_category: int,
+    seed: int,
+    device: str = "cpu",
 ) -> QuickBatch:
     """Returns the first rows of each category of a bucket's split.
 
     Args:
         dataset: what ``read_bucket`` gives.
+        world: of the rows.
         family: makes the conditions.
         num_per_category: rows of each category.
         seed: decides the noise.
@@ -76,6 +81,6 @@ def quick_batch(
     """
     counts = {STANDARD: num_per_category}
     task = build_task(
-        "quick batch", dataset, family, counts, (seed,), purpose="quick", device=device
+        "quick batch", dataset, world, family, counts, (seed,), purpose="quick", device=device
     )
     return QuickBatch(task)

@@ -19,9 +19,6 @@ HELD_OUT_PAIR = "held_out_pair"
 HELD_OUT_VARIANTS = ("reworded", HELD_OUT_PAIR)
 UNKNOWN_WORDS = "unknown_words"
 
-REALISM = "realism"
-"""The further metric that says how far images are shaded; the best possible value is 1."""
-
 # In the folder of an evaluation's pictures.
 TILES = "tiles.png"
 TILES_INDEX = "tiles.json"

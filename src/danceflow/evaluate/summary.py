@@ -5,13 +5,13 @@ from typing import Any
 
 from danceflow.evaluate.bootstrap import PairedScores, difference, interval, pair, ratio
 from danceflow.evaluate.records import (
-    REALISM,
     STANDARD,
     START,
     STUDENT,
     TEACHER,
     Evaluation,
 )
+from danceflow.worlds.world import REALISM
 
 _DIGITS = 4
 _SMALLEST_GAP = 0.05

@@ -17,6 +17,7 @@ from danceflow.models.pipeline_folder import (
 from danceflow.models.stock import FROZEN_FILE, StockFamily
 from danceflow.models.weights import read_json
 from danceflow.plan.layouts import ASSUMED_PROMPT_TOKENS, LAYOUTS
+from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
     from danceflow.schema import Params
@@ -179,11 +180,7 @@ def _published_sizes(params: "Params") -> str | None:
 
 def _own_architecture(params: "Params") -> Architecture:
     """Return the small family that a recipe trains from scratch."""
-    words: tuple[str, ...] = ()
-    if params.data.source == "scenes":
-        from danceflow.scenes.prompts import vocabulary
-
-        words = tuple(vocabulary())
+    words = open_world(params.data.world).words(())
     config = params.family.model_dump(mode="json")
     family = family_class(params.family.name).new(config, words, seed=0)
     encoders = sum(p.numel() for _, e in family.prompts.clips for p in e.parameters())

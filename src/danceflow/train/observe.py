@@ -10,6 +10,7 @@ from danceflow.fields import VelocityField
 from danceflow.models.package import Teachers
 from danceflow.ops.files import atomic_file
 from danceflow.ops.tracking import Tracker
+from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,7 @@ class Observer:
         self.batches = {
             name: quick_batch(
                 read_bucket(paths.bucket(config.bucket), "validation"),
+                open_world(params.data.world),
                 teachers.family,
                 params.distill.evaluate_samples,
                 params.run.seed,

@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danceflow.config import require_trained_here
-from danceflow.data import prepare
-from danceflow.data.bucket_stream import BucketStream
 from danceflow.data.buckets import read_bucket
-from danceflow.data.scene_stream import SceneStream
 from danceflow.errors import ConfigError, WeightsError
 from danceflow.evaluate.grids import image_grid
 from danceflow.evaluate.quick import QuickBatch, quick_batch
@@ -27,10 +24,12 @@ from danceflow.models.family import ModelFamily, family_class, open_family
 from danceflow.models.package import FROZEN_FOLDER, Teachers, read_manifest, write_manifest
 from danceflow.ops.files import atomic_directory, fingerprint, write_json
 from danceflow.paths import Paths
-from danceflow.scenes.prompts import vocabulary
 from danceflow.schema import BROUGHT, SCRATCH
-from danceflow.train.finetune import Batches, finetune
-from danceflow.train.text_encoder import pretrain_on_prompts, pretrain_text_encoder, words_in
+from danceflow.train.finetune import finetune
+from danceflow.train.stream import PoolStream
+from danceflow.train.text_encoder import pretrain_text_encoder
+from danceflow.worlds import prepare
+from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
     from danceflow.schema import Params, TeacherParams
@@ -54,7 +53,7 @@ def run(params: "Params", paths: Paths) -> None:
     family = open_family(params.family.name, frozen)
     trained: dict[str, Path] = {}
     for name in params.teachers:
-        trained[name] = _train(params, paths, family, name, trained)
+        trained[name] = _train(params, paths, paths, family, name, trained)
     _write(params, paths, frozen, trained)
     report: dict[str, Any] = {"split": _SPLIT, "num_steps": params.evaluate.num_steps}
     report["teachers"] = {}
@@ -86,13 +85,13 @@ def add(params: "Params", paths: Paths) -> list[str]:
     family = open_family(params.family.name, frozen)
     trained = {name: _kept(paths, name, manifest) for name in manifest["teachers"]}
     added = [name for name in params.teachers if name not in trained]
-    for name in added:
-        trained[name] = _train(params, paths, family, name, trained)
-    if added:
-        _write(params, paths, frozen, trained)
     data = Paths(paths.work(f"teachers-data-{fingerprint(params.select(('data',)))[:16]}"))
     if not data.data_report.exists():
         prepare.run(params, data)
+    for name in added:
+        trained[name] = _train(params, paths, data, family, name, trained)
+    if added:
+        _write(params, paths, frozen, trained)
     report = json.loads(paths.teachers_report.read_text())
     _score(params, paths, data, report)
     for name in added:
@@ -124,66 +123,65 @@ def _write(params: "Params", paths: Paths, frozen: Path, trained: Mapping[str, P
 
 def _text_encoder(params: "Params", paths: Paths) -> Path:
     """Returns the folder of the frozen parts; trains the text encoder if it is not there."""
-    config = params.family.model_dump(mode="json")
+    config, world = params.family.model_dump(mode="json"), open_world(params.data.world)
     prompts = _prompts(params, paths)
     key = fingerprint(
-        {"family": config, "seed": params.run.seed, **({"prompts": prompts} if prompts else {})}
+        {"family": config, "seed": params.run.seed, "world": world.name, "prompts": prompts}
     )
     folder = paths.work(f"text-encoder-{key[:16]}")
     if folder.exists():
         return folder
-    words = words_in(prompts) if prompts else vocabulary()
-    family = family_class(params.family.name).new(config, words, params.run.seed)
+    reading = world.reading(prompts, params.run.seed)
+    family = family_class(params.family.name).new(config, world.words(prompts), params.run.seed)
     tokenizer, encoder = family.prompts.clips[0]
     text = params.family.text_encoder
-    training: dict[str, Any] = {
-        "num_updates": text.num_updates,
-        "batch_size": text.batch_size,
-        "learning_rate": text.learning_rate,
-        "seed": params.run.seed,
-    }
-    if prompts:
-        accuracy = pretrain_on_prompts(tokenizer, encoder, prompts, **training)
-    else:
-        accuracy = pretrain_text_encoder(tokenizer, encoder, **training)
-    _LOG.info("text encoder: %.4f of prompts read whole", accuracy)
+    pretrain_text_encoder(
+        tokenizer,
+        encoder,
+        reading,
+        num_updates=text.num_updates,
+        batch_size=text.batch_size,
+        learning_rate=text.learning_rate,
+        seed=params.run.seed,
+    )
     with atomic_directory(folder) as place:
         family.save_frozen(place)
     return folder
 
 
 def _prompts(params: "Params", paths: "Paths") -> list[str]:
-    """Returns the distinct training prompts of all buckets; none for scenes, which draw more."""
-    if params.data.source == "scenes":
-        return []
+    """Return the distinct training prompts of all buckets."""
     buckets = [read_bucket(paths.bucket(name), "train") for name in params.data.buckets]
     return sorted({prompt for dataset in buckets for prompt in dataset["prompt"]})
 
 
-def _data_key(params: "Params", paths: "Paths", bucket: str) -> dict[str, str]:
-    """Returns what identifies a teacher's data beside its parameters, which decide the scenes."""
-    if params.data.source == "scenes":
-        return {}
-    return {"data": read_bucket(paths.bucket(bucket), "train")._fingerprint}
-
-
 def _batches(
-    params: "Params", paths: "Paths", family: ModelFamily, config: "TeacherParams"
-) -> Batches:
-    if params.data.source == "scenes":
-        return SceneStream(
-            family, config.bucket, config.num_samples, params.run.seed, config.category_weights
-        )
-    dataset = read_bucket(paths.bucket(config.bucket), "train")
-    return BucketStream(
-        family, dataset, config.num_samples, params.run.seed, config.category_weights
+    params: "Params", dataset: Any, family: ModelFamily, config: "TeacherParams"
+) -> PoolStream:
+    pool = open_world(params.data.world).pool(
+        dataset, config.bucket, config.num_samples, params.run.seed, config.category_weights
     )
+    return PoolStream(family, pool, params.run.seed)
 
 
 def _train(
-    params: "Params", paths: Paths, family: ModelFamily, name: str, trained: dict[str, Path]
+    params: "Params",
+    paths: Paths,
+    data: Paths,
+    family: ModelFamily,
+    name: str,
+    trained: dict[str, Path],
 ) -> Path:
-    """Returns the work folder of a teacher; its ``final`` holds the weights."""
+    """Return the work folder of a teacher; its ``final`` holds the weights.
+
+    Args:
+        params: say how it is trained.
+        paths: where it is trained.
+        data: where the buckets lie.
+        family: the frozen parts.
+        name: of the teacher.
+        trained: the work folders of those that it may start from.
+    """
     config = params.teachers[name]
     if config.init == BROUGHT:
         raise ConfigError(
@@ -194,13 +192,14 @@ def _train(
             f"teachers.{name}.init: {config.init!r} is neither 'scratch' nor a teacher above it"
         )
     before = {"init": str(trained[config.init].name)} if config.init != SCRATCH else {}
-    data = _data_key(params, paths, config.bucket)
+    dataset = read_bucket(data.bucket(config.bucket), "train")
     key = fingerprint(
         {
             "teacher": config.model_dump(mode="json", exclude_none=True),
             "seed": params.run.seed,
             **before,
-            **data,
+            "world": params.data.world,
+            "data": dataset._fingerprint,
         }
         | {"family": params.family.model_dump(mode="json")}
     )
@@ -219,7 +218,7 @@ def _train(
     finetune(
         family,
         backbone,
-        _batches(params, paths, family, config),
+        _batches(params, dataset, family, config),
         config,
         seed=params.run.seed,
         work=work,
@@ -259,7 +258,11 @@ def _score(params: "Params", paths: Paths, data: Paths, report: dict[str, Any]) 
                 continue
             dataset = read_bucket(data.bucket(config.bucket), _SPLIT)
             batch = quick_batch(
-                dataset, teachers.family, params.evaluate.num_samples, params.run.seed
+                dataset,
+                open_world(params.data.world),
+                teachers.family,
+                params.evaluate.num_samples,
+                params.run.seed,
             )
             for name in missing:
                 scales = _GUIDANCE if name == config.teacher else (config.guidance,)

@@ -1,85 +1,56 @@
 """Pretrains a small text encoder to read prompts.
 
 A pretrained text encoder knows what words mean before any image is drawn. The small one learns the
-same from text alone: linear heads on its pooled output must name every field of the request behind
-a prompt or, where there are only prompts, which words each of them holds. Only training wordings
-are shown. The heads are thrown away.
+same from text alone: linear heads on its pooled output must answer the questions of the world's
+``Reading`` about each prompt. Only training wordings are shown. The heads are thrown away.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from random import Random
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from danceflow.fields import seed_for
-from danceflow.scenes.prompts import CATEGORIES, CORNERS, RELATIONS, Request, draw_sample
-from danceflow.scenes.world import BACKGROUND_NAMES, COLOR_NAMES, SHAPES, STYLES, Split
 from danceflow.train.optim import schedule, set_learning_rate
+from danceflow.worlds.world import Lesson, Reading
 
 _LOG = logging.getLogger(__name__)
-
-_LABELS: Mapping[str, tuple[str | int | None, ...]] = {
-    "operation": ("create", "add", "remove", "replace", "recolor", "background", "style"),
-    "first_color": (None, *COLOR_NAMES),
-    "first_shape": (None, *SHAPES),
-    "second_color": (None, *COLOR_NAMES),
-    "second_shape": (None, *SHAPES),
-    "count": (1, 2, 3, 4),
-    "relation": (None, *RELATIONS),
-    "corner": (None, *CORNERS),
-    "background": (None, *BACKGROUND_NAMES),
-    "style": (None, *STYLES),
-}
-
-
-def request_labels(request: Request) -> list[int]:
-    """Returns the class of every field of ``request``, in the order of the heads."""
-    values = {
-        "operation": request.operation,
-        "first_color": request.first[0],
-        "first_shape": request.first[1],
-        "second_color": request.second[0],
-        "second_shape": request.second[1],
-        "count": request.count,
-        "relation": request.relation,
-        "corner": request.corner,
-        "background": request.background,
-        "style": request.style,
-    }
-    return [_LABELS[name].index(value) for name, value in values.items()]
+_READ_AT_ONCE = 512
 
 
 def pretrain_text_encoder(
     tokenizer: object,
     encoder: nn.Module,
+    reading: Reading,
     *,
     num_updates: int,
     batch_size: int,
     learning_rate: float,
     seed: int,
-    num_samples: int = 40_000,
-    num_validation: int = 2_000,
 ) -> float:
-    """Trains ``encoder`` in place and returns the share of validation requests read whole.
+    """Train ``encoder`` in place and return the share of validation prompts read whole.
 
     Args:
         tokenizer: the ``transformers`` tokenizer of the encoder.
         encoder: a ``CLIPTextModelWithProjection``.
+        reading: the prompts, and what is to be told about them.
         num_updates: AdamW updates.
         batch_size: prompts per update.
         learning_rate: peak of the cosine schedule.
-        seed: decides prompts, order and the heads' initial weights.
-        num_samples: prompts drawn for training.
-        num_validation: prompts of the validation split that are read afterwards.
+        seed: decides order and the heads' initial weights.
     """
-    categories = list(dict.fromkeys(c for group in CATEGORIES.values() for c in group))
-    tokens, labels = _draw(tokenizer, categories, num_samples, seed, "train")
-    heads = _heads(encoder, [len(names) for names in _LABELS.values()], seed)
+    are_words = set(reading.num_classes) == {2}
+    sizes = [len(reading.num_classes)] if are_words else list(reading.num_classes)
+    heads = _heads(encoder, sizes, seed)
+    tokens, labels = _tokens(tokenizer, reading.train.prompts), reading.train.labels
 
     def loss_of(pooled: Tensor, index: Tensor) -> Tensor:
+        if are_words:  # one yes or no for every word
+            wanted = labels[index].float()
+            loss = nn.functional.binary_cross_entropy_with_logits(heads[0](pooled), wanted)
+            return loss * wanted.shape[1]
         return torch.stack(
             [
                 nn.functional.cross_entropy(head(pooled), labels[index, column])
@@ -88,58 +59,29 @@ def pretrain_text_encoder(
         ).sum()
 
     _fit(encoder, heads, tokens, loss_of, num_updates, batch_size, learning_rate, seed)
-    tokens, labels = _draw(tokenizer, categories, num_validation, seed + 1, "validation")
-    with torch.no_grad():
-        pooled = encoder(tokens).text_embeds
-        right = torch.stack([head(pooled).argmax(-1) for head in heads], dim=1) == labels
-    accuracy = float(right.all(dim=1).float().mean())
+    accuracy = _accuracy(tokenizer, encoder, heads, reading.validation, are_words=are_words)
     _LOG.info("text encoder reads %.1f %% of prompts whole", 100 * accuracy)
     return accuracy
 
 
-def words_in(prompts: Sequence[str]) -> tuple[str, ...]:
-    """Returns every word of some prompts, in lower case and sorted."""
-    return tuple(sorted({word for prompt in prompts for word in prompt.lower().split()}))
-
-
-def pretrain_on_prompts(
+def _accuracy(
     tokenizer: object,
     encoder: nn.Module,
-    prompts: Sequence[str],
+    heads: nn.ModuleList,
+    lesson: Lesson,
     *,
-    num_updates: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
+    are_words: bool,
 ) -> float:
-    """Trains ``encoder`` in place and returns the share of the prompts whose words are all read.
-
-    Args:
-        tokenizer: the ``transformers`` tokenizer of the encoder.
-        encoder: a ``CLIPTextModelWithProjection``.
-        prompts: what it shall read, each once.
-        num_updates: AdamW updates.
-        batch_size: prompts per update.
-        learning_rate: peak of the cosine schedule.
-        seed: decides the order and the head's initial weights.
-    """
-    words = {word: column for column, word in enumerate(words_in(prompts))}
-    tokens = _tokens(tokenizer, prompts)
-    holds = torch.zeros(len(prompts), len(words))
-    for row, prompt in enumerate(prompts):
-        holds[row, [words[word] for word in prompt.lower().split()]] = 1
-    heads = _heads(encoder, [len(words)], seed)
-
-    def loss_of(pooled: Tensor, index: Tensor) -> Tensor:
-        loss = nn.functional.binary_cross_entropy_with_logits(heads[0](pooled), holds[index])
-        return loss * len(words)
-
-    _fit(encoder, heads, tokens, loss_of, num_updates, batch_size, learning_rate, seed)
+    """Return the share of prompts about which every question is answered rightly."""
+    told = []
     with torch.no_grad():
-        read = torch.cat([heads[0](encoder(part).text_embeds) > 0 for part in tokens.split(512)])
-    accuracy = float((read == holds.bool()).all(dim=1).float().mean())
-    _LOG.info("text encoder reads the words of %.1f %% of prompts", 100 * accuracy)
-    return accuracy
+        for part in _tokens(tokenizer, lesson.prompts).split(_READ_AT_ONCE):
+            pooled = encoder(part).text_embeds
+            if are_words:
+                told.append((heads[0](pooled) > 0).long())
+            else:
+                told.append(torch.stack([head(pooled).argmax(-1) for head in heads], dim=1))
+    return float((torch.cat(told) == lesson.labels).all(dim=1).float().mean())
 
 
 def _heads(encoder: nn.Module, sizes: Sequence[int], seed: int) -> nn.ModuleList:
@@ -177,17 +119,6 @@ def _fit(
         if step % 50 == 0:
             bar.set_postfix(loss=f"{float(loss.detach()):.4f}")
     encoder.eval().requires_grad_(False)
-
-
-def _draw(
-    tokenizer: object, categories: Sequence[str], num_samples: int, seed: int, split: Split
-) -> tuple[Tensor, Tensor]:
-    samples = [
-        draw_sample(Random(seed_for(seed, "prompts", 0, i)), categories[i % len(categories)], split)
-        for i in range(num_samples)
-    ]
-    labels = torch.tensor([request_labels(s.request) for s in samples])
-    return _tokens(tokenizer, [s.prompt for s in samples]), labels
 
 
 def _tokens(tokenizer: object, prompts: Sequence[str]) -> Tensor:

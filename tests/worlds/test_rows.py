@@ -6,24 +6,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from danceflow.data.buckets import PlainSample
 from danceflow.digits.score import digit_images
 from danceflow.digits.world import load_digits, questions
+from danceflow.evaluate import marks
 from danceflow.evaluate.evaluator import Part, Row, Task
-from danceflow.evaluate.images import kept_pixels, preservation
-from danceflow.evaluate.main_score import main_evaluator
+from danceflow.evaluate.images import preservation
 from danceflow.fields import Condition, normal
+from danceflow.worlds.rows import kept_pixels
+from danceflow.worlds.world import Sample, open_world
 
 
 def plain_task(items, *, edits: bool) -> Task:
     digits = [item.digit for item in items]
     target = torch.stack([torch.from_numpy(i.target.copy()).float() / 255 for i in items])
-    facts = [{"kind": "digit", "digit": item.digit.label} for item in items]
+    facts = [{"digit": item.digit.label} for item in items]
     return Task(
         capability="x",
+        world=open_world("digits"),
         rows=tuple(Row(str(n), i.category, i.variant, i.prompt, 0) for n, i in enumerate(items)),
         samples=tuple(
-            PlainSample(i.category, i.variant, i.prompt, edits, {} if edits else fact)
+            Sample(i.category, i.variant, i.prompt, edits, {} if edits else fact)
             for i, fact in zip(items, facts, strict=True)
         ),
         parts=(
@@ -51,12 +53,11 @@ def edits(request, asked) -> Task:
 
 
 def scored(task: Task, images: torch.Tensor) -> dict[str, float]:
-    evaluator, _ = main_evaluator(task)
-    return {item.name: item.value for item in evaluator(task, images)}
+    return {item.name: item.value for item in marks.score(task, images)}
 
 
 def test_the_target_is_perfect_and_the_source_is_nothing(edits: Task) -> None:
-    assert main_evaluator(edits)[1] == 10
+    assert marks.best_score(edits) == 10
     exact = scored(edits, edits.target)
     assert exact == pytest.approx({"score": 10, "sc": 10, "pq": 10}, abs=1e-4)
     nothing = scored(edits, edits.source)
@@ -108,11 +109,11 @@ def photographs() -> Task:
     target[REGION] = 0.5
     # A pixel that was nearly gray before counts as kept: now every erased one changes.
     source[REGION] = torch.where((source[REGION] - 0.5).abs() > 0.1, source[REGION], 0.9)
-    samples = (PlainSample("erase", "standard", "erase it", True, {}),) * 2
+    samples = (Sample("erase", "standard", "erase it", True, {}),) * 2
     condition = Condition({"x": torch.zeros(2, 1)})
     part = Part((0, 1), None, condition, torch.zeros(2, 1), source, target)
     rows = tuple(Row(str(n), "erase", "standard", "erase it", 0) for n in range(2))
-    return Task("x", rows, samples, (part,))
+    return Task("x", open_world("rows"), rows, samples, (part,))
 
 
 def kept(task: Task, images: torch.Tensor) -> dict[str, tuple[float, ...]]:
@@ -148,7 +149,7 @@ def test_known_noise_outside_the_region_gives_the_known_psnr(
 
 def test_digits_are_right_when_they_can_be_read(asked) -> None:
     task = plain_task([item for item in asked if item.category == "digit"], edits=False)
-    assert main_evaluator(task)[1] == 1
+    assert marks.best_score(task) == 1
     assert scored(task, task.target)["score"] > 0.85
     assert scored(task, task.target.roll(1, 0))["score"] < 0.3
     assert scored(task, torch.rand(task.target.shape))["score"] == 0
@@ -156,15 +157,7 @@ def test_digits_are_right_when_they_can_be_read(asked) -> None:
 
 def test_other_pictures_are_compared_with_their_target(asked) -> None:
     task = plain_task([item for item in asked if item.category == "digit"], edits=False)
-    samples = tuple(replace(item, facts={}) for item in task.samples)
-    task = replace(task, samples=samples)
+    task = replace(task, world=open_world("rows"))
     assert scored(task, task.target)["score"] == pytest.approx(1)
     worse = scored(task, (task.target + 0.3).clamp(0, 1))["score"]
     assert 0 <= scored(task, 1 - task.target)["score"] < worse < 1
-
-
-def test_scenes_and_rows_are_told_apart(tasks, edits: Task) -> None:
-    with pytest.raises(ValueError, match="its rows have no exact scenes"):
-        _ = edits.scenes
-    assert tasks["t2i"].plain == ()
-    assert len(tasks["t2i"].scenes) == tasks["t2i"].num_rows

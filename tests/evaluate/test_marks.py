@@ -1,20 +1,18 @@
-"""Exact answers have full marks and unchanged sources none, through every evaluator."""
+"""Exact answers have full marks and unchanged sources none, as measurements."""
 
 from dataclasses import replace
 
 import pytest
 
+from danceflow.evaluate import marks
 from danceflow.evaluate.evaluate import judge
 from danceflow.evaluate.evaluator import Task
-from danceflow.evaluate.main_score import main_evaluator
 from danceflow.evaluate.quick import QuickBatch
-from danceflow.evaluate.scenes import shading
 from danceflow.scenes.render import render
 
 
 def measured(task: Task, images):
-    evaluator, scale = main_evaluator(task)
-    return {item.name: item for item in evaluator(task, images)}, scale
+    return {item.name: item for item in marks.score(task, images)}, marks.best_score(task)
 
 
 @pytest.mark.parametrize(("name", "best"), [("t2i", 1), ("local_edit", 10), ("global_edit", 10)])
@@ -42,17 +40,19 @@ def test_another_prompts_answer_is_worse(tasks, name: str) -> None:
 
 def test_shading_is_measured_where_it_is_asked_for(tasks) -> None:
     flat = tasks["t2i"]
-    scenes = [item.target for item in flat.samples]
+    scenes = [item.facts.target for item in flat.samples]
     lit = render(scenes, rendering="shaded")
     asked = replace(
         flat,
-        samples=tuple(replace(item, rendering="shaded") for item in flat.samples),
+        samples=tuple(
+            replace(item, facts=replace(item.facts, rendering="shaded")) for item in flat.samples
+        ),
         parts=(replace(flat.only, target=lit),),
     )
-    assert list(shading(flat, lit)) == []
-    (found,) = shading(asked, lit)
+    assert list(marks.further(flat, lit)) == []
+    (found,) = marks.further(asked, lit)
     assert found.value == pytest.approx(1.0, abs=1e-3)
-    assert next(iter(shading(asked, render(scenes)))).value == 0.0
+    assert next(iter(marks.further(asked, render(scenes)))).value == 0.0
     assert measured(asked, lit)[0]["score"].value == 1.0
     assert measured(asked, render(scenes))[0]["score"].value == 1.0
     assert judge(asked, lit).metrics["realism"] == pytest.approx(1.0, abs=1e-3)
