@@ -28,7 +28,7 @@ from danceflow.schema import (
     ROUTING_NAMES,
     SCRATCH,
     SOURCE_NAMES,
-    WORLDS,
+    WORLD_BUCKETS,
     BucketParams,
     CacheParams,
     CapabilityParams,
@@ -59,7 +59,7 @@ __all__ = [
     "REDUCTION_NAMES",
     "ROUTING_NAMES",
     "SOURCE_NAMES",
-    "WORLDS",
+    "WORLD_BUCKETS",
     "BucketParams",
     "CacheParams",
     "CapabilityParams",
@@ -375,7 +375,7 @@ def _rule_world(sections: Mapping[str, Any]) -> Iterator[Problem]:
     if "data" not in sections:
         return
     data: DataParams = sections["data"]
-    buckets = WORLDS[data.world].buckets
+    buckets = WORLD_BUCKETS[data.world]
     for name in data.buckets:
         if buckets is not None and name not in buckets:
             text = unknown_name(f"bucket of the world {data.world!r}", name, buckets)
@@ -386,7 +386,7 @@ def _rule_input(sections: Mapping[str, Any]) -> Iterator[Problem]:
     data: DataParams | None = sections.get("data")
     if data is None:
         return
-    if WORLDS[data.world].is_drawn:
+    if WORLD_BUCKETS[data.world] is not None:
         for name in ("source", "input"):
             if getattr(data, name) is not None:
                 text = f"should be null: the rows of the world {data.world!r} are drawn, not read"

@@ -6,7 +6,7 @@ A default stands in ``params.yaml`` and nowhere else, so what a run used can be 
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
@@ -48,33 +48,12 @@ FAMILY_NAMES = ("flux2", "qwen_image", "sd3", "zimage")
 SOURCE_NAMES = ("table", "folder", "dataset")
 SCRATCH, BROUGHT = "scratch", "brought"
 """What a teacher's ``init`` can say beside another teacher's name."""
-
-
-class WorldEntry(NamedTuple):
-    """Where a world is, and what a params file may say with it.
-
-    Attributes:
-        place: ``module:class``.
-        buckets: the buckets it has; None: any.
-    """
-
-    place: str
-    buckets: tuple[str, ...] | None
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether its rows are drawn from seeds, so that there is nothing to read."""
-        return self.buckets is not None
-
-
-WORLDS: Mapping[str, WorldEntry] = {
-    "digits": WorldEntry("danceflow.worlds.digits:Digits", None),
-    "rows": WorldEntry("danceflow.worlds.rows:Rows", None),
-    "scenes": WorldEntry(
-        "danceflow.worlds.scenes:Scenes", ("t2i", "local_edit", "global_edit", "realism")
-    ),
+WORLD_BUCKETS: Mapping[str, tuple[str, ...] | None] = {
+    "digits": None,
+    "rows": None,
+    "scenes": ("t2i", "local_edit", "global_edit", "realism"),
 }
-"""A world is one file and one line here."""
+"""The buckets that each world draws; None where its rows are read, and buckets are theirs."""
 
 COLUMN_NAMES = (
     "uid",
@@ -168,7 +147,7 @@ Coupling = Annotated[str, _one_of("coupling", COUPLING_NAMES)]
 NumQueries = Annotated[int | Literal["all"] | None, PlainValidator(_num_queries)]
 Family = Annotated[str, _one_of("family", FAMILY_NAMES)]
 Source = Annotated[str, _one_of("data source", SOURCE_NAMES)]
-WorldName = Annotated[str, _one_of("world", tuple(WORLDS))]
+WorldName = Annotated[str, _one_of("world", tuple(WORLD_BUCKETS))]
 Columns = Annotated[Mapping[str, str], PlainValidator(_columns)]
 Ratio = Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")]
 Optimizer = Literal["adamw", "muon"]

@@ -11,8 +11,8 @@ from worlds_data import write_world
 from danceflow.data.buckets import images_of, read_bucket
 from danceflow.data.sizes import by_size, sizes_of
 from danceflow.errors import ConfigError
-from danceflow.schema import WORLDS
-from danceflow.worlds.world import SCORE, Sample, World, open_world
+from danceflow.schema import WORLD_BUCKETS
+from danceflow.worlds.world import SCORE, WORLDS, Sample, World, open_world
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def made(request, written) -> Made:
 
 def test_the_table_names_the_world_as_it_calls_itself(written) -> None:
     world = written[0]
-    assert WORLDS[world.name].place.endswith(f":{type(world).__name__}")
+    assert WORLDS[world.name].endswith(f":{type(world).__name__}")
+    assert WORLD_BUCKETS[world.name] == world.buckets
+    assert list(WORLD_BUCKETS) == list(WORLDS)
 
 
 def test_every_split_of_every_bucket_is_written_and_told(written) -> None:

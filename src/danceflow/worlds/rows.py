@@ -33,6 +33,7 @@ class Rows(World):
     """Rows of a table, a folder or a data set; a sample's facts are its ``spec`` column."""
 
     name = "rows"
+    buckets = None
 
     def write(self, data: "DataParams", paths: "Paths") -> dict[str, Any]:
         """Write ``data/buckets`` from what was brought and return what the report tells of it.

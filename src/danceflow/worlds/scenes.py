@@ -74,6 +74,7 @@ class Scenes(World):
     """Scenes of one to four objects on a grid; a sample's facts are its exact scenes."""
 
     name = "scenes"
+    buckets = tuple(CATEGORIES)
 
     def write(self, data: "DataParams", paths: "Paths") -> dict[str, Any]:
         """Write ``data/buckets`` and return what the data report tells of it.

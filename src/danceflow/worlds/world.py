@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from danceflow.errors import ConfigError, unknown_name
-from danceflow.schema import WORLDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,6 +108,8 @@ class World(ABC):
     """What a row is and what is right. A subclass is one file and one line in ``WORLDS``."""
 
     name: ClassVar[str]
+    buckets: ClassVar[tuple[str, ...] | None]
+    """What it draws; None where its rows are read."""
 
     @abstractmethod
     def write(self, data: "DataParams", paths: "Paths") -> dict[str, Any]:
@@ -189,6 +190,14 @@ class World(ABC):
         return {}
 
 
+WORLDS = {
+    "digits": "danceflow.worlds.digits:Digits",
+    "rows": "danceflow.worlds.rows:Rows",
+    "scenes": "danceflow.worlds.scenes:Scenes",
+}
+"""World name to ``module:class``; a world is one file, one line here and a word in the params."""
+
+
 def open_world(name: str) -> World:
     """Return a world by its name.
 
@@ -197,6 +206,6 @@ def open_world(name: str) -> World:
     """
     if name not in WORLDS:
         raise ConfigError(unknown_name("world", name, WORLDS))
-    module, _, attribute = WORLDS[name].place.partition(":")
+    module, _, attribute = WORLDS[name].partition(":")
     world: World = getattr(import_module(module), attribute)()
     return world
