@@ -109,7 +109,8 @@ def _ingest_shard(data: "DataParams", root: Path, work: Path, shard: int) -> Non
             facts = _kept(path, reader.files)
             if facts is None:
                 if records is None:
-                    _LOG.info("shard %d: reading from row %d on", shard, num_records + 1)
+                    if num_records:
+                        _LOG.info("going on after row %d of shard %d", num_records, shard)
                     records = source.records(shard, config.num_shards, num_records)
                 facts = _write_part(path, reader, islice(records, _PART_ROWS), bar)
             else:
