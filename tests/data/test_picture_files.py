@@ -65,7 +65,7 @@ def test_a_library_may_give_whole_paths_below_the_folder(folder: Path, start: st
         ("socket.png", "is no regular file"),
         (".", "is no regular file"),
         ("images", "is no regular file"),
-        ("huge.png", "is too large a file, over 256 MiB"),
+        ("huge.png", "is too large a file, over 64 MiB"),
         ("nowhere.png", "No such file"),
         ("dead.png", "No such file"),
         ("images/1.png/2.png", "Not a directory"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from danceflow.errors import DataError, brief
 
-MAX_BYTES = 256 << 20
-"""More than any picture that can be decoded needs; a larger file is told and not read."""
+MAX_BYTES = 64 << 20
+"""More than a photograph needs; a larger file is told and not read."""
 
 _MAX_NAME = 4096
 _DIGEST_BYTES = 16

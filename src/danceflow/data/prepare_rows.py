@@ -16,17 +16,11 @@ from danceflow.data.checks import BadRow
 from danceflow.data.ingest import PART_FORMAT, ingest, read_facts, read_part, require_few_bad
 from danceflow.data.select import LIGHT_COLUMNS, Selection, select_rows
 from danceflow.data.sources import open_source
-from danceflow.ops.files import (
-    atomic_directory,
-    atomic_file,
-    exclusive,
-    fingerprint,
-    write_json,
-)
+from danceflow.ops.files import atomic_directory, atomic_file, fingerprint, write_json
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
-    from danceflow.schema import DataParams, Params
+    from danceflow.schema import Params
 
 _LOG = logging.getLogger(__name__)
 QUARANTINE = "quarantine.csv"
@@ -50,14 +44,6 @@ def run(params: "Params", paths: "Paths") -> None:
     content = {"data": data.model_dump(mode="json"), "source": source.fingerprint()}
     key = fingerprint({"format": PART_FORMAT, **content})
     work = paths.work(f"prepare-{key}")
-    with exclusive(work):  # experiments with the same rows share it
-        _prepare(data, paths, work)
-
-
-def _prepare(data: "DataParams", paths: "Paths", work: Path) -> None:
-    """Writes the buckets and the report; ``work`` is gone when they are there."""
-    if data.input is None:
-        raise ValueError("the scenes are prepared elsewhere")
     work.mkdir(parents=True, exist_ok=True)
     parts = ingest(data, paths.root, work)
     facts = [read_facts(part) for part in parts]
