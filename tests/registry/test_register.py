@@ -85,14 +85,14 @@ def champion(promotions: Promotions) -> int | None:
 def test_a_registered_student_opens_from_everywhere_and_serves(
     store, tracking, run_id, student_folder, promotions, monkeypatch
 ):
-    entry = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    entry = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
     version = entry.version
     assert (entry.made, entry.judged_anew) == (True, True)
     assert stored_summary(version) == {"capabilities": summary(0.5)["capabilities"]}
     assert len(version.tags["summary"]) < 500
 
     for score, anew in [(0.5, False), (0.6, True)]:
-        again = register_student(store, lambda: run_id, student_folder, NAME, summary(score), 4)
+        again = register_student(store, lambda: run_id, student_folder, NAME, summary(score))
         assert (again.version.version, again.made) == (version.version, False)
         assert again.judged_anew is anew
     (current,) = store.client.search_model_versions(f"name = '{NAME}'")
@@ -115,7 +115,7 @@ def test_a_registered_student_opens_from_everywhere_and_serves(
         served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     check_serving(served)
     (student_folder / "weights.json").write_text('{"strength": 0.5}')
-    other = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    other = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
     assert (int(other.version.version), other.made) == (2, True)
 
 
@@ -145,7 +145,7 @@ def check_serving(served) -> None:
 def test_changed_weights_in_the_store_are_refused(
     store, tracking, run_id, student_folder, promotions
 ):
-    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
     (weights,) = (tracking.root / "mlartifacts").rglob("weights.json")
     weights.write_text('{"strength": 0.9}')
     with pytest.raises(WeightsError, match="not what was registered"):
@@ -179,7 +179,7 @@ def test_a_foreign_model_is_refused(tracking, entered):
 
 def test_there_must_be_something_to_register(store, run_id, tmp_path):
     with pytest.raises(WeightsError, match="no student to register"):
-        register_student(store, lambda: run_id, tmp_path / "gone", NAME, summary(0.5), 4)
+        register_student(store, lambda: run_id, tmp_path / "gone", NAME, summary(0.5))
 
 
 # --------------------------------------------------------------------------------- promotion

@@ -251,7 +251,7 @@ def test_a_killed_stage_goes_on_bit_for_bit(project: Paths, made: Paths, tmp_pat
     process = subprocess.Popen(command, cwd=project.root, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 200
-        record = project.work(f"distill-{distill.training_key(params, project)[:16]}")
+        record = distill.training_key(params, project).folder(project)
         while not ((record / "checkpoint.pt").exists() and len(_lines(record)) > 8):
             assert process.poll() is None, "the stage ended before it could be killed"
             assert time.monotonic() < deadline

@@ -16,9 +16,10 @@ from danceflow.config import parse_params
 from danceflow.data import prepare
 from danceflow.errors import ConfigError, WeightsError
 from danceflow.models.package import Teachers, read_manifest
-from danceflow.ops import runtime
+from danceflow.ops import determinism
 from danceflow.paths import Paths
 from danceflow.schema import Params
+from danceflow.train import teacher_training as training
 from danceflow.train import teachers as module
 from danceflow.train.text_encoder import pretrain_text_encoder
 
@@ -39,10 +40,10 @@ def tiny(**changes: Any) -> Params:
 @pytest.fixture(scope="module", autouse=True)
 def _as_a_stage_runs() -> Iterator[None]:
     threads = torch.get_num_threads()
-    runtime.prepare_torch(tiny().run)
+    determinism.prepare_torch(tiny().run)
     with pytest.MonkeyPatch.context() as patch:
         quick = partial(pretrain_text_encoder, num_samples=200, num_validation=40)
-        patch.setattr(module, "pretrain_text_encoder", quick)
+        patch.setattr(training, "pretrain_text_encoder", quick)
         yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
@@ -75,7 +76,7 @@ def project(data: Paths, tmp_path: Path) -> Paths:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Notes what is trained: the text encoder, and teachers by the name of their work folder."""
     noted: list[str] = []
-    finetune, pretrain = module.finetune, module.pretrain_text_encoder
+    finetune, pretrain = training.finetune, training.pretrain_text_encoder
 
     def noting(family, backbone, batches, config, *, work: Path, **options: Any) -> None:
         noted.append(work.name.split("-")[1])
@@ -85,8 +86,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         noted.append("text encoder")
         return pretrain(*arguments, **options)
 
-    monkeypatch.setattr(module, "finetune", noting)
-    monkeypatch.setattr(module, "pretrain_text_encoder", reading)
+    monkeypatch.setattr(training, "finetune", noting)
+    monkeypatch.setattr(training, "pretrain_text_encoder", reading)
     return noted
 
 
@@ -144,7 +145,7 @@ def test_a_grid_shows_every_teacher_on_every_capability(made: Paths) -> None:
 def test_a_stage_that_was_interrupted_goes_on(
     made: Paths, project: Paths, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noting = module.finetune
+    noting = training.finetune
 
     def stopping(family, backbone, batches, config, **options: Any) -> None:
         if options["work"].name.startswith("teacher-local"):
@@ -152,7 +153,7 @@ def test_a_stage_that_was_interrupted_goes_on(
         noting(family, backbone, batches, config, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "finetune", stopping)
+        patch.setattr(training, "finetune", stopping)
         with pytest.raises(KeyboardInterrupt):
             module.run(tiny(), project)
     assert trained == ["text encoder", "base"]
