@@ -126,6 +126,7 @@ def test_the_commands_are_frozen() -> None:
         "table": ["--against", "--from", "--out", "sweep"],
         "stage": ["--capability", "name"],
         "check": [],
+        "clean": ["--older-than"],
         "teachers": ["--recipe"],
         "bring-teachers": ["--edits", "--family", "--teacher", "pipeline"],
         "plan": [

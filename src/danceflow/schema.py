@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
+from danceflow.columns import COLUMN_NAMES, COLUMN_PRESETS
 from danceflow.errors import unknown_name
 
 # Names that may stand in a params file. They repeat tables whose modules import torch, so that a
@@ -49,39 +50,6 @@ SOURCE_NAMES = ("scenes", "table", "folder", "dataset")
 SCRATCH, BROUGHT = "scratch", "brought"
 """What a teacher's ``init`` can say beside another teacher's name."""
 SCENE_BUCKETS = ("t2i", "local_edit", "global_edit", "realism")
-COLUMN_NAMES = (
-    "uid",
-    "task",
-    "category",
-    "prompt",
-    "source",
-    "target",
-    "split",
-    "variant",
-    "score",
-    "spec",
-)
-"""What a column of a user's table can hold."""
-
-COLUMN_PRESETS: Mapping[str, Mapping[str, str]] = {
-    "danceopd": {
-        "uid": "uid",
-        "task": "task",
-        "category": "raw_task",
-        "prompt": "prompt",
-        "source": "source_image",
-        "target": "target_image",
-    },
-    "omniedit": {
-        "uid": "omni_edit_id",
-        "task": "task",
-        "prompt": "edited_prompt_list",
-        "source": "src_img",
-        "target": "edited_img",
-        "score": "o_score",
-    },
-}
-"""The columns of released data sets, by what they hold."""
 
 
 def _one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
@@ -316,7 +284,6 @@ class DistillParams(Section):
     log_every: PositiveCount
     evaluate_every: PositiveCount
     evaluate_samples: PositiveCount  # per category, for the curves while training
-    evaluate_steps: PositiveCount  # Euler steps of those samples, and of the served student
     grid_every: PositiveCount
 
 
@@ -347,7 +314,7 @@ class EvaluateParams(Section):
     """How every field is scored; all fields see the same prompts and the same noise."""
 
     num_samples: PositiveCount  # per category
-    num_steps: PositiveCount
+    num_steps: PositiveCount  # Euler steps of every sample, and of the served student
     guidance: NonNegative  # of the student, on top of what its teachers had; 1: a single pass
     batch_size: PositiveCount
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]

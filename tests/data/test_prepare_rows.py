@@ -16,6 +16,7 @@ from danceflow.data import ingest, prepare
 from danceflow.data.buckets import images_of, read_bucket
 from danceflow.data.prepare_rows import QUARANTINE
 from danceflow.errors import ConfigError, DataError
+from danceflow.ops import keys
 from danceflow.paths import Paths
 
 COUNT = 120
@@ -295,6 +296,27 @@ class InThisProcess:
         future = Future()
         future.set_result(job(*arguments))
         return future
+
+
+def test_parts_that_other_code_wrote_are_not_gone_on_with(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "_PART_ROWS", 16)
+    data = sizes(row_data(), train=90, validation=20, test=20)
+    read, real = [], ingest.RowReader.read
+
+    def failing(self, record):
+        read.append(record.number)
+        if len(read) == 50:
+            raise KeyboardInterrupt
+        return real(self, record)
+
+    monkeypatch.setattr(ingest.RowReader, "read", failing)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(tmp_path, raw, json.loads(json.dumps(data)))
+    monkeypatch.setattr(keys, "code_digest", lambda *modules: "other code")
+    prepared(tmp_path, raw, json.loads(json.dumps(data)))
+    assert read[50] == 0
 
 
 def test_shards_prepare_the_same_rows(tmp_path: Path, raw: Path) -> None:

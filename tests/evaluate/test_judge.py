@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from danceflow.columns import COLUMN_PRESETS
 from danceflow.config import load_params, parse_params
 from danceflow.data.checks import words_of
 from danceflow.errors import ConfigError, JudgeError, UsageError
@@ -18,7 +19,7 @@ from danceflow.evaluate.judge import QUESTIONS, Judge
 from danceflow.evaluate.questions import Question, overall, questions_about, read_answer
 from danceflow.evaluate.records import read_evaluation
 from danceflow.paths import Paths
-from danceflow.schema import COLUMN_PRESETS, JudgeParams
+from danceflow.schema import JudgeParams
 
 QUESTION = Question("right", "Is it there?", (b"png",))
 

@@ -92,10 +92,15 @@ def load_package(folder: Path, device: str) -> ColourPackage:
     return ColourPackage(data["strength"], meta=meta)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    return dict(load_package(folder, "cpu").meta)
+
+
 @pytest.fixture
 def colour_package(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("danceflow.models.package")
     module.load_package = load_package  # type: ignore[attr-defined]
+    module.read_manifest = read_manifest  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "danceflow.models.package", module)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from danceflow.config import load_params
 from danceflow.errors import TrackingError, UsageError, WeightsError
 from danceflow.ops.tracking import Store, TrackingSettings, open_store, start_run
 from danceflow.registry.images import image_from_base64, image_to_base64
@@ -26,6 +27,11 @@ from danceflow.registry.promotion import (
 )
 from danceflow.registry.register import register_student, stored_summary
 
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = {
+    load_params(path).evaluate.num_steps
+    for path in (ROOT / "params.yaml", *ROOT.glob("recipes/**/*.yaml"))
+}
 NAME = "student"
 
 
@@ -85,14 +91,14 @@ def champion(promotions: Promotions) -> int | None:
 def test_a_registered_student_opens_from_everywhere_and_serves(
     store, tracking, run_id, student_folder, promotions, monkeypatch
 ):
-    entry = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    entry = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
     version = entry.version
     assert (entry.made, entry.judged_anew) == (True, True)
     assert stored_summary(version) == {"capabilities": summary(0.5)["capabilities"]}
     assert len(version.tags["summary"]) < 500
 
     for score, anew in [(0.5, False), (0.6, True)]:
-        again = register_student(store, lambda: run_id, student_folder, NAME, summary(score), 4)
+        again = register_student(store, lambda: run_id, student_folder, NAME, summary(score))
         assert (again.version.version, again.made) == (version.version, False)
         assert again.judged_anew is anew
     (current,) = store.client.search_model_versions(f"name = '{NAME}'")
@@ -115,8 +121,24 @@ def test_a_registered_student_opens_from_everywhere_and_serves(
         served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     check_serving(served)
     (student_folder / "weights.json").write_text('{"strength": 0.5}')
-    other = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    other = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
     assert (int(other.version.version), other.made) == (2, True)
+
+
+@pytest.mark.parametrize("num_steps", sorted(STEPS))
+def test_the_served_default_is_the_manifest_s_number_of_steps(
+    store, run_id, student_folder, num_steps: int
+) -> None:
+    """Of every params file: the number that its training writes, and that its scores go by."""
+    import mlflow
+
+    content = {"strength": 1.0, "meta": {"num_steps": num_steps}}
+    (student_folder / "weights.json").write_text(json.dumps(content))
+    entry = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
+    with store.as_current():
+        params = mlflow.models.get_model_info(entry.version.source).signature.params
+    assert {item.name: item.default for item in params}["steps"] == num_steps
+    assert open_student(student_folder).meta["num_steps"] == num_steps
 
 
 def check_serving(served) -> None:
@@ -145,7 +167,7 @@ def check_serving(served) -> None:
 def test_changed_weights_in_the_store_are_refused(
     store, tracking, run_id, student_folder, promotions
 ):
-    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
     (weights,) = (tracking.root / "mlartifacts").rglob("weights.json")
     weights.write_text('{"strength": 0.9}')
     with pytest.raises(WeightsError, match="not what was registered"):
@@ -179,7 +201,7 @@ def test_a_foreign_model_is_refused(tracking, entered):
 
 def test_there_must_be_something_to_register(store, run_id, tmp_path):
     with pytest.raises(WeightsError, match="no student to register"):
-        register_student(store, lambda: run_id, tmp_path / "gone", NAME, summary(0.5), 4)
+        register_student(store, lambda: run_id, tmp_path / "gone", NAME, summary(0.5))
 
 
 # --------------------------------------------------------------------------------- promotion

@@ -18,6 +18,8 @@ from danceflow.scenes.prompts import Request, Sample
 from danceflow.scenes.world import Scene
 
 COLUMNS = ("uid", "category", "variant", "prompt", "source", "target", "spec")
+VALIDATION = "validation"
+"""The split by which trainings are watched; the test split stays unseen until they are over."""
 _DATA_FILE = "data-00000-of-00001.arrow"
 _ROWS_IN_MEMORY = 64
 _EMPTY = "this bucket is empty; its capability has nothing to learn from"
@@ -120,6 +122,15 @@ def read_bucket(folder: Path, split: str) -> Any:
     for name in ("source", "target"):
         dataset = dataset.cast_column(name, Image(decode=False))
     return dataset
+
+
+def bucket_digest(folder: Path, split: str) -> str:
+    """Returns the digest of a split's rows, as they were written.
+
+    Raises:
+        DataError: if the split is missing, damaged or empty, or has other columns.
+    """
+    return str(read_bucket(folder, split)._fingerprint)
 
 
 def _has_no_file(folder: Path) -> bool:

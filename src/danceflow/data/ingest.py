@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from danceflow.schema import DataParams
 
 _LOG = logging.getLogger(__name__)
-PART_FORMAT = 2
-"""Part of the parts' folder's name: parts of another format are not gone on with."""
-
 _PART_ROWS = 512
 """Records per part."""
 _GROUP_BYTES = 8_000_000

@@ -41,7 +41,7 @@ from danceflow.evaluate.records import (
     Training,
     write_evaluation,
 )
-from danceflow.evaluate.reuse import code_digest, folder_digests, reused
+from danceflow.evaluate.reuse import folder_digests, reused
 from danceflow.evaluate.scenes import shading
 from danceflow.evaluate.weighted import open_metrics
 from danceflow.fields import GuidedField, VelocityField
@@ -53,7 +53,8 @@ from danceflow.models.package import (
     Teachers,
     load_package,
 )
-from danceflow.ops.files import atomic_directory, fingerprint, sha256
+from danceflow.ops import keys
+from danceflow.ops.files import atomic_directory, sha256
 from danceflow.train.start import MERGE, start_backbone, start_shares, trained_teachers
 
 if TYPE_CHECKING:
@@ -134,10 +135,8 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
                 results[name], images = answer(name)
             else:
                 start = _start(params) if name == START else {}
-                key = fingerprint({**inputs, **start, "field": [name, field.scale]})
-                results[name], images = reused(
-                    paths.work(f"evaluation-{key}"), partial(answer, name)
-                )
+                key = keys.answered({**inputs, **start, "field": [name, field.scale]})
+                results[name], images = reused(key.folder(paths), partial(answer, name))
             bar.update(before + len(images) - bar.n)
             scores = [row.score for row in results[name].rows]
             answers[name] = Answers(places[name], images, scores)
@@ -342,10 +341,9 @@ def _teacher_fields(
 def _inputs(
     params: "Params", paths: "Paths", capability: str, student: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns everything but the field itself that decides what a field answers."""
+    """Returns everything but the field itself, and the code, that decides what a field answers."""
     config = params.capabilities[capability]
     return {
-        "code": code_digest(),
         "rows": folder_digests(paths.bucket(config.bucket) / _SPLIT),
         "teachers": sha256(paths.teachers / MANIFEST),
         # The student's own frozen parts read the prompts.
