@@ -1,5 +1,6 @@
 """An OpenAI-compatible endpoint on this machine, with every mood that a test gives it."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -34,6 +35,10 @@ class Server:
                     number = len(outer.requests)
                 assert self.path == "/v1/chat/completions"
                 status, content, headers = outer.answer(body, number)
+                with contextlib.suppress(ConnectionError):  # who asked has gone
+                    self.reply(status, content, headers)
+
+            def reply(self, status: int, content: dict | str | bytes, headers: dict) -> None:
                 if status == RAW:
                     self.wfile.write(content)
                     self.close_connection = True

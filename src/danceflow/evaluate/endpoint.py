@@ -235,7 +235,7 @@ class Endpoint:
                 failures += 1
                 trouble, pause = str(error), error.pause
                 if failures > num_retries:
-                    trouble += f" (tried {failures} times)"
+                    trouble += _times("tried", failures)
                     if error.status == _INTERNAL_ERROR:
                         raise _RefusedError(trouble) from None
                     raise JudgeError(
@@ -246,7 +246,7 @@ class Endpoint:
                 asked_again += 1
                 trouble = str(error)
                 if asked_again > min(_MAX_ASKED_AGAIN, num_retries):
-                    raise UnusableAnswerError(f"{trouble} (asked {asked_again} times)") from None
+                    raise UnusableAnswerError(trouble + _times("asked", asked_again)) from None
             times = failures + asked_again
             _LOG.warning("the judge is asked again (%d): %s", times, trouble)
             usual = min(_LONGEST_WAIT_S, 2.0 ** (times - 1)) * (0.5 + random.random() / 2)
@@ -347,6 +347,10 @@ def _beginning(response: "httpx.Response") -> bytes:
         if len(body) > _LONGEST_BODY:
             return body[:_LONGEST_BODY]
     return body
+
+
+def _times(done: str, count: int) -> str:
+    return f" ({done} {count} times)" if count > 1 else ""
 
 
 def _retry_after(header: str | None) -> float | None:

@@ -26,9 +26,13 @@ class Secret:
         """Take the key, or None where there is none."""
         self._value = value
         self._parts: frozenset[str] = frozenset()
-        if value is not None:
+        if value:
             quoted = (json.dumps(value)[1:-1], repr(value)[1:-1], html.escape(value))
-            forms = {value, quote(value, safe=""), *quoted}  # as an endpoint may repeat it
+            forms = {
+                value,
+                quote(value, safe="", errors="replace"),
+                *quoted,
+            }  # as an endpoint may repeat it
             size = self._size
             self._parts = frozenset(
                 form[place : place + size]
@@ -47,19 +51,35 @@ class Secret:
         Raises:
             UsageError: the variable is not set or holds what no key can; the value is not told.
         """
-        value = os.environ.get(variable, "").strip()
-        if not value:
+        secret = Secret(os.environ.get(variable, "").strip())  # no local variable: tools show them
+        if secret.is_empty:
             raise UsageError(f"{parameter}: {variable} is not set in the environment, or is empty")
-        if found := _unfit(value):
+        if found := secret.unfit():
             raise UsageError(
                 f"{parameter}: the key in {variable} holds {found}; write the key alone, visible "
                 "ASCII characters without spaces (its value is not shown)"
             )
-        return Secret(value)
+        return secret
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no key."""
+        return not self._value
+
+    def unfit(self) -> str:
+        """Return what the key holds that no key does, in words; empty where it may be one."""
+        value = self._value or ""
+        if any(letter in "\r\n" for letter in value):
+            return "a line break"
+        if any(letter.isspace() for letter in value):
+            return "a space"
+        if not value.isascii():
+            return "a character that is not ASCII"
+        return "" if value.isprintable() else "a control character"
 
     def header(self) -> dict[str, str]:
         """Return the header that carries the key; none without a key."""
-        return {} if self._value is None else {"Authorization": f"Bearer {self._value}"}
+        return {} if self.is_empty else {"Authorization": f"Bearer {self._value}"}
 
     def hidden(self, text: str) -> str:
         """Return a text in which every part of the key is replaced by asterisks."""
@@ -112,15 +132,4 @@ class Secret:
 
     def __repr__(self) -> str:
         """Return what may be shown."""
-        return f"Secret({'' if self._value is None else _MARK})"
-
-
-def _unfit(value: str) -> str:
-    """Return what a value holds that no key does, in words; empty where it may be one."""
-    if any(letter in "\r\n" for letter in value):
-        return "a line break"
-    if any(letter.isspace() for letter in value):
-        return "a space"
-    if not value.isascii():
-        return "a character that is not ASCII"
-    return "" if value.isprintable() else "a control character"
+        return f"Secret({'' if self.is_empty else _MARK})"
