@@ -101,7 +101,7 @@ _TABLE = (
         name="prepare",
         function="danceflow.data.prepare:run",
         params=("data",),
-        deps=("data/raw", *_code("data", "fields", "scenes", "ops/files.py")),
+        deps=("data/raw", *_code("data", "fields", "scenes", "ops/files.py", "pictures.py")),
         outs=(Out("data/buckets"), Out("reports/data.json", cached=False)),
     ),
     Stage(
@@ -110,7 +110,8 @@ _TABLE = (
         params=("run", "family", "data", "capabilities", "teachers", "evaluate"),
         deps=(
             "data/buckets",
-            *_code("data", "digits", "evaluate", "fields", "models", "ops", "scenes", "train"),
+            *_code("data", "digits", "evaluate", "fields", "models", "ops", "pictures.py"),
+            *_code("scenes", "train"),
         ),
         outs=(
             Out("models/teachers", cached=False),
@@ -134,7 +135,7 @@ _TABLE = (
         deps=(
             "data/buckets",
             "models/teachers",
-            *_code("data", "fields", "models", "ops", "scenes"),
+            *_code("data", "fields", "models", "ops", "pictures.py", "scenes"),
         ),
         outs=(Out("data/cache/{item}"),),
         matrix="capabilities",
@@ -157,6 +158,7 @@ _TABLE = (
                 "method.py",
                 "models",
                 "ops",
+                "pictures.py",
                 "scenes",
                 "train",
             ),
@@ -189,6 +191,7 @@ _TABLE = (
                 "method.py",
                 "models",
                 "ops",
+                "pictures.py",
                 "scenes",
                 "train/start.py",
             ),
@@ -209,7 +212,7 @@ _TABLE = (
             "reports/distill",
             "reports/evaluate",
             "reports/teachers.json",
-            *_code("evaluate", "ops"),
+            *_code("evaluate", "ops", "pictures.py"),
         ),
         outs=(
             Out("reports/gate.json", cached=False),

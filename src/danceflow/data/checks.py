@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danceflow.data.pictures import (
+from danceflow.data.sources import Record
+from danceflow.errors import DataError
+from danceflow.fields import seed_for
+from danceflow.pictures import (
     Frame,
     fit_pair,
     frame_sizes,
     open_picture,
     png_bytes,
 )
-from danceflow.data.sources import Record
-from danceflow.errors import DataError
-from danceflow.fields import seed_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,6 +1,5 @@
 """A vision model behind an OpenAI-compatible endpoint: requests, retries, costs, kept answers."""
 
-import base64
 import hashlib
 import json
 import logging
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from danceflow.errors import JudgeError, UsageError
 from danceflow.evaluate.questions import Question, read_answer
 from danceflow.ops.files import write_json
+from danceflow.pictures import data_uri
 
 if TYPE_CHECKING:
     import httpx
@@ -169,9 +169,10 @@ class Endpoint:
     def request(self, question: Question) -> dict[str, Any]:
         """Returns the body of the request that asks a question."""
         content: list[dict[str, Any]] = [{"type": "text", "text": question.text}]
-        for picture in question.pictures:
-            uri = "data:image/png;base64," + base64.b64encode(picture).decode()
-            content.append({"type": "image_url", "image_url": {"url": uri}})
+        content += [
+            {"type": "image_url", "image_url": {"url": data_uri(picture)}}
+            for picture in question.pictures
+        ]
         return {
             "model": self.config.model,
             "messages": [{"role": "user", "content": content}],
