@@ -486,22 +486,21 @@ def _student(source: str, device: str) -> "Student":
 
 
 def _read(path: Path) -> "Image":
-    from danceflow.registry.images import read_image
+    from danceflow.pictures import decode, read_file
 
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return read_image(data, str(path))
+        return decode(read_file(path))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _save(images: "Sequence[Image]", folder: Path) -> None:
-    from danceflow.ops.files import atomic_file
+    from danceflow.ops.files import write_bytes
+    from danceflow.pictures import png_bytes
 
     for index, image in enumerate(images):
         path = folder / f"{index:03d}.png"
-        with atomic_file(path) as partial:
-            image.save(partial, format="PNG")
+        write_bytes(path, png_bytes(image, compress_level=6))
         typer.echo(str(path))
 
 

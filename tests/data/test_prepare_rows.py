@@ -13,7 +13,7 @@ from user_rows import encoded, only, pets, picture, row_data, write_csv, write_j
 
 from danceflow.config import parse_params
 from danceflow.data import ingest, prepare
-from danceflow.data.buckets import images_of, read_bucket
+from danceflow.data.buckets import images_of, read_bucket, read_framing
 from danceflow.data.prepare_rows import QUARANTINE
 from danceflow.errors import ConfigError, DataError
 from danceflow.ops import keys
@@ -88,6 +88,12 @@ def test_rows_come_into_their_buckets(
     assert [(row["place"], row["field"]) for row in bad] == [("pets.csv: row 8", "after")]
     assert "nowhere.png" in bad[0]["reason"]
     assert list(paths.scratch.rglob("*.parquet")) == []
+
+
+def test_the_framing_of_the_pictures_stands_beside_them(tmp_path: Path, raw: Path) -> None:
+    content = row_data(fit="pad", paper="#204060")
+    paths = prepared(tmp_path, raw, sizes(content, train=30, validation=8, test=8))
+    assert read_framing(paths.buckets) == {"fit": "pad", "paper": "#204060"}
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, raw: Path) -> None:

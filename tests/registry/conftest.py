@@ -110,3 +110,16 @@ def student_folder(tmp_path: Path, colour_package: None) -> Path:
     folder.mkdir()
     (folder / "weights.json").write_text('{"strength": 1.0}')
     return folder
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the family's encoder is given, call by call."""
+    given: list[Tensor] = []
+
+    def encode(_: ColourFamily, images_B3HW: Tensor) -> Tensor:
+        given.append(images_B3HW.clone())
+        return images_B3HW
+
+    monkeypatch.setattr(ColourFamily, "encode", encode)
+    return given

@@ -15,7 +15,7 @@ from PIL import Image
 from danceflow.config import load_params
 from danceflow.errors import TrackingError, UsageError, WeightsError
 from danceflow.ops.tracking import Store, TrackingSettings, open_store, start_run
-from danceflow.registry.images import image_from_base64, image_to_base64
+from danceflow.pictures import png_base64, png_bytes, read_base64, read_own
 from danceflow.registry.package import open_student
 from danceflow.registry.promotion import (
     CHALLENGER,
@@ -25,7 +25,7 @@ from danceflow.registry.promotion import (
     GateError,
     Promotions,
 )
-from danceflow.registry.register import register_student, stored_summary
+from danceflow.registry.register import register_student, requirements, stored_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {
@@ -145,10 +145,10 @@ def check_serving(served) -> None:
     """The pyfunc generates and edits, keeps its signature and refuses bad rows."""
     from mlflow.exceptions import MlflowException
 
-    white = image_to_base64(Image.new("RGB", (8, 8), "white"))
+    white = png_base64(png_bytes(Image.new("RGB", (8, 8), "white")))
     rows = pd.DataFrame({"prompt": ["red", "red"], "image": [None, white]})
     answer = served.predict(rows, params={"seed": 3, "steps": 2, "guidance": 1.0})
-    images = [image_from_base64(text, "answer") for text in answer["image"]]
+    images = [read_own(read_base64(text)) for text in answer["image"]]
     assert [image.getpixel((0, 0)) for image in images] == [(128, 0, 0), (255, 128, 128)]
     only = served.predict(pd.DataFrame({"prompt": ["blue"]}))
     raw = Image.open(io.BytesIO(base64.b64decode(only["image"][0])))
@@ -156,12 +156,24 @@ def check_serving(served) -> None:
     assert np.asarray(raw)[0, 0].tolist() == [0, 0, 128]
     for bad, message in [
         (pd.DataFrame({"prompt": ["red"], "image": ["no image"]}), "row 0, image"),
-        (pd.DataFrame({"prompt": [" "]}), "prompt 0 is empty"),
+        (pd.DataFrame({"prompt": [" "]}), "row 0, prompt: is empty"),
     ]:
         with pytest.raises(MlflowException, match=message):
             served.predict(bad)
     with pytest.raises(MlflowException):
         served.predict(pd.DataFrame({"words": ["red"]}))
+
+
+def test_a_served_student_asks_for_versions_that_an_index_has(
+    store, tracking, run_id, student_folder
+):
+    """Each is the one of ``constraints.txt``, whatever build of it is installed here."""
+    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    pins = (Path(__file__).parents[2] / "constraints.txt").read_text().lower().split()
+    assert set(requirements()) <= set(pins)
+    (written,) = (tracking.root / "mlartifacts").rglob("requirements.txt")
+    assert written.read_text().split() == requirements()
+    assert not any("+" in file.read_text() for file in written.parent.glob("*.yaml"))
 
 
 def test_changed_weights_in_the_store_are_refused(

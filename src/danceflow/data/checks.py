@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danceflow.data.picture_files import PictureFiles
-from danceflow.data.pictures import (
+from danceflow.data.sources import Record
+from danceflow.errors import DataError, brief
+from danceflow.fields import seed_for
+from danceflow.pictures import (
     Frame,
     fit_pair,
     frame_sizes,
     open_picture,
     png_bytes,
 )
-from danceflow.data.sources import Record
-from danceflow.errors import DataError, brief
-from danceflow.fields import seed_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from danceflow.data.buckets import BucketWriter
+from danceflow.data.buckets import BucketWriter, write_framing
 from danceflow.data.checks import BadRow
 from danceflow.data.ingest import ingest, read_facts, read_part, require_few_bad
 from danceflow.data.select import LIGHT_COLUMNS, Selection, select_rows
@@ -63,6 +63,7 @@ def _prepare(data: "DataParams", paths: "Paths", work: Path) -> None:
     with atomic_directory(paths.buckets) as folder:
         buckets = _write_buckets(folder, parts, selection, list(data.buckets))
         shutil.copyfile(table, folder / QUARANTINE)
+        write_framing(folder, data)
     skipped: Counter[str] = Counter()
     for item in facts:
         skipped.update(item.skipped)

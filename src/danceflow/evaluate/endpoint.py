@@ -1,6 +1,5 @@
 """A vision model behind an OpenAI-compatible endpoint: requests, retries, costs, kept answers."""
 
-import base64
 import contextlib
 import hashlib
 import json
@@ -19,6 +18,7 @@ from danceflow.evaluate.completion import Completion, read_completion
 from danceflow.evaluate.questions import Question, UnusableAnswerError, mark_of, read_answer
 from danceflow.evaluate.secret import Secret
 from danceflow.ops.files import write_json
+from danceflow.pictures import data_uri
 
 if TYPE_CHECKING:
     import httpx
@@ -328,9 +328,10 @@ class Endpoint:
                 "Write that JSON object and nothing else.)"
             )
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
-        for picture in question.pictures:
-            uri = "data:image/png;base64," + base64.b64encode(picture).decode()
-            content.append({"type": "image_url", "image_url": {"url": uri}})
+        content += [
+            {"type": "image_url", "image_url": {"url": data_uri(picture)}}
+            for picture in question.pictures
+        ]
         return {
             "model": self.config.model,
             "messages": [{"role": "user", "content": content}],

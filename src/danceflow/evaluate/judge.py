@@ -12,14 +12,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from danceflow.data.pictures import png_bytes
 from danceflow.errors import JudgeError
 from danceflow.evaluate.endpoint import Endpoint, Unusable
 from danceflow.evaluate.evaluator import Row, Task
-from danceflow.evaluate.grids import to_picture
 from danceflow.evaluate.questions import Question, overall, questions_about
 from danceflow.evaluate.records import STANDARD, LeftOut
 from danceflow.ops.files import write_bytes
+from danceflow.pictures import png_bytes, to_picture
 
 if TYPE_CHECKING:
     from danceflow.schema import JudgeParams

@@ -149,6 +149,14 @@ def signature(num_steps: int) -> ModelSignature:
     )
 
 
+def requirements() -> list[str]:
+    """Return what a served student needs, pinned to what is installed.
+
+    A build's local suffix (``2.13.0+cpu``) is left out: indexes know the version without it.
+    """
+    return [f"{item}=={installed_version(item).partition('+')[0]}" for item in _REQUIREMENTS]
+
+
 def _log_model(store: Store, run_id: str, folder: Path, digest: str) -> str:
     """Log the student as a model of a run and return its URI, ``models:/m-<id>``."""
     import mlflow
@@ -168,7 +176,7 @@ def _log_model(store: Store, run_id: str, folder: Path, digest: str) -> str:
             code_paths=[str(package)],
             model_config={"digest": digest, "device": "cpu"},
             signature=signature(num_steps),
-            pip_requirements=[f"{item}=={installed_version(item)}" for item in _REQUIREMENTS],
+            pip_requirements=requirements(),
         )
     return str(model.model_uri)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from danceflow.capability import Capability, Router, TeacherSpec
-from danceflow.data.buckets import VALIDATION, bucket_digest
+from danceflow.data.buckets import VALIDATION, bucket_digest, read_framing
 from danceflow.data.condition_cache import INDEX, CachedRows, ConditionCache
 from danceflow.data.sizes import Size, by_size
 from danceflow.errors import ConfigError
@@ -88,6 +88,7 @@ def run(params: "Params", paths: "Paths") -> None:
             trainer.train()
         meta = {
             "image_sizes": trainer.sizes,
+            "framing": read_framing(paths.buckets),
             "num_steps": params.evaluate.num_steps,
             "method": method.name,
             "num_updates": trainer.step,
