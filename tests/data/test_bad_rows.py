@@ -17,10 +17,10 @@ from user_rows import encoded, picture, row_data
 from danceflow.config import parse_params
 from danceflow.data import prepare
 from danceflow.data.buckets import read_bucket, read_sample
-from danceflow.data.picture_files import MAX_BYTES
 from danceflow.data.prepare_rows import QUARANTINE
 from danceflow.errors import DanceflowError
 from danceflow.paths import Paths
+from danceflow.pictures import MAX_BYTES
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = {

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from danceflow.data.picture_files import MAX_BYTES, PictureFiles
+from danceflow.data.picture_files import PictureFiles
 from danceflow.errors import DataError
+from danceflow.pictures import MAX_BYTES
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_library_may_give_whole_paths_below_the_folder(folder: Path, start: st
         ("socket.png", "is no regular file"),
         (".", "is no regular file"),
         ("images", "is no regular file"),
-        ("huge.png", "is too large a file, over 64 MiB"),
+        ("huge.png", "is too large a file: more than 64 MiB"),
         ("nowhere.png", "No such file"),
         ("dead.png", "No such file"),
         ("images/1.png/2.png", "Not a directory"),

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from danceflow.errors import DataError, brief
-
-MAX_BYTES = 64 << 20
-"""More than a photograph needs; a larger file is told and not read."""
+from danceflow.pictures import read_file
 
 _MAX_NAME = 4096
 _DIGEST_BYTES = 16
@@ -65,15 +63,14 @@ class PictureFiles:
         try:
             path = Path(os.path.realpath(self.folder / name, strict=True))
             if not path.is_relative_to(self.folder):
-                raise DataError(f"{shown}: leads out of the source's folder")
-            facts = path.lstat()
-            if not stat.S_ISREG(facts.st_mode):  # to open a pipe would wait, a device never ends
-                raise DataError(f"{shown}: is no regular file")
-            if facts.st_size > MAX_BYTES:
-                raise DataError(f"{shown}: is too large a file, over {MAX_BYTES >> 20} MiB")
-            return path.read_bytes()
+                raise DataError("leads out of the source's folder")
+            if not stat.S_ISREG(path.lstat().st_mode):  # some devices do things when opened
+                raise DataError("is no regular file")
+            return read_file(path)
         except OSError as error:
             raise DataError(f"{shown}: {error.strerror}") from None
+        except DataError as error:
+            raise DataError(f"{shown}: {error}") from None
 
 
 def _digest(data: bytes) -> str:
