@@ -203,7 +203,7 @@ def test_a_file_that_says_nothing_has_alpha_equal_to_rank(base, factors, tmp_pat
     assert "no place says it" in str(report)
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(PLACES, 2), ids=" and ".join)
+@pytest.mark.parametrize("pair", [*itertools.combinations(PLACES, 2)], ids=" and ".join)
 def test_places_agree_or_both_are_named(
     base, factors, tmp_path: Path, pair: tuple[str, str]
 ) -> None:

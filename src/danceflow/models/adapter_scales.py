@@ -203,7 +203,7 @@ def _of_entries(metadata: Mapping[str, str], path: Path) -> list[Stated]:
     """Returns what single entries of the metadata say, once for every rank that is said."""
     found = []
     for prefix, own in _own(metadata).items():
-        ranks = [
+        ranks: list[float | None] = [
             _number(own[key], f"{prefix}{key} in its metadata", path)
             for key in _RANKS
             if not _is_unsaid(own.get(key))
