@@ -14,6 +14,7 @@ from torch import Tensor
 
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, GuidedField, VelocityField, uniform_grid
+from danceflow.models.reading import Reading
 
 SIZE = 8
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
@@ -53,6 +54,13 @@ class ColourFamily:
 
     def unknown_words(self, prompt: str) -> list[str]:
         return [word for word in prompt.split() if word not in COLOURS]
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        words = prompt.split(" ")
+        window = 3 if edits else 2
+        kept, dropped = " ".join(words[:window]), " ".join(words[window:])
+        num_read = min(window, len(words))
+        return (Reading("text_encoder", (), len(words), num_read, kept, dropped),)
 
     def grid(self, num_steps: int) -> Tensor:
         return uniform_grid(num_steps)

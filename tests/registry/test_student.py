@@ -28,6 +28,27 @@ def test_words_that_the_model_does_not_know_are_told(student_folder, caplog):
     assert "blue" not in caplog.text
 
 
+def test_what_is_cut_of_a_prompt_is_told_for_each_row_in_its_own_layout(student_folder, caplog):
+    student, white = open_student(student_folder), Image.new("RGB", (8, 8), "white")
+    prompts = ["red", "red green blue blue", "red green blue", "blue green red green"]
+    student.run(prompts, [None, None, white, white])
+    told = [r.getMessage() for r in caplog.records if " is cut: " in r.getMessage()]
+    assert told == [
+        (
+            "prompt 1 is cut: text_encoder reads 2 of its 4 tokens: kept 'red green', "
+            "dropped 'blue blue'"
+        ),
+        (
+            "prompt 3 is cut: text_encoder reads 3 of its 4 tokens: kept 'blue green red', "
+            "dropped 'green'"
+        ),
+    ]
+    caplog.clear()
+    student.generate(["red green", "blue"])
+    student.edit([white], ["red green blue"])
+    assert " is cut: " not in caplog.text
+
+
 def test_an_edit_sees_its_own_source_and_instruction(student_folder):
     white, black = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
     first, second = open_student(student_folder).edit([white, black], ["red", "green"])

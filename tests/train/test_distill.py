@@ -772,11 +772,32 @@ def test_a_number_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     spoilt = trainer(made, teachers, tmp_path)
     for cached in spoilt.caches.values():
         cached.texts["prompt_embeds"] = cached.texts["prompt_embeds"] * float("nan")
-    with pytest.raises(TrainingError, match="update 2: the gradient norm is nan"):
+    with pytest.raises(
+        TrainingError, match="update 2, .* cached prompts or sources are not finite"
+    ):
+        spoilt.train()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    spoilt = trainer(made, teachers, tmp_path)
+    with torch.no_grad():
+        spoilt.trainable[-1].fill_(float("nan"))
+    with pytest.raises(TrainingError, match="update 2, .*: the student's (rollout|velocities)"):
         spoilt.train()
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     whole = trained(made, teachers, tmp_path / "whole")
     assert same(weights(trained(made, teachers, tmp_path)), weights(whole))
+
+
+def test_a_teacher_whose_velocities_are_not_finite_is_named(made: Paths, tmp_path: Path) -> None:
+    damaged = Teachers(made.teachers, "sd3", ["base", "local"], "cpu")
+    with torch.no_grad():
+        damaged.backbones["local"].proj_out.bias[0] = float("inf")
+    only = {"capabilities": ("local_edit",), "init": "base"}
+    found = trainer(made, damaged, tmp_path, **only)
+    with pytest.raises(
+        TrainingError,
+        match="update 0, capability 'local_edit': teacher 'local' gives .* not the cause",
+    ):
+        found.train()
 
 
 def test_a_teacher_that_could_be_trained_is_refused(

@@ -6,6 +6,7 @@ instruction beside the source picture. Guidance keeps the length of every token'
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,6 +17,7 @@ from danceflow.fields import Condition, GuidedField, VelocityField
 from danceflow.models.codec import Codec
 from danceflow.models.language import LanguageEncoder, load_language_encoder, load_part, ragged
 from danceflow.models.pipeline_folder import interpolated_mu
+from danceflow.models.reading import Reading
 from danceflow.models.stock import StockFamily, StockSettings, by_layout, with_prompts
 from danceflow.models.weights import load_pretrained
 from danceflow.pictures import to_picture
@@ -238,6 +240,15 @@ class QwenImageFamily(StockFamily):
             null, null_mask = ragged([self._null(image) for image in images])
             tensors |= {"null_embeds": null, "null_mask": null_mask}
         return tensors
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        """Returns how much of ``prompt`` the language model reads; beside a picture, all."""
+        if edits:
+            text_of, window = partial(_CHAT.format, _EDIT_SYSTEM), None
+        else:
+            text_of = partial(_CHAT.format, _CREATE_SYSTEM)
+            window = _CREATE_DROPPED + _CREATE_TOKENS
+        return (self.language.reading(prompt, text_of, window),)
 
     def null(self, condition: Condition) -> Condition:
         """Returns ``condition`` with the empty prompt and the same source."""

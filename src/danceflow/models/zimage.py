@@ -6,6 +6,7 @@ stands between two fixed pieces of text. The network counts time upwards and pre
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,6 +17,7 @@ from danceflow.fields import Condition, VelocityField
 from danceflow.models.codec import Codec, load_vae
 from danceflow.models.language import LanguageEncoder, load_language_encoder, load_part, ragged
 from danceflow.models.pipeline_folder import interpolated_mu
+from danceflow.models.reading import Reading
 from danceflow.models.stock import (
     StockFamily,
     StockSettings,
@@ -217,6 +219,11 @@ class ZImageFamily(StockFamily):
             "vision": ragged([features for features, _ in seen])[0],
             "vision_size": torch.tensor([size for _, size in seen], device=embeds.device),
         }
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        """Returns how much of ``prompt`` the language model reads."""
+        text_of = partial(self._text, edits=edits)
+        return (self.language.reading(prompt, text_of, NUM_PROMPT_TOKENS),)
 
     def null(self, condition: Condition) -> Condition:
         """Returns ``condition`` with the empty prompt in each row's own layout."""

@@ -150,15 +150,18 @@ class Student:
         from danceflow.data.sizes import by_size
         from danceflow.fields import sample
         from danceflow.fields.seeds import normal, seed_for
+        from danceflow.models.reading import told
 
         steps = int(self.meta["num_steps"]) if num_steps is None else num_steps
         _check_request(prompts, steps, guidance)
         family = self._package.family
-        for prompt in prompts:
+        for row, (prompt, image) in enumerate(zip(prompts, sources, strict=True)):
             if unknown := family.unknown_words(prompt):
                 _log.warning(
                     "%r: the model does not know %s", prompt, ", ".join(map(repr, unknown))
                 )
+            if cut := told(family.readings(prompt, edits=image is not None)):
+                _log.warning("prompt %d is cut: %s", row, cut)
         field = family.guided(self._package.field, guidance)
         usual = self._usual(size)
         framed = [self._source(row, image) for row, image in enumerate(sources)]

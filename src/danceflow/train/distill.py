@@ -40,6 +40,7 @@ from danceflow.train.budget import FORWARD_AND_BACKWARD, Ledger
 from danceflow.train.guards import (
     require_different,
     require_finite,
+    require_finite_velocities,
     require_frozen,
     require_gradient,
 )
@@ -347,6 +348,9 @@ class Trainer:
             for chunk, piece in part.queries.split(_MAX_ROWS):
                 target = self.method.target_velocity(chunk, self.teachers, name)
                 velocity = self.trained_field(chunk.z, chunk.sigma, chunk.condition)
+                require_finite_velocities(
+                    chunk, target, velocity, name, self._target_of(name), self.step
+                )
                 if self.step == 0 and name in self.must_differ:
                     require_different(velocity, target, name)
                 loss, rows = self.method.objective(velocity, target, chunk, self.ema_field)
@@ -361,6 +365,14 @@ class Trainer:
         self.ema.update(self.backbone)
         self.balance.close_update()
         return norm
+
+    def _target_of(self, name: str) -> str:
+        """Returns who says what a capability's rows are to become, for messages."""
+        if self.method.target == "data":
+            return "the data"
+        if self.method.routing == "soft":
+            return "the average of all teachers"
+        return f"teacher {self.params.capabilities[name].teacher!r}"
 
     def _num_rows(self, share: float) -> int:
         """Returns how many samples of a capability with this share are rolled out: whole groups."""
