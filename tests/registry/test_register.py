@@ -168,7 +168,7 @@ def test_a_served_student_asks_for_versions_that_an_index_has(
     store, tracking, run_id, student_folder
 ):
     """Each is the one of ``constraints.txt``, whatever build of it is installed here."""
-    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
     pins = (Path(__file__).parents[2] / "constraints.txt").read_text().lower().split()
     assert set(requirements()) <= set(pins)
     (written,) = (tracking.root / "mlartifacts").rglob("requirements.txt")
