@@ -27,7 +27,7 @@ from danceflow.registry.promotion import Standing
 from flows import dvc_graph, dvc_stage, promote
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
-from flows.experiment import Experiment, experiment, plan
+from flows.experiment import Experiment, check_raw, experiment, plan
 from flows.processes import ProcessGroups, end_with_parent
 from flows.result import picture, result_table, sample_sheets
 
@@ -191,6 +191,7 @@ def run_pipeline(
     root = begin(root)
     settings = _Settings(max_parallel, enter_registry, stage_timeout_s, with_teachers=with_teachers)
     if recipe is None and not overrides and name is None:
+        check_raw(root)
         return _run(root, load_params(Paths(root).params), None, settings)
     checked = plan(root, recipe, overrides, name)
     with experiment(root, checked) as place:
@@ -207,6 +208,7 @@ def run_teachers(root: Path | None = None) -> tuple[StageResult, ...]:
     """
     root = begin(root)
     require_trained_here(load_params(Paths(root).params), str(Paths(root).params))
+    check_raw(root)
     settings = _Settings(force=_TEACHERS, with_teachers=True)
     with ProcessGroups() as processes:
         nodes = dvc_graph.ancestry(dvc_graph.stage_graph(root, settings.thawed), "teachers")
