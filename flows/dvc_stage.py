@@ -30,7 +30,7 @@ _DVC = (sys.executable, "-P", "-m", "flows.dvc_command")
 # often it says so, and how often it looks.
 BUSY_PATIENCE_S = 7 * 24 * 3600.0
 BUSY_REPORT_S = 300.0
-BUSY_POLL_S = 1.0
+BUSY_POLL_S = 2.0
 
 BAD_INPUT_EXIT_CODE = UsageError.exit_code
 
