@@ -223,6 +223,7 @@ def teachers(
     """
     root = _checkout()
     if recipe is None:
+        _leave_on_sigterm()
         from flows.pipeline import run_teachers
 
         run_teachers(root)
@@ -404,6 +405,7 @@ def serve(
 ) -> None:
     """Run the pipeline on a schedule, as long as this command runs."""
     root = _checkout()
+    _leave_on_sigterm()
     from flows.pipeline import serve as serve_pipeline
 
     serve_pipeline(root, cron)
@@ -416,6 +418,7 @@ def ui(
 ) -> None:
     """Show runs in MLflow's and Prefect's pages until interrupted."""
     root = _checkout()
+    _leave_on_sigterm()
     from danceflow.config import load_params
     from flows.pages import serve_pages
 
@@ -434,10 +437,10 @@ def main() -> None:
 
 
 def _leave_on_sigterm() -> None:
-    """Make SIGTERM leave as an exit does, so that Prefect's temporary server is ended, too.
+    """Make SIGTERM leave as an exit does, so that servers that were started are ended, too.
 
     A flow ends its stages on SIGTERM and passes the signal on; Python's default would then end the
-    process at once, and the server would stay.
+    process at once, and Prefect's temporary server would stay.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
