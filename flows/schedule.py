@@ -27,11 +27,12 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import (
     ConcurrencyLimitConfig,
     ConcurrencyLimitStrategy,
+    State,
     StateType,
 )
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Crashed, State
+from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
 
 from danceflow.errors import StageError, UsageError
