@@ -7,6 +7,7 @@ import torch
 
 from danceflow.models.text import small_clip, word_tokenizer
 from danceflow.scenes.prompts import vocabulary
+from danceflow.train import text_encoder as module
 from danceflow.train.text_encoder import pretrain_text_encoder
 from danceflow.worlds import scenes
 from danceflow.worlds.rows import Rows
@@ -83,3 +84,27 @@ def test_it_learns_to_read_the_words_of_any_prompts() -> None:
         assert not any(param.requires_grad for param in encoder.parameters())
     assert read[0] < 1
     assert read[1] == 1
+
+
+def test_the_prompts_of_an_update_do_not_depend_on_the_batch_size(tokenizer, encoder) -> None:
+    seen: dict[int, list[torch.Tensor]] = {}
+    for size in (3, 8):
+        noted = seen.setdefault(size, [])
+        hook = encoder.register_forward_pre_hook(lambda _, args, n=noted: n.append(args[0]))
+        train(tokenizer, encoder, batch_size=size)
+        hook.remove()
+        encoder.requires_grad_(True)
+    for few, many in zip(seen[3][:4], seen[8][:4], strict=True):
+        assert torch.equal(few, many[:3])
+
+
+@pytest.mark.parametrize("prompts", [None, ("a red ring", "a blue cross", "two rings")])
+def test_it_computes_where_the_encoder_is(tokenizer, encoder, monkeypatch, prompts) -> None:
+    """On a device that refuses tensors of another one, and holds no numbers to be read."""
+    monkeypatch.setattr(module, "float", lambda _: 0.5, raising=False)
+    encoder.to("meta")
+    seen: set[str] = set()
+    encoder.register_forward_pre_hook(lambda _, args: seen.add(args[0].device.type))
+    reading = None if prompts is None else Rows().reading(prompts, 0)
+    train(tokenizer, encoder, reading, num_updates=2, batch_size=2)
+    assert {param.device.type for param in encoder.parameters()} == seen == {"meta"}

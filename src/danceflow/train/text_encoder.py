@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from danceflow.fields import seed_for
+from danceflow.fields import seed_for, uniform
 from danceflow.train.optim import schedule, set_learning_rate
 from danceflow.worlds.world import Lesson, Reading
 
@@ -30,7 +30,7 @@ def pretrain_text_encoder(
     learning_rate: float,
     seed: int,
 ) -> float:
-    """Train ``encoder`` in place and return the share of validation prompts read whole.
+    """Train ``encoder`` in place, where it is, and return the share of prompts read whole.
 
     Args:
         tokenizer: the ``transformers`` tokenizer of the encoder.
@@ -44,7 +44,9 @@ def pretrain_text_encoder(
     are_words = set(reading.num_classes) == {2}
     sizes = [len(reading.num_classes)] if are_words else list(reading.num_classes)
     heads = _heads(encoder, sizes, seed)
-    tokens, labels = _tokens(tokenizer, reading.train.prompts), reading.train.labels
+    device = _device(encoder)
+    tokens = _tokens(tokenizer, reading.train.prompts).to(device)
+    labels = reading.train.labels.to(device)
 
     def loss_of(pooled: Tensor, index: Tensor) -> Tensor:
         if are_words:  # one yes or no for every word
@@ -75,20 +77,26 @@ def _accuracy(
     """Return the share of prompts about which every question is answered rightly."""
     told = []
     with torch.no_grad():
-        for part in _tokens(tokenizer, lesson.prompts).split(_READ_AT_ONCE):
+        tokens = _tokens(tokenizer, lesson.prompts).to(_device(encoder))
+        for part in tokens.split(_READ_AT_ONCE):
             pooled = encoder(part).text_embeds
             if are_words:
                 told.append((heads[0](pooled) > 0).long())
             else:
                 told.append(torch.stack([head(pooled).argmax(-1) for head in heads], dim=1))
-    return float((torch.cat(told) == lesson.labels).all(dim=1).float().mean())
+    return float((torch.cat(told) == lesson.labels.to(told[0].device)).all(dim=1).float().mean())
+
+
+def _device(encoder: nn.Module) -> torch.device:
+    return next(encoder.parameters()).device
 
 
 def _heads(encoder: nn.Module, sizes: Sequence[int], seed: int) -> nn.ModuleList:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "heads", 0, 0))
         width = int(encoder.config.projection_dim)  # type: ignore[union-attr,arg-type]
-        return nn.ModuleList([nn.Linear(width, size) for size in sizes])
+        heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
+    return heads.to(_device(encoder))
 
 
 def _fit(
@@ -109,8 +117,8 @@ def _fit(
     bar = tqdm(range(num_updates), desc="text encoder", unit="update", mininterval=5)
     for step in bar:
         set_learning_rate(optimizer, schedule(step, num_updates, warmup=50))
-        generator = torch.Generator().manual_seed(seed_for(seed, "batch", step, 0))
-        index = torch.randint(len(tokens), (batch_size,), generator=generator)
+        seeds = [seed_for(seed, "batch", step, place) for place in range(batch_size)]
+        index = (uniform(seeds) * len(tokens)).long().to(tokens.device)
         loss = loss_of(encoder(tokens[index]).text_embeds, index)
         optimizer.zero_grad()
         loss.backward()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from danceflow.data.buckets import encode_png, write_bucket
+from danceflow.data.buckets import encode_png, write_bucket, write_framing
 from danceflow.data.sizes import Size, sizes_of
 from danceflow.errors import ConfigError, DataError, unknown_name
 from danceflow.fields import seed_for
@@ -97,6 +97,7 @@ class Scenes(World):
                     )
                     report[name][split] = _describe(samples)
             _check_leaks(scenes)
+            write_framing(folder, data)
         return {
             "buckets": report,
             "scenes": {split: len(found) for split, found in scenes.items()},
