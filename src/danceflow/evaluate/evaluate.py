@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tqdm import tqdm
 
+from danceflow.capability import asked
 from danceflow.data.buckets import read_bucket
 from danceflow.data.sizes import shown, sizes_of
 from danceflow.errors import DataError, WeightsError
@@ -45,7 +46,6 @@ from danceflow.evaluate.reuse import code_digest, folder_digests, reused
 from danceflow.evaluate.scenes import shading
 from danceflow.evaluate.weighted import open_metrics
 from danceflow.fields import GuidedField, VelocityField
-from danceflow.method import METHODS
 from danceflow.models.memory import Memory, memory_of
 from danceflow.models.package import (
     FROZEN_FOLDER,
@@ -54,7 +54,7 @@ from danceflow.models.package import (
     load_package,
 )
 from danceflow.ops.files import atomic_directory, fingerprint, sha256
-from danceflow.train.start import MERGE, start_backbone, start_shares, trained_teachers
+from danceflow.train.start import start_backbone
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
@@ -81,7 +81,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     teachers = Teachers(
         paths.teachers,
         params.family.name,
-        _teacher_names(params),
+        asked(params).teachers,
         memory_of(params.run),
     )
     student = load_package(paths.student, _as_stored(params), teachers)
@@ -133,7 +133,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
             if name == STUDENT or model is not None:  # a judge keeps its own answers
                 results[name], images = answer(name)
             else:
-                start = _start(params) if name == START else {}
+                start = {"start": asked(params).start} if name == START else {}
                 key = fingerprint({**inputs, **start, "field": [name, field.scale]})
                 results[name], images = reused(
                     paths.work(f"evaluation-{key}"), partial(answer, name)
@@ -294,28 +294,17 @@ def _finite_images(
     return images
 
 
-def _teacher_names(params: "Params") -> list[str]:
-    """Returns the teachers that are asked, and those that the start is made of."""
-    config = params.distill
-    init = METHODS[config.method].init or config.init
-    start = (config.merge_weights or ()) if init == MERGE else (init,)
-    used = (capability.teacher for capability in params.capabilities.values())
-    return list(dict.fromkeys([*used, *start]))
-
-
 def _start_field(params: "Params", teachers: Teachers) -> GuidedField:
     """Returns the student as it was before its first update, guided as the student is.
 
     A start that is a teacher, or an average of teachers on one base, is held as they are and takes
     no further network; any other one is a float32 network of its own.
     """
-    config, guidance = params.distill, params.evaluate.guidance
-    init, averaged = METHODS[config.method].init, trained_teachers(params)
-    shares = start_shares(config, teachers, init, averaged)
+    shares, guidance = asked(params).start, params.evaluate.guidance
     if len(shares) == 1 or teachers.shares_base(shares):
         return teachers.average_field(shares, guidance)
     memory = _as_stored(params)
-    backbone = memory.place(start_backbone(config, teachers, init, averaged), waits=True)
+    backbone = memory.place(start_backbone(teachers, shares), waits=True)
     field = memory.field(teachers.family.field(backbone), backbone, waits=True)
     return teachers.family.guided(field, guidance)
 
@@ -354,12 +343,6 @@ def _inputs(
         "evaluate": params.evaluate.model_dump(mode="json", exclude={"guidance", "num_bootstrap"}),
         "capability": [capability, config.teacher, config.guidance],
     }
-
-
-def _start(params: "Params") -> dict[str, Any]:
-    """Returns what decides the weights that a student starts with."""
-    names = ("distill.method", "distill.init", "distill.merge_weights")
-    return {**params.select(names), "averaged": trained_teachers(params)}
 
 
 def _training(student: Mapping[str, Any]) -> Training | None:
