@@ -27,6 +27,7 @@ from danceflow.config import Params, override, parse_params, read_yaml
 from danceflow.errors import StageError, UsageError
 from danceflow.ops.files import fingerprint
 from danceflow.ops.runtime import git_identity
+from danceflow.ops.tracking import mark_experiment
 from danceflow.paths import Paths
 from flows import dvc_graph, dvc_stage
 
@@ -34,6 +35,15 @@ logger = logging.getLogger(__name__)
 
 # refs/exps/<the baseline's commit, in two parts>/<name>; refs/exps/exec/ is DVC's own.
 _REF = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,})/([^/]+)")
+# What git sets for its hooks: it would lead away from the folder that a command is called in.
+_GIT_PLACES = (
+    "GIT_COMMON_DIR",
+    "GIT_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_WORK_TREE",
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -118,6 +128,12 @@ def plan(
         raise UsageError(f"experiment name {name!r}: use letters, digits, dots, - and _")
     if _git(root, "rev-parse", "--verify", "--quiet", "HEAD", check=False) == "":
         raise UsageError(f"{root}: an experiment starts from a commit, and there is none yet")
+    needed = [Paths(root).graph.name, Paths(root).params.name]
+    if unknown := set(needed).difference(_git(root, "ls-files", "--", *needed).splitlines()):
+        raise UsageError(
+            f"{root}: git does not know {' and '.join(sorted(unknown))}, and an experiment takes "
+            "only what git knows: git add them"
+        )
     return Plan(name, None if recipe is None else source, values, params)
 
 
@@ -180,10 +196,10 @@ def experiment(
         StageError: git or DVC could not set the worktree up.
     """
     paths = Paths(root)
-    folder = paths.scratch / "worktrees" / f"{plan.name}.{os.getpid()}"
+    folder = paths.worktrees / f"{plan.name}.{os.getpid()}"
     _remove_leftovers(root, folder.parent)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "DVC_EXP_NAME": plan.name}
+    environment = {**_surroundings(), "DVC_EXP_NAME": plan.name}
     environment.update(git_identity(environment, root))
     tree = snapshot(root) if tree is None else tree
     lock = contextlib.nullcontext() if lock is None else lock
@@ -193,6 +209,7 @@ def experiment(
             _git(root, *add)
             _git(folder, "read-tree", "-u", "--reset", tree)
             inside = folder / _git(root, "rev-parse", "--show-prefix")
+            mark_experiment(inside, root)
             dvc_graph.share_cache(root, inside)
             _share_work(paths, Paths(inside))
             if plan.recipe is not None:
@@ -224,7 +241,7 @@ def snapshot(root: Path) -> str:
         index = Path(folder) / "index"
         if present.is_file():
             shutil.copyfile(present, index)
-        environment = {**os.environ, "GIT_INDEX_FILE": str(index)}
+        environment = {**_surroundings(), "GIT_INDEX_FILE": str(index)}
         top = Path(_git(root, "rev-parse", "--show-toplevel"))
         _git(top, "add", "--update", environment=environment)
         return _git(top, "write-tree", environment=environment)
@@ -289,6 +306,11 @@ def _gone(process_id: int) -> bool:
     return False
 
 
+def _surroundings() -> dict[str, str]:
+    """Return this process's environment without what would lead git to another repository."""
+    return {name: value for name, value in os.environ.items() if name not in _GIT_PLACES}
+
+
 def _git(
     folder: Path,
     *arguments: str,
@@ -300,7 +322,7 @@ def _git(
         process = subprocess.run(
             ["git", *arguments],
             cwd=folder,
-            env=None if environment is None else dict(environment),
+            env=dict(_surroundings() if environment is None else environment),
             capture_output=True,
             text=True,
             check=False,
