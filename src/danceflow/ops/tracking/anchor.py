@@ -111,8 +111,8 @@ def _require_all(connection: sqlite3.Connection, database: Path, location: str, 
     if left:
         command = f"mkdir -p {shlex.quote(str(here))} && cp -an {shlex.quote(str(former))}/. "
         raise TrackingError(
-            f"{database}: the artifacts of {left} runs and models are in {former} and not beside "
-            f"it; bring them with `{command}{shlex.quote(str(here))}/`"
+            f"{database}: the artifacts of {left} of its runs and models are in {former} and not "
+            f"beside it; bring them with `{command}{shlex.quote(str(here))}/`"
         )
 
 
