@@ -44,6 +44,8 @@ _GIT_PLACES = (
     "GIT_PREFIX",
     "GIT_WORK_TREE",
 )
+_KEPT = "refs/exps/*/*/*"
+_LOCK = "dvc.lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -72,11 +74,15 @@ class Experiment:
         name: the experiment's name.
         root: the worktree's counterpart of the checkout.
         environment: what its processes start with.
+        checkout: the user's.
+        is_clone: whether it is a repository of its own instead of a worktree.
     """
 
     name: str
     root: Path
     environment: Mapping[str, str]
+    checkout: Path
+    is_clone: bool
 
     def save(self, stages: Sequence[str] = (), untracked: Sequence[Path] = ()) -> None:
         """Keep the worktree's present state as a DVC experiment.
@@ -87,9 +93,17 @@ class Experiment:
 
         Raises:
             DvcError: DVC could not.
+            StageError: git could not.
         """
-        names = [path.relative_to(self.root) for path in untracked]
+        names = list(untracked)
+        lock = self.root / _LOCK
+        if lock.is_file() and _git(self.root, "ls-files", "--", _LOCK) == "":
+            names.append(lock)  # DVC looks for it at the top of git's repository alone
         dvc_stage.save_experiment(self.root, self.name, self.environment, stages, names)
+        if self.is_clone:
+            refs = _git(self.root, "for-each-ref", "--format=+%(refname):%(refname)", _KEPT)
+            found = [ref for ref in refs.splitlines() if ref.endswith(f"/{self.name}")]
+            _git(self.checkout, "fetch", "--quiet", "--no-tags", _common(self.root), *found)
 
 
 @dataclass(frozen=True)
@@ -203,10 +217,10 @@ def experiment(
     environment.update(git_identity(environment, root))
     tree = snapshot(root) if tree is None else tree
     lock = contextlib.nullcontext() if lock is None else lock
-    add = ("worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), "HEAD")
+    is_clone = _git(root, "config", "--get", "core.worktree", check=False) != ""
     try:
         with lock:
-            _git(root, *add)
+            _add_tree(root, folder, is_clone=is_clone)
             _git(folder, "read-tree", "-u", "--reset", tree)
             inside = folder / _git(root, "rev-parse", "--show-prefix")
             mark_experiment(inside, root)
@@ -217,7 +231,7 @@ def experiment(
             dvc_graph.write_parameters(Paths(inside).params, plan.overrides)
             dvc_graph.checkout_sources(inside)
             _share_raw(paths.raw, Paths(inside).raw)
-        yield Experiment(plan.name, inside, environment)
+        yield Experiment(plan.name, inside, environment, root, is_clone)
     finally:
         with lock:
             _remove(root, folder)
@@ -245,6 +259,24 @@ def snapshot(root: Path) -> str:
         top = Path(_git(root, "rev-parse", "--show-toplevel"))
         _git(top, "add", "--update", environment=environment)
         return _git(top, "write-tree", environment=environment)
+
+
+def _add_tree(root: Path, folder: Path, *, is_clone: bool) -> None:
+    """Make a worktree of the checkout's commit, without its files yet.
+
+    A submodule's settings name its place, which git knows to be that of the submodule alone and
+    DVC takes for the place of every worktree: there it is a clone, which shares all objects.
+    """
+    if not is_clone:
+        _git(root, "worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), "HEAD")
+        return
+    _git(root, "clone", "--quiet", "--shared", "--no-checkout", _common(root), str(folder))
+    _git(folder, "update-ref", "--no-deref", "HEAD", _git(root, "rev-parse", "HEAD"))
+
+
+def _common(folder: Path) -> str:
+    """Return the git folder that a checkout's worktrees share."""
+    return _git(folder, "rev-parse", "--path-format=absolute", "--git-common-dir")
 
 
 def _share_work(main: Paths, inside: Paths) -> None:
