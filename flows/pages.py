@@ -10,7 +10,7 @@ from pathlib import Path
 
 from danceflow.config import TrackingParams
 from danceflow.errors import DanceflowError
-from danceflow.ops.tracking import resolve_uri
+from danceflow.ops.tracking import TrackingSettings, open_store, runs_page
 from flows.processes import ProcessGroups
 
 logger = logging.getLogger(__name__)
@@ -30,17 +30,19 @@ def serve_pages(root: Path, tracking: TrackingParams, mlflow_port: int, prefect_
 
     Raises:
         DanceflowError: A page ended by itself.
+        TrackingError: The store cannot be reached.
     """
     python = (sys.executable, "-m")
-    uri = resolve_uri(root, tracking.uri)
+    store = open_store(TrackingSettings.of(root, tracking))
+    uri = store.uri
     commands = {
         "Prefect": [*python, "prefect", "server", "start", "--port", str(prefect_port)],
     }
     logger.info("Prefect: http://127.0.0.1:%d", prefect_port)
     if uri.startswith(("http:", "https:")):
-        logger.info("MLflow: %s", uri)
+        logger.info("MLflow: %s", runs_page(uri, store))
     else:
-        logger.info("MLflow: http://127.0.0.1:%d", mlflow_port)
+        logger.info("MLflow: %s", runs_page(f"http://127.0.0.1:{mlflow_port}", store))
         commands["MLflow"] = [
             *(*python, "mlflow", "ui"),
             *("--backend-store-uri", uri, "--port", str(mlflow_port)),
