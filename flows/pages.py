@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from danceflow.config import TrackingParams
-from danceflow.errors import DanceflowError
-from danceflow.ops.tracking import TrackingSettings, open_store, runs_page
+from danceflow.errors import DanceflowError, TrackingError
+from danceflow.ops.tracking import TrackingSettings, open_store, resolve_uri, runs_page
 from flows.processes import ProcessGroups
 
 logger = logging.getLogger(__name__)
@@ -30,19 +30,23 @@ def serve_pages(root: Path, tracking: TrackingParams, mlflow_port: int, prefect_
 
     Raises:
         DanceflowError: A page ended by itself.
-        TrackingError: The store cannot be reached.
+        TrackingError: The project's own store cannot be used.
     """
     python = (sys.executable, "-m")
-    store = open_store(TrackingSettings.of(root, tracking))
-    uri = store.uri
+    settings = TrackingSettings.of(root, tracking)
+    uri = resolve_uri(root, tracking.uri)
     commands = {
         "Prefect": [*python, "prefect", "server", "start", "--port", str(prefect_port)],
     }
     logger.info("Prefect: http://127.0.0.1:%d", prefect_port)
     if uri.startswith(("http:", "https:")):
-        logger.info("MLflow: %s", runs_page(uri, store))
+        try:
+            logger.info("MLflow: %s", runs_page(uri, open_store(settings)))
+        except TrackingError as error:
+            logger.warning("%s", error)
     else:
-        logger.info("MLflow: %s", runs_page(f"http://127.0.0.1:{mlflow_port}", store))
+        address = f"http://127.0.0.1:{mlflow_port}"
+        logger.info("MLflow: %s", runs_page(address, open_store(settings)))
         commands["MLflow"] = [
             *(*python, "mlflow", "ui"),
             *("--backend-store-uri", uri, "--port", str(mlflow_port)),
