@@ -15,6 +15,7 @@ from danceflow.data.condition_cache import ConditionCache
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
 from danceflow.models.package import Teachers, write_manifest
+from danceflow.ops import keys
 from danceflow.paths import Paths
 
 CAPABILITIES = ("t2i", "local_edit")
@@ -141,7 +142,29 @@ def test_other_parameters_and_other_data_begin_anew(made, project) -> None:
     prepare.run(data, paths)
     cache.run(params, paths, "t2i")
     other_data = json.loads((paths.cache("t2i") / "index.json").read_text())
-    assert len({before["key"], other_steps["key"], other_data["key"]}) == 3
+    found = (before, other_steps, other_data)
+    assert len({json.dumps(index["files"], sort_keys=True) for index in found}) == 3
+
+
+def test_code_that_changed_begins_anew_and_the_index_goes_by_what_came_of_it(
+    made, project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comment must not train anew, and nothing that other code wrote is taken over."""
+    params, paths = project
+    cache.run(params, paths, "t2i")
+    before = content(paths.cache("t2i"))
+    monkeypatch.setattr(keys, "code_digest", lambda *modules: "other code")
+    written = []
+    save = cache._save
+
+    def noted(path: Path, tensors) -> None:
+        written.append(path.name)
+        save(path, tensors)
+
+    monkeypatch.setattr(cache, "_save", noted)
+    cache.run(params, paths, "t2i")
+    assert {*written, "index.json"} == before.keys()
+    assert content(paths.cache("t2i")) == before
 
 
 @pytest.mark.parametrize("name", ["prompts", "latents-00001", "samples-00000"])

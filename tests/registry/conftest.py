@@ -100,10 +100,15 @@ def load_package(folder: Path, device: str) -> ColourPackage:
     return ColourPackage(data["strength"], meta=meta)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    return dict(load_package(folder, "cpu").meta)
+
+
 @pytest.fixture
 def colour_package(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("danceflow.models.package")
     module.load_package = load_package  # type: ignore[attr-defined]
+    module.read_manifest = read_manifest  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "danceflow.models.package", module)
 
 
@@ -113,3 +118,16 @@ def student_folder(tmp_path: Path, colour_package: None) -> Path:
     folder.mkdir()
     (folder / "weights.json").write_text('{"strength": 1.0}')
     return folder
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the family's encoder is given, call by call."""
+    given: list[Tensor] = []
+
+    def encode(_: ColourFamily, images_B3HW: Tensor) -> Tensor:
+        given.append(images_B3HW.clone())
+        return images_B3HW
+
+    monkeypatch.setattr(ColourFamily, "encode", encode)
+    return given

@@ -22,9 +22,10 @@ from danceflow.data.sizes import Size, by_size, sizes_of
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
 from danceflow.models.memory import memory_of
-from danceflow.models.package import Teachers
+from danceflow.models.package import MANIFEST, Teachers
 from danceflow.models.reading import one_to_all, told
-from danceflow.ops.files import atomic_directory, atomic_file, fingerprint, sha256
+from danceflow.ops import keys
+from danceflow.ops.files import atomic_directory, atomic_file, sha256
 
 if TYPE_CHECKING:
     from danceflow.models.family import ModelFamily
@@ -57,16 +58,26 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         raise WeightsError(
             f"capability {capability!r} edits, but the model in {paths.teachers} takes no source"
         )
-    key = fingerprint(
-        {
-            "params": params.select(("run", "family", "cache")),
-            "capability": config.model_dump(mode="json", exclude={"weight"}),
-            "data": dataset._fingerprint,
-            "teachers": sha256(paths.teachers / "manifest.json"),
-        }
+    key = keys.cached(
+        params, capability, config, dataset._fingerprint, sha256(paths.teachers / MANIFEST)
     )
-    work = paths.work(f"cache-{capability}-{key[:16]}")
-    work.mkdir(parents=True, exist_ok=True)
+    with key.working(paths) as work:
+        place = paths.cache(capability)
+        _write(work, place, params, capability, teachers, families, dataset, groups)
+
+
+def _write(
+    work: Path,
+    place: Path,
+    params: "Params",
+    capability: str,
+    teachers: Teachers,
+    families: dict[Size, "ModelFamily"],
+    dataset: Any,
+    groups: dict[Size, list[int]],
+) -> None:
+    """Writes the cache of a capability to ``place``, by way of shards in ``work``."""
+    config, family = params.capabilities[capability], teachers.family
     # Where the prompt encoders see the source, a prompt has as many embeddings as it has sources.
     batch_size = params.cache.batch_size
     reading = _tell_reading(family, dataset, edits=config.needs_source)
@@ -84,10 +95,10 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     samples = _write_teacher_samples(
         work, params, capability, teachers, families, texts, prompt_row, dataset, groups
     )
+    names = [name for found in (shards, samples) for part in found.values() for name in part]
     index = {
         "capability": capability,
         "takes_source": family.takes_source,
-        "key": key,
         "num_rows": len(dataset),
         "num_prompts": len(next(iter(texts.values()))),
         "sizes": [
@@ -102,12 +113,13 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         "reading": reading,
         "teacher": config.teacher,
         "guidance": config.guidance,
+        # The training's key goes by the content: code that gives the same is no reason to train.
+        "files": {name: sha256(work / name) for name in (TEXTS, *names)},
     }
-    names = [name for found in (shards, samples) for part in found.values() for name in part]
-    with atomic_directory(paths.cache(capability)) as place:
+    with atomic_directory(place) as folder:
         for name in (TEXTS, *names):
-            shutil.copyfile(work / name, place / name)
-        (place / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            shutil.copyfile(work / name, folder / name)
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.fields import Condition, GuidedField, VelocityField
-from danceflow.models.codec import Codec, to_pictures
+from danceflow.models.codec import Codec
 from danceflow.models.language import LanguageEncoder, load_language_encoder, load_part, ragged
 from danceflow.models.pipeline_folder import interpolated_mu
 from danceflow.models.reading import Reading
 from danceflow.models.stock import StockFamily, StockSettings, by_layout, with_prompts
 from danceflow.models.weights import load_pretrained
+from danceflow.pictures import to_picture
 
 _EDIT = "QwenImageEditPipeline"
 _CHAT = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -96,7 +97,7 @@ class Pictures:
 
     def __call__(self, image_3HW: Tensor) -> tuple[Tensor, Tensor, int]:
         """Returns patches, their grid and the number of tokens of an image in [0, 1]."""
-        inputs = self.processor(images=to_pictures(image_3HW[None]), return_tensors="pt")
+        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt")
         grid: Tensor = inputs.image_grid_thw
         return inputs.pixel_values, grid, int(grid[0].prod()) // self.processor.merge_size**2
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.fields import Condition, VelocityField
-from danceflow.models.codec import Codec, load_vae, to_pictures
+from danceflow.models.codec import Codec, load_vae
 from danceflow.models.language import LanguageEncoder, load_language_encoder, load_part, ragged
 from danceflow.models.pipeline_folder import interpolated_mu
 from danceflow.models.reading import Reading
@@ -26,6 +26,7 @@ from danceflow.models.stock import (
     with_prompts,
 )
 from danceflow.models.weights import load_pretrained, save_half
+from danceflow.pictures import to_picture
 
 NUM_PROMPT_TOKENS = 512
 """The stock pipelines' ``max_sequence_length``."""
@@ -51,7 +52,7 @@ class Vision:
     def __call__(self, image_3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Returns the features [h * w, C] of an image in [0, 1], and (h, w)."""
         device = next(self.model.parameters()).device
-        inputs = self.processor(images=to_pictures(image_3HW[None]), return_tensors="pt").to(device)
+        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt").to(device)
         height, width = (int(side) for side in inputs.spatial_shapes[0])
         features: Tensor = self.model(**inputs).last_hidden_state[0, : height * width]
         return features.float(), (height, width)
