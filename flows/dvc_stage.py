@@ -5,6 +5,7 @@ The command is read live and can be ended with everything it started.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -41,6 +42,8 @@ _HINT = re.compile(
 )
 _BUSY = re.compile(r"' is busy, it is being blocked by:$")
 _BLOCKER = re.compile(r"\s*\(PID (\d+)\): ")
+_ERROR = "error: "  # what the command line puts before an error
+_DVC_ERROR = "ERROR: "
 _STAGE_EXIT = re.compile(r"exited with (-?\d+)\s*$")
 
 
@@ -277,7 +280,7 @@ def _repro(
     name, timeout_s = call.name, call.timeout_s
     if processes.stopped:
         raise StageStoppedError(f"stage {name!r} was not started: the flow ends", name, None)
-    tail: deque[str] = deque(maxlen=40)
+    tail: deque[str] = deque(maxlen=400)
     seen: list[tuple[str, Outcome, float]] = []
     timed_out = threading.Event()
 
@@ -399,15 +402,30 @@ def _failure(stage: str, dvc_exit_code: int, tail: Sequence[str]) -> StageFailed
             stage,
             None,
         )
-    said = [line for line in tail if not line.startswith(("> ", "Running stage ", "ERROR: "))]
-    reason = f": {said[-1]}" if said else ""
+    said = _last_words(
+        [line for line in tail if not line.startswith(("> ", "Running stage ", "ERROR: "))]
+    )
+    reason = f": {said}" if said else ""
     return StageFailedError(
         f"stage {stage!r} failed (exit code {exit_code}){reason}", stage, exit_code
     )
 
 
+def _last_words(said: Sequence[str]) -> str:
+    """Return the error that a command ended with, all lines of it; else its last line."""
+    for start in reversed(range(len(said))):
+        if said[start].startswith(_ERROR):
+            return "\n".join(said[start:])
+        if said[start].startswith("Traceback (most recent call last)"):
+            rest = itertools.dropwhile(lambda line: line.startswith(" "), said[start + 1 :])
+            return "\n".join(rest)
+    return said[-1] if said else ""
+
+
 def _last_error(output: str) -> str:
-    """Return DVC's last error line of ``output``, or else its last line."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return (errors or lines or ["no output"])[-1]
+    """Return DVC's last error in ``output``, all lines of it; else its last line."""
+    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
+    starts = [index for index, line in enumerate(lines) if line.startswith(_DVC_ERROR)]
+    if starts:
+        return "\n".join(lines[starts[-1] :]).removeprefix(_DVC_ERROR)
+    return lines[-1].strip() if lines else "no output"

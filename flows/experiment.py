@@ -27,6 +27,7 @@ from danceflow.config import Params, override, parse_params, read_yaml
 from danceflow.errors import DataError, StageError, UsageError
 from danceflow.ops.files import fingerprint
 from danceflow.ops.runtime import git_identity
+from danceflow.ops.tracking import mark_experiment
 from danceflow.paths import Paths
 from flows import dvc_graph, dvc_stage
 
@@ -34,6 +35,17 @@ logger = logging.getLogger(__name__)
 
 # refs/exps/<the baseline's commit, in two parts>/<name>; refs/exps/exec/ is DVC's own.
 _REF = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,})/([^/]+)")
+# What git sets for its hooks: it would lead away from the folder that a command is called in.
+_GIT_PLACES = (
+    "GIT_COMMON_DIR",
+    "GIT_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_WORK_TREE",
+)
+_KEPT = "refs/exps/*/*/*"
+_LOCK = "dvc.lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -62,11 +74,15 @@ class Experiment:
         name: the experiment's name.
         root: the worktree's counterpart of the checkout.
         environment: what its processes start with.
+        checkout: the user's.
+        is_clone: whether it is a repository of its own instead of a worktree.
     """
 
     name: str
     root: Path
     environment: Mapping[str, str]
+    checkout: Path
+    is_clone: bool
 
     def save(self, stages: Sequence[str] = (), untracked: Sequence[Path] = ()) -> None:
         """Keep the worktree's present state as a DVC experiment.
@@ -77,9 +93,17 @@ class Experiment:
 
         Raises:
             DvcError: DVC could not.
+            StageError: git could not.
         """
-        names = [path.relative_to(self.root) for path in untracked]
+        names = list(untracked)
+        lock = self.root / _LOCK
+        if lock.is_file() and _git(self.root, "ls-files", "--", _LOCK) == "":
+            names.append(lock)  # DVC looks for it at the top of git's repository alone
         dvc_stage.save_experiment(self.root, self.name, self.environment, stages, names)
+        if self.is_clone:
+            refs = _git(self.root, "for-each-ref", "--format=+%(refname):%(refname)", _KEPT)
+            found = [ref for ref in refs.splitlines() if ref.endswith(f"/{self.name}")]
+            _git(self.checkout, "fetch", "--quiet", "--no-tags", _common(self.root), *found)
 
 
 @dataclass(frozen=True)
@@ -118,6 +142,12 @@ def plan(
         raise UsageError(f"experiment name {name!r}: use letters, digits, dots, - and _")
     if _git(root, "rev-parse", "--verify", "--quiet", "HEAD", check=False) == "":
         raise UsageError(f"{root}: an experiment starts from a commit, and there is none yet")
+    needed = [Paths(root).graph.name, Paths(root).params.name]
+    if unknown := set(needed).difference(_git(root, "ls-files", "--", *needed).splitlines()):
+        raise UsageError(
+            f"{root}: git does not know {' and '.join(sorted(unknown))}, and an experiment takes "
+            "only what git knows: git add them"
+        )
     return Plan(name, None if recipe is None else source, values, params)
 
 
@@ -182,19 +212,20 @@ def experiment(
     """
     check_raw(root)
     paths = Paths(root)
-    folder = paths.scratch / "worktrees" / f"{plan.name}.{os.getpid()}"
+    folder = paths.worktrees / f"{plan.name}.{os.getpid()}"
     _remove_leftovers(root, folder.parent)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "DVC_EXP_NAME": plan.name}
+    environment = {**_surroundings(), "DVC_EXP_NAME": plan.name}
     environment.update(git_identity(environment, root))
     tree = snapshot(root) if tree is None else tree
     lock = contextlib.nullcontext() if lock is None else lock
-    add = ("worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), "HEAD")
+    is_clone = _git(root, "config", "--get", "core.worktree", check=False) != ""
     try:
         with lock:
-            _git(root, *add)
+            _add_tree(root, folder, is_clone=is_clone)
             _git(folder, "read-tree", "-u", "--reset", tree)
             inside = folder / _git(root, "rev-parse", "--show-prefix")
+            mark_experiment(inside, root)
             dvc_graph.share_cache(root, inside)
             _share_work(paths, Paths(inside))
             if plan.recipe is not None:
@@ -202,7 +233,7 @@ def experiment(
             dvc_graph.write_parameters(Paths(inside).params, plan.overrides)
             dvc_graph.checkout_sources(inside)
             _share_raw(paths.raw, Paths(inside).raw)
-        yield Experiment(plan.name, inside, environment)
+        yield Experiment(plan.name, inside, environment, root, is_clone)
     finally:
         with lock:
             _remove(root, folder)
@@ -247,7 +278,7 @@ def snapshot(root: Path) -> str:
         index = Path(folder) / "index"
         if present.is_file():
             shutil.copyfile(present, index)
-        environment = {**os.environ, "GIT_INDEX_FILE": str(index)}
+        environment = {**_surroundings(), "GIT_INDEX_FILE": str(index)}
         top = Path(_git(root, "rev-parse", "--show-toplevel"))
         _git(top, "add", "--update", environment=environment)
         return _git(top, "write-tree", environment=environment)
@@ -255,6 +286,24 @@ def snapshot(root: Path) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _add_tree(root: Path, folder: Path, *, is_clone: bool) -> None:
+    """Make a worktree of the checkout's commit, without its files yet.
+
+    A submodule's settings name its place, which git knows to be that of the submodule alone and
+    DVC takes for the place of every worktree: there it is a clone, which shares all objects.
+    """
+    if not is_clone:
+        _git(root, "worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), "HEAD")
+        return
+    _git(root, "clone", "--quiet", "--shared", "--no-checkout", _common(root), str(folder))
+    _git(folder, "update-ref", "--no-deref", "HEAD", _git(root, "rev-parse", "HEAD"))
+
+
+def _common(folder: Path) -> str:
+    """Return the git folder that a checkout's worktrees share."""
+    return _git(folder, "rev-parse", "--path-format=absolute", "--git-common-dir")
 
 
 def _share_work(main: Paths, inside: Paths) -> None:
@@ -337,6 +386,11 @@ def _gone(process_id: int) -> bool:
     return False
 
 
+def _surroundings() -> dict[str, str]:
+    """Return this process's environment without what would lead git to another repository."""
+    return {name: value for name, value in os.environ.items() if name not in _GIT_PLACES}
+
+
 def _git(
     folder: Path,
     *arguments: str,
@@ -348,7 +402,7 @@ def _git(
         process = subprocess.run(
             ["git", *arguments],
             cwd=folder,
-            env=None if environment is None else dict(environment),
+            env=dict(_surroundings() if environment is None else environment),
             capture_output=True,
             text=True,
             check=False,

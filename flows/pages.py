@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from danceflow.config import TrackingParams
-from danceflow.errors import DanceflowError
-from danceflow.ops.tracking import resolve_uri
+from danceflow.errors import DanceflowError, TrackingError
+from danceflow.ops.tracking import TrackingSettings, open_store, resolve_uri, runs_page
 from flows.processes import ProcessGroups
 from flows.servers import Server, mlflow_server, prefect_server
 
@@ -30,14 +30,20 @@ def serve_pages(root: Path, tracking: TrackingParams, mlflow_port: int, prefect_
 
     Raises:
         DanceflowError: A page ended by itself.
+        TrackingError: The project's own store cannot be used.
     """
+    settings = TrackingSettings.of(root, tracking)
     uri = resolve_uri(root, tracking.uri)
     servers = {"Prefect": prefect_server(prefect_port)}
     logger.info("Prefect: http://127.0.0.1:%d", prefect_port)
     if uri.startswith(("http:", "https:")):
-        logger.info("MLflow: %s", uri)
+        try:
+            logger.info("MLflow: %s", runs_page(uri, open_store(settings)))
+        except TrackingError as error:
+            logger.warning("%s", error)
     else:
-        logger.info("MLflow: http://127.0.0.1:%d", mlflow_port)
+        address = f"http://127.0.0.1:{mlflow_port}"
+        logger.info("MLflow: %s", runs_page(address, open_store(settings)))
         servers["MLflow"] = mlflow_server(mlflow_port, uri)
     keep_running(servers)
 

@@ -34,7 +34,7 @@ def checkout(tmp_path: Path) -> Path:
     for stage in STAGES.values():
         _write(tmp_path, stage.function.partition(":")[0], RUN)
     # The only stage that calls another's function.
-    _write(tmp_path, "danceflow.train.teachers", f"from danceflow.data import prepare\n{RUN}")
+    _write(tmp_path, "danceflow.train.teachers", f"from danceflow.worlds import prepare\n{RUN}")
     return tmp_path
 
 
@@ -180,8 +180,8 @@ def test_code_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
     text = f"LOOK = 'look.css'\nfrom danceflow.models import sd3\n{RUN}"
     _write(checkout, "danceflow.worlds.prepare", text)
     assert of_prepare(checkout) == [
-        f"{missing.format('worlds/look.css')} among them",
         f"{missing.format('models/sd3.py')} among them",
+        f"{missing.format('worlds/look.css')} among them",
     ]
     _replace(
         checkout / "dvc.yaml",

@@ -151,6 +151,16 @@ class Paths:
         """What may be deleted at any time."""
         return self.root / ".danceflow"
 
+    @property
+    def worktrees(self) -> Path:
+        """Git worktrees of experiments, while they run."""
+        return self.scratch / "worktrees"
+
+    @property
+    def started_from(self) -> Path:
+        """In an experiment's worktree: which checkout it was made for."""
+        return self.scratch / "started-from"
+
     def work(self, name: str) -> Path:
         """Rolling checkpoints of one piece of work; a stage's outs are deleted on a retry.
 

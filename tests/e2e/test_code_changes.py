@@ -104,7 +104,7 @@ def test_a_change_of_what_is_prepared_prepares_it_anew(finished) -> None:
     checkout = finished.checkout
     folder = checkout.paths.bucket("t2i") / "train"
     before = content(folder)
-    edit(checkout, "data/prepare.py", 'f"{bucket}/{split}", 0, i', 'f"other/{split}", 0, i')
+    edit(checkout, "worlds/scenes.py", 'f"{bucket}/{split}", 0, i', 'f"other/{split}", 0, i')
     assert checkout.dvc("repro", "--single-item", "prepare") == ["prepare"]
     assert content(folder) != before
 

@@ -1,14 +1,25 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from layouts import LAYOUTS, Layout
 
-from danceflow.config import load_params
+from danceflow.config import dump_yaml, load_params
 from danceflow.errors import ConfigError, DataError, UsageError
+from danceflow.ops.tracking import main_checkout
 from danceflow.paths import Paths
-from flows.experiment import Plan, check_raw, experiment, plan
+from flows.dvc_graph import DvcError
+from flows.experiment import (
+    Plan,
+    check_raw,
+    experiment,
+    kept_experiments,
+    kept_file,
+    plan,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -316,19 +327,125 @@ def test_an_experiment_is_saved_without_a_git_identity_and_seen_by_the_checkout(
     assert "trial" in dvc(checkout, "exp", "show", "--csv")
 
 
-def test_a_repository_below_the_top_of_git_works(checkout, tmp_path):
-    top = tmp_path / "top"
-    top.mkdir()
-    git(top, "init", "-q")
-    dvc(top, "--version")
-    inner = top / "inner"
-    inner.mkdir()
-    for name in ("dvc.yaml", "params.yaml", "f", ".gitignore"):
-        (inner / name).write_bytes((checkout / name).read_bytes())
-    dvc(inner, "init", "--subdir", "-q")
+# ------------------------------------------------------------------------------------ layouts
+
+
+@pytest.fixture
+def source(checkout: Path, tmp_path: Path) -> Path:
+    """The files of the repository, without git's."""
+    folder = tmp_path / "source-of-the-project"
+    left_out = shutil.ignore_patterns(".git", "tmp", "cache")
+    shutil.copytree(checkout, folder, symlinks=True, ignore=left_out)
+    (folder / "raw").unlink()
+    return folder
+
+
+# DVC itself works in no git worktree of a submodule; without git there are no experiments.
+WORKING = [name for name in LAYOUTS if name not in ("no_git", "linked_to_a_submodule")]
+
+
+@pytest.fixture(params=WORKING)
+def layout(request: pytest.FixtureRequest, tmp_path: Path, source: Path, checkout: Path) -> Layout:
+    """A project in a checkout; what ``dvc pull`` would bring is there."""
+    made = LAYOUTS[request.param](tmp_path / "place", source)
+    shutil.copytree(checkout / ".dvc" / "cache", made.project / ".dvc" / "cache")
+    (made.project / "raw").write_bytes((checkout / "raw").read_bytes())
+    return made
+
+
+@pytest.mark.pipeline
+def test_an_experiment_works_in_every_layout_of_git(layout):
+    """It is kept, seen by the checkout, and its tracking store is the checkout's."""
+    root = layout.project
+    (root / "f").write_text("changed, not committed\n")
+    status = git(root, "status", "--porcelain")
+    before = files(root)
+    trees = git(root, "worktree", "list")
+    checked = plan(root, None, {"distill.num_steps": 8}, "trial")
+    with experiment(root, checked) as place:
+        assert place.root.relative_to(Paths(root).worktrees)
+        assert main_checkout(place.root) == layout.home
+        assert load_params(Paths(place.root).params) == checked.params
+        assert (place.root / "f").read_text() == "changed, not committed\n"
+        dvc(place.root, "repro", "-q", **place.environment)
+        (place.root / "notes").mkdir()
+        (place.root / "notes" / "new").write_text("made here")
+        place.save(untracked=[place.root / "notes" / "new"])
+        lock = (place.root / "dvc.lock").read_text()
+    assert git(root, "status", "--porcelain") == status
+    assert files(root).items() >= before.items()
+    assert git(root, "worktree", "list") == trees
+    (kept,) = kept_experiments(root)
+    assert kept.name == "trial"
+    assert kept.baseline == git(root, "rev-parse", "HEAD")
+    assert kept_file(root, kept, "dvc.lock") == lock.strip()
+    assert kept_file(root, kept, "notes/new") == "made here"
+    assert kept_file(root, kept, "f") == "changed, not committed"
+    assert "trial" in dvc(root, "exp", "show", "--csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("no_git", UsageError, "an experiment starts from a commit"),
+        ("linked_to_a_submodule", DvcError, "is outside of git repository"),
+    ],
+)
+def test_where_an_experiment_cannot_work_it_says_so_and_leaves_nothing(
+    name, error, message, source, tmp_path
+):
+    root = LAYOUTS[name](tmp_path / "place", source).project
+    with pytest.raises(error, match=message) as caught:  # noqa: SIM117
+        with experiment(root, plan(root, None, None, "trial")):
+            pass
+    assert str(root) in str(caught.value)
+    assert list(Paths(root).worktrees.glob("*")) == []
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("name", ["top", "monorepo"])
+@pytest.mark.parametrize("dvc_at_the_top", [True, False])
+def test_a_temporary_experiment_of_dvc_keeps_its_store(name, dvc_at_the_top, tmp_path, checkout):
+    source = tmp_path / "tiny"
+    source.mkdir()
+    code = "from danceflow.ops.tracking import main_checkout as m; import pathlib; "
+    code += "pathlib.Path(chr(112)).write_text(str(m(pathlib.Path.cwd())))"
+    command = f"{sys.executable} -c '{code}'"
+    stage = {"cmd": command, "params": ["word"], "outs": [{"p": {"cache": False}}]}
+    (source / "dvc.yaml").write_text(dump_yaml({"stages": {"place": stage}}))
+    (source / "params.yaml").write_text("word: one\n")
+    root = LAYOUTS[name](tmp_path / "place", source).project
+    top = tmp_path / "place" / "main"
+    at = top if dvc_at_the_top else root
+    dvc(at, "init", "-q", *(["--subdir"] if at != top else []))
     git(top, "add", "-A")
-    git(top, "commit", "-qm", "first")
-    with experiment(inner, any_plan()) as place:
-        assert place.root.name == "inner"
-        assert Paths(place.root).params.is_file()
-    assert git(top, "status", "--porcelain") == ""
+    git(top, "commit", "-qm", "dvc")
+    dvc(
+        root,
+        "exp",
+        "run",
+        "--temp",
+        "-n",
+        "trial",
+        "-S",
+        "word=two",
+        "dvc.yaml:place",
+        PYTHONPATH=str(ROOT / "src"),
+    )
+    (kept,) = kept_experiments(root)
+    assert kept_file(root, kept, "p") == str(root)
+
+
+@pytest.mark.parametrize("name", ["GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"])
+def test_what_git_sets_for_its_hooks_leads_nowhere_else(checkout, monkeypatch, tmp_path, name):
+    monkeypatch.setenv(name, str(tmp_path / "another"))
+    with experiment(checkout, plan(checkout, None, {}, "trial")) as place:
+        assert name not in place.environment
+        assert (place.root / "raw").read_text() == "raw"
+
+
+@pytest.mark.parametrize("unknown", [["params.yaml"], ["dvc.yaml", "params.yaml"]])
+def test_a_project_that_git_does_not_know_is_refused(checkout, unknown):
+    git(checkout, "rm", "-q", "--cached", *unknown)
+    with pytest.raises(UsageError, match=f"git does not know {' and '.join(unknown)}"):
+        plan(checkout, None, None, "trial")

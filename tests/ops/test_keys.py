@@ -32,8 +32,8 @@ WORK: Mapping[str, tuple[str, Maker]] = {
     "evaluation": ("evaluate", lambda p, d: keys.answered({"rows": d})),
     "text-encoder": ("teachers", lambda p, d: keys.text_encoder(p, [d])),
     "teacher": ("teachers", lambda p, d: keys.teacher(p, "base", "f", None, d)),
-    "teacher, frozen": ("teachers", lambda p, d: keys.teacher(p, "base", d, None, None)),
-    "teacher, init": ("teachers", lambda p, d: keys.teacher(p, "base", "f", d, None)),
+    "teacher, frozen": ("teachers", lambda p, d: keys.teacher(p, "base", d, None, "r")),
+    "teacher, init": ("teachers", lambda p, d: keys.teacher(p, "base", "f", d, "r")),
 }
 # One file of every package, each the inmost one of its kind.
 FILES = (
@@ -44,7 +44,7 @@ FILES = (
     "data/cache.py",
     "data/condition_cache.py",
     "data/ingest.py",
-    "data/scene_stream.py",
+    "train/stream.py",
     "digits/score.py",
     "evaluate/evaluator.py",
     "evaluate/page.py",
@@ -113,7 +113,7 @@ def test_the_loss_trains_anew_and_a_style_sheet_does_not(source: Path, params: P
     before = all_keys(params)
     for file, expected in {
         "evaluate/templates/report.css": set(),
-        "fields/objective.py": {name for name in WORK if name.startswith(("distill", "evalu"))},
+        "fields/objective.py": {name for name in WORK if name.startswith("distill")},
     }.items():
         place = source / "danceflow" / file
         place.write_text(place.read_text() + "\n# One line more.\n")

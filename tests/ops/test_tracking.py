@@ -2,6 +2,7 @@ import http.server
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import threading
 import time
@@ -20,15 +21,17 @@ from danceflow.ops.tracking import (
     RunPointer,
     TrackingSettings,
     flatten,
-    main_checkout,
     open_store,
     resolve_uri,
     resume_run,
     row_metrics,
+    runs_page,
     source_tags,
     start_run,
+    store_errors,
 )
 
+KIND = "mlflow.experimentKind"
 PARAMS = {"distill": {"num_steps": 16, "method": "danceopd", "query": None}, "seed": 0}
 
 
@@ -88,19 +91,6 @@ def test_a_store_that_cannot_be_kept_is_refused(tmp_path, uri):
         resolve_uri(tmp_path, uri)
 
 
-def test_a_worktree_and_a_temporary_experiment_use_the_main_checkout(tmp_path):
-    main, tree = tmp_path / "main", tmp_path / "tree"
-    main.mkdir()
-    git = ["git", "-C", str(main)]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    subprocess.run([*git, "worktree", "add", "-q", "--detach", str(tree)], check=True)
-    assert main_checkout(main) == main
-    assert main_checkout(tree) == main
-    assert main_checkout(main / ".dvc" / "tmp" / "exps" / "standalone" / "tmp1") == main
-    assert resolve_uri(tree, None) == f"sqlite:///{main}/mlflow.db"
-
-
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/mlflow.db"])
 def test_an_unreachable_store_is_one_clear_error_at_once_and_nothing_is_written(
     tracking, pointer, uri
@@ -144,8 +134,57 @@ def test_a_database_that_is_none_is_an_error(tracking, pointer):
 def test_a_deleted_experiment_is_an_error(tracking, pointer):
     store = open_store(tracking)
     store.client.delete_experiment(store.experiment_id)
-    with pytest.raises(TrackingError, match="'scenes' was deleted"):
+    with pytest.raises(TrackingError, match="'scenes' was deleted") as caught:
         begin(tracking, pointer)
+    assert f"restore --experiment-id {store.experiment_id}" in str(caught.value)
+
+
+def kind(settings: TrackingSettings) -> str | None:
+    store = open_store(settings)
+    found: str | None = store.client.get_experiment(store.experiment_id).tags.get(KIND)
+    return found
+
+
+def test_a_new_experiment_is_one_of_model_training(tracking):
+    assert kind(tracking) == "custom_model_development"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "custom_model_development"),
+        ("", "custom_model_development"),
+        ("no_inferred_type", "custom_model_development"),
+        ("genai_development_inferred", "custom_model_development"),
+        ("genai_development", "genai_development"),  # somebody chose it
+        ("finetuning", "finetuning"),
+    ],
+)
+def test_an_experiment_that_is_there_gets_the_kind_unless_somebody_chose_another(
+    tracking, before, after
+):
+    store = open_store(tracking)
+    if before is None:
+        store.client.delete_experiment_tag(store.experiment_id, KIND)
+    else:
+        store.client.set_experiment_tag(store.experiment_id, KIND, before)
+    assert kind(tracking) == after
+
+
+def test_the_kind_is_one_that_mlflows_page_knows(tracking):
+    """Read from the page's own code: another version may have other names."""
+    import mlflow
+
+    scripts = (Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js").glob("*")
+    code = "".join(path.read_text() for path in scripts if path.suffix == ".js")
+    assert f'"{KIND}"' in code
+    assert f'CUSTOM_MODEL_DEVELOPMENT="{kind(tracking)}"' in code
+    assert 'MACHINE_LEARNING="machine_learning"' in code
+    assert '.get("workflowType")' in code
+    store = open_store(tracking)
+    assert runs_page("http://127.0.0.1:5001/", store) == (
+        f"http://127.0.0.1:5001/#/experiments/{store.experiment_id}?workflowType=machine_learning"
+    )
 
 
 def test_artifacts_lie_beside_the_database_whatever_the_working_folder(tracking, pointer):
@@ -164,6 +203,76 @@ def test_opening_a_store_leaves_no_global_store_behind(tracking):
         assert mlflow.get_tracking_uri() == store.uri
     assert "MLFLOW_TRACKING_URI" not in os.environ
     assert mlflow.get_tracking_uri() != store.uri
+
+
+# ------------------------------------------------------------------------------- what is said
+
+
+def raised(how: str) -> Exception:
+    """An error of several lines, as the libraries raise them."""
+    import requests
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    text = "The following failed:\n##### File student #####\nNo such artifact: 'student'\n"
+    broken = sqlalchemy.exc.OperationalError("SELECT 1", {"a": "secret"}, sqlite3.Error(text))
+    wrapped = MlflowException(broken)
+    wrapped.__cause__ = broken
+    return {
+        "mlflow": MlflowException(text),
+        "sqlalchemy": broken,
+        "sqlalchemy in mlflow": wrapped,
+        "sqlite": sqlite3.OperationalError(text),
+        "connection": requests.ConnectionError(text),
+        "disk": PermissionError(text),
+    }[how]
+
+
+@pytest.mark.parametrize(
+    "how", ["mlflow", "sqlalchemy", "sqlalchemy in mlflow", "sqlite", "connection", "disk"]
+)
+def test_an_error_is_told_whole_in_one_line(how):
+    with pytest.raises(TrackingError) as caught, store_errors("sqlite:////x/mlflow.db"):
+        raise raised(how)
+    assert str(caught.value) == (
+        "MLflow at sqlite:////x/mlflow.db: The following failed: ##### File student ##### "
+        "No such artifact: 'student'"
+    )
+
+
+def test_an_error_without_words_is_told_by_its_name():
+    told = pytest.raises(TrackingError, match="MLflow at http://x: ConnectionResetError$")
+    with told, store_errors("http://x"):
+        raise ConnectionResetError
+
+
+LOGINS = [
+    "http://ann:pa:ss@127.0.0.1:9",
+    "http://tok_123@127.0.0.1:9",
+    "http://ann:p@ss@127.0.0.1:9/path",
+]
+
+
+@pytest.mark.parametrize("uri", LOGINS)
+def test_no_message_holds_a_login(tracking, pointer, uri, broken_server, caplog):
+    login = uri.removeprefix("http://").rpartition("@")[0]
+    port = broken_server.rpartition(":")[2]
+    for address in (uri, uri.replace(":9", f":{port}")):
+        with pytest.raises(TrackingError) as caught:
+            begin(replace(tracking, uri=address), pointer)
+        assert login not in str(caught.value)
+        assert "http://***@127.0.0.1" in str(caught.value)
+    with pytest.raises(TrackingError) as caught, store_errors(uri):
+        raise OSError(f"GET {uri}/api failed")
+    assert login not in str(caught.value)
+    with pytest.raises(TrackingError) as caught:
+        resolve_uri(tracking.root, uri.replace("http:", "file:"))
+    assert login not in str(caught.value)
+    with begin(tracking, pointer) as tracker:
+        tracker.store = replace(tracker.store, uri=uri)
+        tracker.log_artifact(tracking.root / "nothing here")
+    assert "did not take everything" in caplog.text
+    assert login not in caplog.text
 
 
 # ------------------------------------------------------------------------------------- what
@@ -251,6 +360,16 @@ def test_a_store_that_goes_away_stops_no_training(tracking, pointer, caplog):
     assert "did not take everything (image grid)" in caplog.text
     history = tracker.store.client.get_metric_history(tracker.run_id, "loss")
     assert [metric.value for metric in history] == [0.5, 0.25]
+
+
+def test_artifacts_that_cannot_be_written_stop_no_training(tracking, pointer, tmp_path, caplog):
+    with begin(tracking, pointer) as tracker:
+        (tracking.root / "mlartifacts").write_text("a file in the way")
+        (tmp_path / "note.txt").write_text("a note")
+        tracker.log_artifact(tmp_path / "note.txt")
+        tracker.log_image("grid", Image.new("RGB", (8, 8)), step=1)
+    assert "did not take everything (file note.txt, image grid)" in caplog.text
+    assert tracker.store.client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
 def test_with_tracking_off_the_same_calls_do_nothing(tracking, pointer, files, tmp_path):

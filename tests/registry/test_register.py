@@ -2,6 +2,7 @@ import base64
 import contextlib
 import io
 import json
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -296,6 +297,101 @@ def test_a_champion_made_elsewhere_can_be_rolled_back(store, promotions, entered
     entered(0.6)
     store.client.set_registered_model_alias(NAME, CHAMPION, "2")
     assert promotions.rollback().version == 1
+
+
+@pytest.mark.parametrize(
+    ("deleted", "champions"),
+    [
+        ([3], [2, 1]),  # of four, what each rollback comes to
+        ([2, 3], [1]),
+        ([1], [3, 2]),
+        ([4], [3, 2, 1]),  # the champion itself
+        ([3, 4], [2, 1]),
+        ([1, 2, 3], []),
+        ([1, 2, 3, 4], []),
+    ],
+)
+def test_rolling_back_passes_over_versions_that_were_deleted(
+    store, promotions, entered, deleted, champions
+):
+    for score in (0.5, 0.6, 0.7, 0.8):
+        promotions.consider(entered(score), Policy(), auto_promote=True)
+    for number in deleted:
+        store.client.delete_model_version(NAME, str(number))
+    assert [promotions.rollback().version for _ in champions] == champions
+    live = champions[-1] if champions else None if 4 in deleted else 4
+    assert champion(promotions) == live
+    history = promotions.history()
+    with pytest.raises(UsageError, match="there was no champion before version"):
+        promotions.rollback()
+    assert promotions.history() == history
+    assert champion(promotions) == live
+    versions = store.client.search_model_versions(f"name = '{NAME}'")
+    withdrawn = {int(version.version) for version in versions if "withdrawn" in version.tags}
+    assert withdrawn == ({4, *champions} - {live, *deleted})
+
+
+def test_what_was_deleted_is_told_when_nothing_is_left(store, promotions, entered):
+    for score in (0.5, 0.6, 0.7):
+        promotions.consider(entered(score), Policy(), auto_promote=True)
+    for number in (1, 2):
+        store.client.delete_model_version(NAME, str(number))
+    told = r"no champion before version 3 that is still there \(deleted: 1, 2\)"
+    with pytest.raises(UsageError, match=told):
+        promotions.rollback()
+    assert champion(promotions) == 3
+
+
+def test_after_the_champion_was_deleted_the_next_is_judged_without_it(store, promotions, entered):
+    promotions.consider(entered(0.8), Policy(), auto_promote=True)
+    store.client.delete_model_version(NAME, "1")
+    assert promotions.holder(CHAMPION) is None
+    assert promotions.holder(CHALLENGER) is None
+    with pytest.raises(UsageError, match="has no challenger"):
+        promotions.promote(None, Policy())
+    with pytest.raises(UsageError, match="has no version 1"):
+        promotions.promote(1, Policy())
+    assert promotions.consider(entered(0.5), Policy(), auto_promote=True).champion
+    with pytest.raises(UsageError, match=r"deleted: 1"):
+        promotions.rollback()
+    assert [change.version for change in promotions.history()] == [1, 2]
+
+
+def test_an_alias_of_a_version_that_is_gone_counts_as_none(store, promotions, entered, tracking):
+    """MLflow's own stores take the alias away with the version; others need not."""
+    for score in (0.5, 0.6):
+        promotions.consider(entered(score), Policy(), auto_promote=True)
+    connection = sqlite3.connect(tracking.root / "mlflow.db")
+    connection.execute("UPDATE registered_model_aliases SET version = 7")
+    connection.commit()
+    connection.close()
+    assert promotions.holder(CHAMPION) is None
+    with pytest.raises(UsageError, match="has no version 7"):
+        promotions.promote(None, Policy())
+    assert promotions.rollback().version == 1
+
+
+def test_a_version_whose_run_was_deleted_is_judged_all_the_same(store, promotions, entered, run_id):
+    version = entered(0.5)
+    store.client.delete_run(run_id)
+    assert promotions.consider(version, Policy(), auto_promote=True).champion
+    (holder,) = store.client.search_model_versions(f"name = '{NAME}'")
+    assert holder.tags[GATE_TAG] == "true"
+    assert GATE_TAG not in store.client.get_run(run_id).data.tags
+
+
+@pytest.mark.parametrize("alias", [CHAMPION, CHALLENGER])
+def test_opening_an_alias_whose_version_was_deleted_says_what_to_do(
+    store, tracking, promotions, entered, alias
+):
+    promotions.consider(entered(0.5), Policy(), auto_promote=True)
+    store.client.delete_model_version(NAME, "1")
+    with pytest.raises(
+        TrackingError, match=f"student has no {alias}.* deleted; `danceflow promote"
+    ):
+        open_student(alias, tracking)
+    with pytest.raises(TrackingError, match="version=1.* not found"):
+        open_student(f"models:/{NAME}/1", tracking)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,11 @@ class Checkout:
     """A git and DVC repository with everything that this one tracks."""
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str], recipe: Path | None = None
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        recipe: Path | None = None,
+        below: str = "",
     ) -> None:
         """Copies the tracked files as they are in the working tree, and commits them.
 
@@ -57,8 +61,10 @@ class Checkout:
             folder: where to.
             environment: added to that of this process.
             recipe: takes the place of ``params.yaml``; None: that file, made small.
+            below: the project's folder below the top of the git repository.
         """
-        self.root = folder / "checkout"
+        top = folder / "checkout"
+        self.root = top / below
         self.paths = Paths(self.root)
         programs = Path(sys.executable).parent
         code = (self.root / "src", self.root)  # the clone's own, as if it was installed
@@ -69,7 +75,7 @@ class Checkout:
             "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
             "PYTHONPATH": os.pathsep.join(map(str, code)),
         }
-        self.root.mkdir()
+        self.root.mkdir(parents=True)
         listed = ["git", "ls-files", "-z", "--deduplicate"]
         names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
         for name in filter(None, names.stdout.split("\0")):
@@ -84,7 +90,7 @@ class Checkout:
         else:
             self.paths.params.write_bytes(recipe.read_bytes())
         (self.root / "dvc.lock").unlink(missing_ok=True)  # it is about other parameters
-        self.run("git", "init", "--quiet", "--initial-branch", "main")
+        self.run("git", "init", "--quiet", "--initial-branch", "main", str(top))
         self.commit()
 
     def call(

@@ -247,7 +247,7 @@ def test_everything_computes_where_the_run_says(
     def see(*modules: Any) -> None:
         seen.update(p.device.type for m in modules for p in m.parameters())
 
-    def reading(tokenizer: Any, encoder: Any, **options: Any) -> float:
+    def reading(tokenizer: Any, encoder: Any, *more: Any, **options: Any) -> float:
         see(encoder)
         raise StoppedError
 
@@ -259,7 +259,7 @@ def test_everything_computes_where_the_run_says(
         seen.add(memory.device)
         return Teachers(folder, name, teachers, "cpu")
 
-    def batch(dataset: Any, family: Any, count: int, seed: int, device: str) -> None:
+    def batch(dataset: Any, world: Any, family: Any, count: int, seed: int, device: str) -> None:
         seen.add(device)
         raise StoppedError
 
@@ -278,7 +278,7 @@ def test_everything_computes_where_the_run_says(
             family = module.open_family(params.family.name, frozen).to(device)
             (base,) = paths.work("any").parent.glob("teacher-base-[0-9a-f]*")
             name = "base" if at == "scratch" else "local"
-            training.train_teacher(params, paths, family, name, {"base": base}, "frozen")
+            training.train_teacher(params, paths, paths, family, name, {"base": base}, "frozen")
     assert seen == {device}
 
 
@@ -293,7 +293,7 @@ def test_the_stage_puts_the_frozen_parts_there_first(
     (frozen,) = paths.work("any").parent.glob("text-encoder-*")
     monkeypatch.setattr(module, "text_encoder", lambda params, paths: frozen)
 
-    def training_one(params: Params, paths: Paths, family: Any, *more: Any) -> Path:
+    def training_one(params: Params, paths: Paths, data: Paths, family: Any, *more: Any) -> Path:
         devices = {p.device.type for _, part in family.prompts.clips for p in part.parameters()}
         assert devices == {"meta"}
         raise StoppedError

@@ -63,8 +63,8 @@ def _made(maker: Callable[[Path], Evaluator], path: Path, place: str) -> Evaluat
     try:
         return maker(path)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        first = str(error).strip().splitlines()[:1]
-        raise WeightsError(f"{place}: {path}: cannot be used: {' '.join(first)}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"{place}: {path}: cannot be used: {reason}") from error
 
 
 class ClipScore:

@@ -129,7 +129,14 @@ def _find_version(store: Store, source: str) -> Any:
         return max(found, key=lambda version: int(version.version))
     name, at, alias = rest.strip("/").partition("@")
     if at:
-        return store.client.get_model_version_by_alias(name, alias)
+        number = store.client.get_registered_model(name).aliases.get(alias)
+        if number is None:
+            raise TrackingError(
+                f"{source}: {name} has no {alias}: there never was one, or it was deleted; "
+                "`danceflow promote <version>` makes a version the champion, `danceflow rollback` "
+                "brings the one before a deleted champion back"
+            )
+        return store.client.get_model_version(name, number)
     name, slash, number = name.rpartition("/")
     if not slash:
         raise UsageError(f"{source}: write models:/<name>@<alias> or models:/<name>/<version>")

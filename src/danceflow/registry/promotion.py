@@ -87,16 +87,14 @@ class Promotions:
         self._name = name
 
     def holder(self, alias: str) -> ModelVersion | None:
-        """Return the version that has an alias, or None.
+        """Return the version that has an alias; None: none has, or it was deleted.
 
         Raises:
             TrackingError: the registry does not answer.
         """
         with store_errors(self._store.uri):
             number = self._aliases().get(alias)
-            if number is None:
-                return None
-            return self._store.client.get_model_version(self._name, number)
+            return None if number is None else self._registered(number)
 
     def history(self) -> tuple[Change, ...]:
         """Return every change of the champion, the first one first.
@@ -127,7 +125,7 @@ class Promotions:
     def judge(self, version: ModelVersion, policy: GatePolicy) -> Verdict:
         """Return the gate's verdict on a version against the champion, kept as tags.
 
-        The tags go on the version and on the run that it comes from.
+        The tags go on the version, and on the run that it comes from unless that was deleted.
 
         Raises:
             TrackingError: the registry does not answer, or an evaluation is missing.
@@ -146,7 +144,7 @@ class Promotions:
         with store_errors(self._store.uri):
             for name, value in tags.items():
                 client.set_model_version_tag(self._name, str(version.version), name, value)
-            if version.run_id:
+            if version.run_id and self._run_is_there(version.run_id):
                 for name, value in tags.items():
                     client.set_tag(version.run_id, name, value)
         return answer
@@ -212,26 +210,33 @@ class Promotions:
     def rollback(self) -> Change:
         """Make the champion before the present one the champion again and return the change.
 
-        The version that goes is marked as withdrawn, so that no scheduled run promotes it again;
-        ``promote`` with its number does. Called again, it goes back one further.
+        Versions that were deleted are passed over; was the champion itself deleted, the one before
+        it comes back. The version that goes is marked as withdrawn, so that no scheduled run
+        promotes it again; ``promote`` with its number does. Called again, it goes back one further.
 
         Raises:
             UsageError: there is no champion, or none before it.
             TrackingError: the registry does not answer.
         """
         champion = self.holder(CHAMPION)
-        if champion is None:
+        line = _line(self.history())
+        if champion is None and not line:
             raise UsageError(f"{self._name} has no champion")
-        present = int(champion.version)
-        former = [number for number in _line(self.history()) if number != present]
-        if not former:
-            raise UsageError(f"{self._name}: there was no champion before version {present}")
+        present = line[-1] if champion is None else int(champion.version)
+        former = [number for number in reversed(line) if number != present]
         with store_errors(self._store.uri):
-            self._store.client.get_model_version(self._name, str(former[-1]))
-            self._store.client.set_model_version_tag(
-                self._name, str(present), WITHDRAWN_TAG, "true"
-            )
-        return self._set_champion("rollback", former[-1], present)
+            back = next((number for number in former if self._registered(number)), None)
+            if back is None:
+                deleted = ", ".join(map(str, sorted(set(former))))
+                raise UsageError(
+                    f"{self._name}: there was no champion before version {present}"
+                    + (f" that is still there (deleted: {deleted})" if former else "")
+                )
+            if self._registered(present):
+                self._store.client.set_model_version_tag(
+                    self._name, str(present), WITHDRAWN_TAG, "true"
+                )
+        return self._set_champion("rollback", back, present)
 
     def _set_champion(
         self, action: Literal["promote", "rollback"], number: int, previous: int | None
@@ -253,10 +258,19 @@ class Promotions:
             wanted = self._aliases().get(CHALLENGER) if number is None else str(number)
             if wanted is None:
                 raise UsageError(f"{self._name} has no challenger")
-            version = _known(lambda: self._store.client.get_model_version(self._name, wanted))
+            version = self._registered(wanted)
         if version is None:
             raise UsageError(f"{self._name} has no version {wanted}")
         return version
+
+    def _registered(self, number: int | str) -> ModelVersion | None:
+        """Return a version, or None if it was deleted or never was."""
+        return _known(lambda: self._store.client.get_model_version(self._name, str(number)))
+
+    def _run_is_there(self, run_id: str) -> bool:
+        """Return whether a run may be written to."""
+        run = _known(lambda: self._store.client.get_run(run_id))
+        return run is not None and run.info.lifecycle_stage == "active"
 
     def _aliases(self) -> Mapping[str, str]:
         model = _known(lambda: self._store.client.get_registered_model(self._name))

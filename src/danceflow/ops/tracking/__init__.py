@@ -10,6 +10,7 @@ reached when a stage starts is an error; one that goes away while a stage works 
 what was not mirrored is sent again with the next metrics.
 """
 
+from danceflow.ops.tracking.place import main_checkout, mark_experiment
 from danceflow.ops.tracking.records import RecordedRun, record_run, recorded_runs
 from danceflow.ops.tracking.runs import (
     ORIGIN_TAG,
@@ -24,11 +25,12 @@ from danceflow.ops.tracking.runs import (
 from danceflow.ops.tracking.store import (
     Store,
     TrackingSettings,
-    main_checkout,
     open_store,
     resolve_uri,
+    runs_page,
     source_tags,
     store_errors,
+    without_login,
 )
 from danceflow.ops.tracking.tracker import MlflowTracker, NoTracker, Tracker, flatten
 
@@ -46,13 +48,16 @@ __all__ = [
     "dvc_digests",
     "flatten",
     "main_checkout",
+    "mark_experiment",
     "open_store",
     "record_run",
     "recorded_runs",
     "resolve_uri",
     "resume_run",
     "row_metrics",
+    "runs_page",
     "source_tags",
     "start_run",
     "store_errors",
+    "without_login",
 ]

@@ -20,6 +20,7 @@ from danceflow.ops.tracking.store import (
     open_store,
     source_tags,
     store_errors,
+    without_login,
 )
 from danceflow.ops.tracking.tracker import (
     MlflowTracker,
@@ -211,7 +212,8 @@ def _rebuild(store: Store, pointer: RunPointer, files: RunFiles, root: Path) -> 
     if files.folder is not None:
         store.client.log_artifacts(run_id, str(files.folder))
     store.client.set_tag(run_id, ORIGIN_TAG, pointer.origin)
-    logger.info("run %s is unknown at %s: rebuilt as %s", pointer.origin, store.uri, run_id)
+    shown = without_login(store.uri)
+    logger.info("run %s is unknown at %s: rebuilt as %s", pointer.origin, shown, run_id)
     return run_id
 
 

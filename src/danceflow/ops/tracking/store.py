@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import sqlite3
 import subprocess
 import urllib.error
 import urllib.request
@@ -14,13 +16,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from danceflow.errors import TrackingError
+from danceflow.ops.tracking.anchor import anchor, artifact_root
+from danceflow.ops.tracking.place import main_checkout
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATABASE = "mlflow.db"
-ARTIFACTS = "mlartifacts"
+KIND_TAG = "mlflow.experimentKind"
+TRAINING = "custom_model_development"  # MLflow's name of the kind "model training"
 
+# What MLflow's page writes by itself where nobody chose a kind.
+_NO_KIND = (
+    None,
+    "",
+    "no_inferred_type",
+    "genai_development_inferred",
+    "custom_model_development_inferred",
+)
+_SQLITE = "sqlite:///"
+_LOGIN = re.compile(r"(?<=://)[^/\s]*@")
 _REACH_TIMEOUT_S = 5.0
 _GLOBAL_STORE = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
@@ -121,39 +136,21 @@ def resolve_uri(root: Path, configured: str | None) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or configured
     main = main_checkout(root)
     if uri is None:
-        return f"sqlite:///{main / DATABASE}"
+        return f"{_SQLITE}{main / DATABASE}"
     scheme, colon, _ = uri.partition(":")
     if not colon or scheme == "file":
         raise TrackingError(
-            f"tracking.uri {uri!r}: MLflow keeps no runs in plain folders; "
+            f"tracking.uri {without_login(uri)!r}: MLflow keeps no runs in plain folders; "
             "write sqlite:///<path>/mlflow.db or a server's http address"
         )
     if scheme != "sqlite":
         return uri
-    path = uri.removeprefix("sqlite:///")
+    path = uri.removeprefix(_SQLITE)
     if path == uri or not path or path == ":memory:":
-        raise TrackingError(f"tracking.uri {uri!r}: write sqlite:///<path of a file>")
-    return f"sqlite:///{main / path}"
-
-
-def main_checkout(root: Path) -> Path:
-    """Return the main checkout of the one at ``root``.
-
-    ``root`` itself, unless it is a git worktree (its ``.git`` is a file that points into the main
-    one's) or lies in DVC's folder for temporary experiments.
-    """
-    root = root.resolve()
-    parts = root.parts
-    for index in range(len(parts) - 2):
-        if parts[index : index + 3] == (".dvc", "tmp", "exps"):
-            return Path(*parts[:index])
-    link = root / ".git"
-    if link.is_file():
-        git_folder = (root / link.read_text().removeprefix("gitdir:").strip()).resolve()
-        common = git_folder / "commondir"
-        if common.is_file():
-            return (git_folder / common.read_text().strip()).resolve().parent
-    return root
+        raise TrackingError(
+            f"tracking.uri {without_login(uri)!r}: write sqlite:///<path of a file>"
+        )
+    return f"{_SQLITE}{main / path}"
 
 
 def open_store(settings: TrackingSettings) -> Store:
@@ -169,22 +166,60 @@ def open_store(settings: TrackingSettings) -> Store:
     from mlflow import MlflowClient
 
     with store_errors(uri):
-        client = MlflowClient(uri, uri)
+        client = MlflowClient(uri, uri)  # it makes the tables that are missing
+        if uri.startswith(_SQLITE):
+            database = Path(uri.removeprefix(_SQLITE))
+            if database.resolve().is_relative_to(main_checkout(settings.root)):
+                anchor(database)  # elsewhere it is not the project's, and stays as it is
         return Store(uri, client, _experiment(client, uri, settings.experiment))
 
 
 @contextlib.contextmanager
 def store_errors(uri: str) -> Iterator[None]:
     """Let whatever MLflow, its database or its connection raise leave as ``TrackingError``."""
-    import requests
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
 
+    known = (MlflowException, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError)
     try:
         yield
-    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.RequestException) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise TrackingError(f"MLflow at {uri}: {reason[0]}") from error
+    except known as error:
+        raise TrackingError(without_login(f"MLflow at {uri}: {_reason(error)}")) from error
+
+
+def without_login(text: str) -> str:
+    """Return a text in which no address holds a user's name or password any more."""
+    return _LOGIN.sub("***@", text)
+
+
+def runs_page(address: str, store: Store) -> str:
+    """Return the address of the experiment's runs on MLflow's page.
+
+    The page opens every experiment as one of traces, of whatever kind it is, unless its address
+    says otherwise.
+
+    Args:
+        address: of the page.
+        store: the store that it shows.
+    """
+    kind = "workflowType=machine_learning"
+    return without_login(f"{address.rstrip('/')}/#/experiments/{store.experiment_id}?{kind}")
+
+
+def _reason(error: BaseException) -> str:
+    """Return all that an error says, in one line.
+
+    What SQLAlchemy puts around a database's words, the statement and its values, is left out.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    text = str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, DBAPIError) and str(cause) == str(error):
+            text = str(cause.orig)
+        cause = cause.__cause__
+    return " ".join(text.split()) or type(error).__name__
 
 
 def source_tags(root: Path) -> dict[str, str]:
@@ -205,8 +240,8 @@ def source_tags(root: Path) -> dict[str, str]:
 
 def _reach(uri: str) -> None:
     """Raise TrackingError when a server does not answer or a database's folder is missing."""
-    if uri.startswith("sqlite:///"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
+    if uri.startswith(_SQLITE):
+        folder = Path(uri.removeprefix(_SQLITE)).parent
         if not folder.is_dir():
             raise TrackingError(f"MLflow at {uri}: {folder} is no folder")
         if not os.access(folder, os.W_OK):
@@ -224,8 +259,8 @@ def _reach(uri: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
     raise TrackingError(
-        f"MLflow at {uri} does not answer ({reason}); start it, change tracking.uri or "
-        "MLFLOW_TRACKING_URI, or set tracking.enabled to false"
+        f"MLflow at {without_login(uri)} does not answer ({reason}); start it, change "
+        "tracking.uri or MLFLOW_TRACKING_URI, or set tracking.enabled to false"
     )
 
 
@@ -234,18 +269,28 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     location = None
-    if uri.startswith("sqlite:///"):  # a server decides itself where artifacts go
-        location = (Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS).as_uri()
+    if uri.startswith(_SQLITE):  # a server decides itself where artifacts go
+        location = artifact_root(Path(uri.removeprefix(_SQLITE))).as_uri()
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(
+                client.create_experiment(
+                    name, artifact_location=location, tags={KIND_TAG: TRAINING}
+                )
+            )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(name)  # another process was faster
     if found is None or found.lifecycle_stage != "active":
-        raise TrackingError(f"MLflow at {uri}: experiment {name!r} was deleted; restore it there")
+        number = "" if found is None else f" --experiment-id {found.experiment_id}"
+        raise TrackingError(
+            f"MLflow at {without_login(uri)}: experiment {name!r} was deleted; restore it there: "
+            f"mlflow experiments restore{number}"
+        )
+    if found.tags.get(KIND_TAG) in _NO_KIND:
+        client.set_experiment_tag(found.experiment_id, KIND_TAG, TRAINING)
     return str(found.experiment_id)
 
 

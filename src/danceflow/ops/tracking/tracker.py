@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from danceflow.errors import TrackingError
-from danceflow.ops.tracking.store import Store, store_errors
+from danceflow.ops.tracking.store import Store, store_errors, without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -129,7 +129,7 @@ class MlflowTracker:
         if self._lost or self._pending:
             logger.warning(
                 "MLflow at %s did not take everything (%s); the files of the run are complete",
-                self.store.uri,
+                without_login(self.store.uri),
                 ", ".join(dict.fromkeys([*self._lost, *(["metrics"] * bool(self._pending))])),
             )
 
