@@ -176,17 +176,18 @@ def test_code_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
     _write(checkout, "danceflow.worlds.prepare", f"from danceflow.models import sd3\n{RUN}")
     missing = "dvc.yaml: stage 'prepare': deps: its imports reach src/danceflow/{}, which is not"
     assert of_prepare(checkout) == [f"{missing.format('models/sd3.py')} among them"]
-    (checkout / "src/danceflow/worlds/look.css").write_text("body {}")
-    text = f"LOOK = 'look.css'\nfrom danceflow.models import sd3\n{RUN}"
+    (checkout / "src/danceflow/data/look.css").write_text("body {}")
+    _write(checkout, "danceflow.data.buckets", "LOOK = 'look.css'\n")
+    text = f"from danceflow.data import buckets\nfrom danceflow.models import sd3\n{RUN}"
     _write(checkout, "danceflow.worlds.prepare", text)
     assert of_prepare(checkout) == [
+        f"{missing.format('data/look.css')} among them",
         f"{missing.format('models/sd3.py')} among them",
-        f"{missing.format('worlds/look.css')} among them",
     ]
     _replace(
         checkout / "dvc.yaml",
         "      - src/danceflow/columns.py\n",
-        "      - src/danceflow/columns.py\n      - src/danceflow/worlds/look.css\n"
+        "      - src/danceflow/columns.py\n      - src/danceflow/data/look.css\n"
         "      - src/danceflow/models\n",
     )
     assert of_prepare(checkout) == []
