@@ -27,6 +27,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import (
     ConcurrencyLimitConfig,
     ConcurrencyLimitStrategy,
+    State,
     StateType,
 )
 from prefect.exceptions import ObjectNotFound
@@ -146,7 +147,7 @@ def _end_dead_runs(deployment: str) -> None:
         )
         for run in dead:
             logger.warning("run %s was killed with its schedule; it counts as crashed", run.name)
-            state = Crashed(message="the schedule that ran it was killed")
+            state: State[Any] = Crashed(message="the schedule that ran it was killed")
             client.set_flow_run_state(run.id, state, force=True)
         limit = client.read_deployment_by_name(deployment).global_concurrency_limit
         if limit is not None and limit.active_slots:
