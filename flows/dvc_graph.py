@@ -29,16 +29,26 @@ class StageNode:
     frozen: bool
 
 
-def stage_graph(root: Path) -> tuple[StageNode, ...]:
+@dataclass(frozen=True)
+class Holder:
+    """A DVC command that reads or writes a file or folder now, which others may not change."""
+
+    process_id: int
+    command: str
+    path: str
+
+
+def stage_graph(root: Path, thawed: str | None = None) -> tuple[StageNode, ...]:
     """Return the stages of DVC's graph, each after everything it needs.
 
     Files tracked with ``dvc add`` have no command and are left out.
 
     Args:
         root: a folder of the DVC repository.
+        thawed: a stage that counts as not frozen.
 
     Raises:
-        DvcError: the folder is no DVC repository, or its graph is invalid.
+        DvcError: the folder is no DVC repository, its graph is invalid, or ``thawed`` is not in it.
     """
     with _repo(root) as repo:
         graph = repo.index.graph
@@ -47,7 +57,9 @@ def stage_graph(root: Path) -> tuple[StageNode, ...]:
             name: tuple(sorted(_name(dep) for dep in graph.successors(stage) if dep.cmd))
             for name, stage in stages.items()
         }
-        frozen = {name: bool(stage.frozen) for name, stage in stages.items()}
+        frozen = {name: bool(stage.frozen) and name != thawed for name, stage in stages.items()}
+    if thawed is not None and thawed not in needs:
+        raise DvcError(unknown_name("stage", thawed, needs))
     return tuple(StageNode(name, needs[name], frozen[name]) for name in _ordered(needs))
 
 
@@ -67,7 +79,7 @@ def ancestry(nodes: Sequence[StageNode], name: str) -> tuple[StageNode, ...]:
     return tuple(node for node in nodes if node.name in wanted)
 
 
-def changed_stages(root: Path) -> frozenset[str]:
+def changed_stages(root: Path, thawed: str | None = None) -> frozenset[str]:
     """Return the names of the stages whose inputs, outputs, parameters or command changed.
 
     A stage that is not named here and none of whose ancestors is named needs no command at all.
@@ -75,19 +87,68 @@ def changed_stages(root: Path) -> frozenset[str]:
 
     Args:
         root: a folder of the DVC repository.
+        thawed: a stage that counts as not frozen.
 
     Raises:
         DvcError: DVC cannot read the repository.
     """
     from dvc.lock import LockError
+    from dvc.repo import lock_repo
 
     with _repo(root) as repo, _quiet("dvc.repo.status"):
         names = {stage.addressing: _name(stage) for stage in repo.index.stages}
         try:
-            status = repo.status()
+            with lock_repo(repo):  # which loads the stages anew
+                for stage in repo.index.stages:
+                    stage.frozen = stage.frozen and _name(stage) != thawed
+                status = repo.status()
         except LockError:
             return frozenset(names.values())
         return frozenset(names[address] for address in status)
+
+
+def holders(root: Path) -> tuple[Holder, ...]:
+    """Return the DVC commands that hold files of the repository; none that is gone is among them.
+
+    DVC itself forgets a command whose process is gone, but not one whose number another process
+    has by now, as is usual in containers. Such entries are removed here.
+
+    Args:
+        root: the root of the DVC repository.
+
+    Raises:
+        DvcError: DVC cannot read its list.
+    """
+    from dvc.rwlock import _edit_rwlock
+
+    with _repo(root) as repo:
+        hardlink = repo.config["core"].get("hardlink_lock", False)
+        with _edit_rwlock(repo.tmp_dir, repo.fs, hardlink) as lists:
+            written = {path: [entry] for path, entry in lists["write"].items()}
+            kept: list[Holder] = []
+            for kind, entries in (("write", written), ("read", dict(lists["read"]))):
+                for path, found in entries.items():
+                    alive = [item for item in found if _is_running(item["pid"], item["cmd"])]
+                    kept += [Holder(item["pid"], item["cmd"], path) for item in alive]
+                    if not alive:
+                        del lists[kind][path]
+                    elif kind == "read":
+                        lists[kind][path] = alive
+    return tuple(kept)
+
+
+def _is_running(process_id: int, command: str) -> bool:
+    """Return whether a process lives and may be the one that was started as ``command``."""
+    import psutil
+
+    try:
+        words = " ".join(psutil.Process(process_id).cmdline())
+    except psutil.AccessDenied:
+        return True
+    except psutil.NoSuchProcess:
+        return False
+    # What DVC notes begins with the program's file where the process has `python -m dvc`.
+    return "dvc" in words or words.endswith(command.partition(" ")[2])
 
 
 def checkout_sources(root: Path) -> None:

@@ -5,7 +5,6 @@ The command is read live and can be ended with everything it started.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
@@ -14,15 +13,25 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from danceflow.errors import StageError, UsageError
-from danceflow.ops.files import write_bytes
+from flows import dvc_command, dvc_graph
 from flows.dvc_graph import DvcError
 from flows.processes import LineReader, ProcessGroups, end_group
+
+# Without the working folder among the places of modules: a checkout decides what a stage runs, not
+# what DVC is.
+_DVC = (sys.executable, "-P", "-m", "flows.dvc_command")
+
+# How long a stage waits for another DVC command on the same files (a training may take days), how
+# often it says so, and how often it looks.
+BUSY_PATIENCE_S = 7 * 24 * 3600.0
+BUSY_REPORT_S = 300.0
+BUSY_POLL_S = 2.0
 
 BAD_INPUT_EXIT_CODE = UsageError.exit_code
 
@@ -33,6 +42,8 @@ _HINT = re.compile(
 )
 _ERROR = "error: "  # what the command line puts before an error
 _DVC_ERROR = "ERROR: "
+_BUSY = re.compile(r"' is busy, it is being blocked by:$")
+_BLOCKER = re.compile(r"\s*\(PID (\d+)\): ")
 _STAGE_EXIT = re.compile(r"exited with (-?\d+)\s*$")
 
 
@@ -109,26 +120,6 @@ def save_experiment(
     _dvc(root, *words, environment=environment)
 
 
-@contextlib.contextmanager
-def unfrozen(root: Path, stage: str) -> Iterator[None]:
-    """Let a frozen stage run within the block; afterwards ``dvc.yaml`` is as it was.
-
-    Args:
-        root: the root of the DVC repository.
-        stage: the stage's name.
-
-    Raises:
-        DvcError: there is no such stage.
-    """
-    graph = root / "dvc.yaml"
-    before = graph.read_bytes()
-    try:
-        _dvc(root, "unfreeze", stage, environment=os.environ)
-        yield
-    finally:
-        write_bytes(graph, before)
-
-
 def reproduce(
     root: Path,
     stage: str,
@@ -138,11 +129,13 @@ def reproduce(
     environment: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
     force: bool = False,
+    thaw: bool = False,
 ) -> StageResult:
     """Bring one stage up to date through ``dvc repro --single-item`` and return what happened.
 
     The command runs in a process group of its own. It ends when the stage does, when ``processes``
-    is stopped, or when ``timeout_s`` is over.
+    is stopped, or when ``timeout_s`` is over. While another DVC command works on the same files it
+    waits, and says for whom.
 
     Args:
         root: the root of the DVC repository.
@@ -152,14 +145,17 @@ def reproduce(
         environment: the process environment to start from; None: this process's.
         timeout_s: seconds the stage may take; None: as long as it needs.
         force: run it also when nothing changed.
+        thaw: run it also where it is frozen; ``dvc.yaml`` is not touched.
 
     Raises:
         StageFailedError: the stage or DVC failed; ``command_exit_code`` says how.
         StageStoppedError: it was ended from outside.
     """
     start = time.monotonic()
-    options = ["--single-item", *(["--force"] * force)]
-    found = _repro(root, [*options, stage], stage, processes, report, environment, timeout_s)
+    arguments = ["repro", "--single-item", *(["--force"] * force), stage]
+    thawed = [dvc_command.THAW, stage] if thaw else []
+    call = _Call(root, (*thawed, "--wait-for-lock", *arguments), stage, environment, timeout_s)
+    found = _reproduced(call, processes, report)
     outcome = found[-1].outcome if found else Outcome.UNCHANGED
     return StageResult(stage, outcome, time.monotonic() - start)
 
@@ -189,19 +185,99 @@ def reproduce_all(
         StageStoppedError: it was ended from outside.
     """
     name = " ".join(targets) or "all stages"
-    return _repro(root, list(targets), name, processes, report, environment, None)
+    call = _Call(root, ("--wait-for-lock", "repro", *targets), name, environment, None)
+    return _reproduced(call, processes, report)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A ``dvc repro`` that may be tried several times.
+
+    Attributes:
+        root: the root of the DVC repository.
+        arguments: what stands behind ``dvc``.
+        name: of the stage or stages, for messages.
+        environment: the process environment to start from; None: this process's.
+        timeout_s: seconds that one try may take.
+    """
+
+    root: Path
+    arguments: tuple[str, ...]
+    name: str
+    environment: Mapping[str, str] | None
+    timeout_s: float | None
+
+
+class _BusyError(Exception):
+    """Another DVC command works on the same files.
+
+    Attributes:
+        processes: their numbers.
+        results: what happened to the stages before.
+    """
+
+    def __init__(self, processes: frozenset[int], results: tuple[StageResult, ...]) -> None:
+        super().__init__()
+        self.processes = processes
+        self.results = results
+
+
+def _reproduced(
+    call: _Call, processes: ProcessGroups, report: Callable[[str], None]
+) -> tuple[StageResult, ...]:
+    """Run ``dvc repro`` until nothing else is in its way, and return what happened to the stages.
+
+    DVC waits for the repository's lock when told to, but gives up at once where another command
+    works on the same files.
+    """
+    deadline = time.monotonic() + BUSY_PATIENCE_S
+    before: dict[str, StageResult] = {}
+    while True:
+        try:
+            found = _repro(call, processes, report)
+        except _BusyError as busy:
+            for result in busy.results:
+                before.setdefault(result.name, result)
+            _wait_for(busy.processes, deadline, call, processes, report)
+        else:
+            return tuple(before.get(result.name, result) for result in found)
+
+
+def _wait_for(
+    others: frozenset[int],
+    deadline: float,
+    call: _Call,
+    processes: ProcessGroups,
+    report: Callable[[str], None],
+) -> None:
+    """Return once none of some processes holds files of the repository any more.
+
+    Raises:
+        StageStoppedError: the flow ends, or patience does.
+    """
+    name, begin, told = call.name, time.monotonic(), float("-inf")
+    while holding := [item for item in dvc_graph.holders(call.root) if item.process_id in others]:
+        now, first = time.monotonic(), holding[0]
+        who = f"process {first.process_id} ({first.command}), which works on {first.path}"
+        if now >= deadline:
+            raise StageStoppedError(
+                f"stage {name!r} was not started: it has waited {BUSY_PATIENCE_S / 3600:g} hours "
+                f"for {who}; end that process, or run this again when it is done",
+                name,
+                None,
+            )
+        if now - told >= BUSY_REPORT_S:
+            report(f"stage {name!r} waits for {who} ({now - begin:.0f} s)")
+            told = now
+        if processes.wait_stopped(BUSY_POLL_S):
+            raise StageStoppedError(f"stage {name!r} was not started: the flow ends", name, None)
 
 
 def _repro(
-    root: Path,
-    arguments: Sequence[str],
-    name: str,
-    processes: ProcessGroups,
-    report: Callable[[str], None],
-    environment: Mapping[str, str] | None,
-    timeout_s: float | None,
+    call: _Call, processes: ProcessGroups, report: Callable[[str], None]
 ) -> tuple[StageResult, ...]:
     """Run ``dvc repro`` to its end and return what it says about the stages it came by."""
+    name, timeout_s = call.name, call.timeout_s
     if processes.stopped:
         raise StageStoppedError(f"stage {name!r} was not started: the flow ends", name, None)
     tail: deque[str] = deque(maxlen=400)
@@ -218,9 +294,9 @@ def _repro(
         report(text)
 
     process = subprocess.Popen(
-        [*_dvc_command(), "--wait-for-lock", "repro", *arguments],
-        cwd=root,
-        env=stage_environment(os.environ if environment is None else environment),
+        [*_DVC, *call.arguments],
+        cwd=call.root,
+        env=stage_environment(os.environ if call.environment is None else call.environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -249,13 +325,16 @@ def _repro(
         raise StageStoppedError(f"stage {name!r} was ended after {timeout_s:g} s", name, None)
     if processes.stopped and exit_code != 0:
         raise StageStoppedError(f"stage {name!r} was ended: the flow was cancelled", name, None)
-    if exit_code != 0:
-        raise _failure(seen[-1][0] if seen else name, exit_code, list(tail))
-    ends = [began for _, _, began in seen[1:]] + [end]
-    return tuple(
+    ends = [*(began for _, _, began in seen), end][1:]
+    results = tuple(
         StageResult(stage, outcome, until - began)
         for (stage, outcome, began), until in zip(seen, ends, strict=True)
     )
+    if exit_code == 0:
+        return results
+    if others := _blockers(tail):
+        raise _BusyError(others, results)
+    raise _failure(seen[-1][0] if seen else name, exit_code, list(tail))
 
 
 def stage_environment(base: Mapping[str, str]) -> dict[str, str]:
@@ -276,7 +355,7 @@ def stage_environment(base: Mapping[str, str]) -> dict[str, str]:
 def _dvc(root: Path, *arguments: str, environment: Mapping[str, str]) -> None:
     """Run a short DVC command; its last error leaves as ``DvcError``."""
     process = subprocess.run(
-        [*_dvc_command(), *arguments],
+        [*_DVC, "--wait-for-lock", *arguments],
         cwd=root,
         env=stage_environment(environment),
         stdin=subprocess.DEVNULL,
@@ -288,8 +367,11 @@ def _dvc(root: Path, *arguments: str, environment: Mapping[str, str]) -> None:
         raise DvcError(f"dvc {' '.join(arguments)} in {root}: {_last_error(process.stderr)}")
 
 
-def _dvc_command() -> Sequence[str]:
-    return (sys.executable, "-m", "dvc")
+def _blockers(tail: Sequence[str]) -> frozenset[int]:
+    """Return the numbers of the processes because of which DVC has given up, if it has."""
+    start = next((i for i, line in enumerate(tail) if _BUSY.search(line)), len(tail))
+    found = (_BLOCKER.match(line) for line in list(tail)[start + 1 :])
+    return frozenset(int(match[1]) for match in found if match)
 
 
 def _outcome(line: str) -> tuple[str, Outcome] | None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.config import Params, override, parse_params, read_yaml
-from danceflow.errors import StageError, UsageError
+from danceflow.errors import DataError, StageError, UsageError
 from danceflow.ops.files import fingerprint
 from danceflow.ops.runtime import git_identity
 from danceflow.ops.tracking import mark_experiment
@@ -207,8 +207,10 @@ def experiment(
         lock: held while the worktree is made and removed, where others are made beside it.
 
     Raises:
+        DataError: a link in the raw data leads nowhere.
         StageError: git or DVC could not set the worktree up.
     """
+    check_raw(root)
     paths = Paths(root)
     folder = paths.worktrees / f"{plan.name}.{os.getpid()}"
     _remove_leftovers(root, folder.parent)
@@ -237,6 +239,28 @@ def experiment(
             _remove(root, folder)
 
 
+def check_raw(root: Path) -> None:
+    """Check the links below a checkout's raw data; one to a folder is named in the log.
+
+    Args:
+        root: the checkout.
+
+    Raises:
+        DataError: links lead nowhere; DVC can hash no folder with such a one in it.
+    """
+    raw = Paths(root).raw
+    places = [Path(at) / name for at, *both in os.walk(raw) for names in both for name in names]
+    links = sorted(place for place in [raw, *places] if place.is_symlink())
+    if dead := [f"{link} (to {link.readlink()})" for link in links if not link.exists()]:
+        raise DataError(f"{_some(dead)}: a link that leads nowhere; mend it or remove it")
+    if folders := [str(link) for link in links if link != raw and link.is_dir()]:
+        logger.warning(
+            "%s: a link to a folder. DVC does not look behind it: after a change there, "
+            "`dvc repro --force prepare`",
+            _some(folders),
+        )
+
+
 def snapshot(root: Path) -> str:
     """Return a git tree with the checkout's present content of every file that git knows.
 
@@ -248,8 +272,7 @@ def snapshot(root: Path) -> str:
     untracked = _git(root, "ls-files", "--others", "--exclude-standard")
     if untracked:
         names = untracked.splitlines()
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        logger.warning("not part of the experiment, as git does not know them: %s", shown)
+        logger.warning("not part of the experiment, as git does not know them: %s", _some(names))
     present = Path(_git(root, "rev-parse", "--path-format=absolute", "--git-path", "index"))
     with tempfile.TemporaryDirectory(prefix="danceflow-") as folder:
         index = Path(folder) / "index"
@@ -279,6 +302,10 @@ def _common(folder: Path) -> str:
     return _git(folder, "rev-parse", "--path-format=absolute", "--git-common-dir")
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def _share_work(main: Paths, inside: Paths) -> None:
     """Let the worktree use the checkout's rolling checkpoints, which are named by their inputs."""
     target = main.work("any").parent
@@ -291,23 +318,44 @@ def _share_work(main: Paths, inside: Paths) -> None:
 def _share_raw(main: Path, inside: Path) -> None:
     """Let the worktree read the raw data that git does not know.
 
-    The files are hard links where the disk allows it: DVC follows no symbolic link, and a stage's
-    key would miss them.
+    Files are hard links where the disk allows it. A link stays a link, as DVC, which follows links
+    to files and not those to folders, then finds what it finds in the checkout.
     """
-    for item in sorted(main.glob("*")):
-        place = inside / item.name
-        if place.exists():
+    if main.is_symlink() and not os.path.lexists(inside):
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        inside.symlink_to(main.resolve())
+    elif main.is_dir():
+        inside.mkdir(parents=True, exist_ok=True)
+        _share_folder(main.resolve(), inside.resolve(), Path())
+
+
+def _share_folder(main: Path, inside: Path, below: Path) -> None:
+    """Share a folder of the raw data.
+
+    Args:
+        main: the resolved place of the checkout's raw data.
+        inside: that of the worktree's.
+        below: the folder, relative to both.
+    """
+    for item in sorted((main / below).iterdir()):
+        place = inside / below / item.name
+        if item.is_dir() and not item.is_symlink():
+            if not item.with_name(f"{item.name}.dvc").exists():  # else it comes from the cache
+                place.mkdir(exist_ok=True)
+                _share_folder(main, inside, below / item.name)
+        elif os.path.lexists(place):
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if item.is_dir():
-            shutil.copytree(item, place, copy_function=_link_or_copy)
+        elif item.is_symlink():
+            target = item.resolve()
+            is_within = target.is_relative_to(main)
+            place.symlink_to(inside / target.relative_to(main) if is_within else target)
         else:
-            _link_or_copy(str(item), str(place))
+            _link_or_copy(item, place)
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
-        os.link(Path(source).resolve(), target)
+        target.hardlink_to(source)
     except OSError:
         shutil.copy2(source, target)
 

@@ -2,9 +2,8 @@
 
 import logging
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from danceflow.config import TrackingParams
 from danceflow.errors import DanceflowError, TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store, resolve_uri, runs_page
 from flows.processes import ProcessGroups
+from flows.servers import Server, mlflow_server, prefect_server
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,9 @@ def serve_pages(root: Path, tracking: TrackingParams, mlflow_port: int, prefect_
         DanceflowError: A page ended by itself.
         TrackingError: The project's own store cannot be used.
     """
-    python = (sys.executable, "-m")
     settings = TrackingSettings.of(root, tracking)
     uri = resolve_uri(root, tracking.uri)
-    commands = {
-        "Prefect": [*python, "prefect", "server", "start", "--port", str(prefect_port)],
-    }
+    servers = {"Prefect": prefect_server(prefect_port)}
     logger.info("Prefect: http://127.0.0.1:%d", prefect_port)
     if uri.startswith(("http:", "https:")):
         try:
@@ -47,36 +44,32 @@ def serve_pages(root: Path, tracking: TrackingParams, mlflow_port: int, prefect_
     else:
         address = f"http://127.0.0.1:{mlflow_port}"
         logger.info("MLflow: %s", runs_page(address, open_store(settings)))
-        commands["MLflow"] = [
-            *(*python, "mlflow", "ui"),
-            *("--backend-store-uri", uri, "--port", str(mlflow_port)),
-        ]
-    keep_running(commands)
+        servers["MLflow"] = mlflow_server(mlflow_port, uri)
+    keep_running(servers)
 
 
-def keep_running(commands: Mapping[str, Sequence[str]], poll_s: float = 0.2) -> None:
-    """Run several commands until the user interrupts; then, or when one ends, all are ended.
+def keep_running(servers: Mapping[str, Server], poll_s: float = 0.2) -> None:
+    """Run several servers until the user interrupts; then, or when one ends, all are ended.
+
+    They end, too, when this process is killed.
 
     Args:
-        commands: What to run, by a name for messages.
+        servers: What to run, by a name for messages.
         poll_s: Seconds between two looks.
 
     Raises:
-        DanceflowError: A command ended by itself.
+        DanceflowError: A server ended by itself.
     """
     running: dict[str, subprocess.Popen[bytes]] = {}
-    groups = ProcessGroups(grace_s=5.0)
-    with ExitStack() as stack:
-        try:
-            for name, command in commands.items():
-                running[name] = subprocess.Popen(command, start_new_session=True)
+    try:
+        with ExitStack() as stack, ProcessGroups(grace_s=5.0) as groups:
+            for name, server in servers.items():
+                running[name] = server.start()
                 stack.enter_context(groups.holding(running[name]))
             while True:
                 for name, process in running.items():
                     if process.poll() is not None:
                         raise DanceflowError(f"{name} ended with exit code {process.returncode}")
                 time.sleep(poll_s)
-        except KeyboardInterrupt:
-            logger.info("interrupted: the pages are closed")
-        finally:
-            groups.stop()
+    except KeyboardInterrupt:
+        logger.info("interrupted: the pages are closed")

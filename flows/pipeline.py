@@ -7,7 +7,6 @@ passing reason, and shows it live. ``dvc repro`` does the same without Prefect.
 import logging
 import queue
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,13 @@ from danceflow.registry.promotion import Standing
 from flows import dvc_graph, dvc_stage, promote
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
-from flows.experiment import Experiment, experiment, plan
-from flows.processes import ProcessGroups
+from flows.experiment import Experiment, check_raw, experiment, plan
+from flows.processes import ProcessGroups, end_with_parent
 from flows.result import picture, result_table, sample_sheets
 
 NUM_RETRIES = 2
 RETRY_BACKOFF_S = 5.0
+_TEACHERS = "teachers"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class _Settings:
     timeout_s: float | None = None
     force: str | None = None
     with_teachers: bool = False
+
+    @property
+    def thawed(self) -> str | None:
+        """The frozen stage that may run, if any."""
+        return _TEACHERS if self.with_teachers else None
 
 
 def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
@@ -108,6 +113,7 @@ def run_stage(
     environment: Mapping[str, str] | None,
     timeout_s: float | None,
     force: bool,
+    thaw: bool,
 ) -> StageResult:
     """Bring one stage up to date; its output goes to the log as it comes.
 
@@ -119,6 +125,7 @@ def run_stage(
         environment: what the command starts with; None: this process's.
         timeout_s: seconds it may take; None: as long as it needs.
         force: run it also when nothing changed.
+        thaw: run it also where it is frozen.
     """
     log = get_run_logger()
     if known is not None:
@@ -132,6 +139,7 @@ def run_stage(
         environment=environment,
         timeout_s=timeout_s,
         force=force,
+        thaw=thaw,
     )
 
 
@@ -183,6 +191,7 @@ def run_pipeline(
     root = begin(root)
     settings = _Settings(max_parallel, enter_registry, stage_timeout_s, with_teachers=with_teachers)
     if recipe is None and not overrides and name is None:
+        check_raw(root)
         return _run(root, load_params(Paths(root).params), None, settings)
     checked = plan(root, recipe, overrides, name)
     with experiment(root, checked) as place:
@@ -199,9 +208,11 @@ def run_teachers(root: Path | None = None) -> tuple[StageResult, ...]:
     """
     root = begin(root)
     require_trained_here(load_params(Paths(root).params), str(Paths(root).params))
-    with dvc_stage.unfrozen(root, "teachers"), ProcessGroups() as processes:
-        nodes = dvc_graph.ancestry(dvc_graph.stage_graph(root), "teachers")
-        return _run_stages(root, nodes, processes, None, _Settings(force="teachers"))
+    check_raw(root)
+    settings = _Settings(force=_TEACHERS, with_teachers=True)
+    with ProcessGroups() as processes:
+        nodes = dvc_graph.ancestry(dvc_graph.stage_graph(root, settings.thawed), "teachers")
+        return _run_stages(root, nodes, processes, None, settings)
 
 
 def serve(root: Path, cron: str) -> None:
@@ -220,7 +231,11 @@ def serve(root: Path, cron: str) -> None:
 
 
 def begin(root: Path | None) -> Path:
-    """Return the checkout to work on, once Prefect's log is set up for this flow."""
+    """Return the checkout to work on, once Prefect's log is set up for this flow.
+
+    A flow that a schedule has started ends with it.
+    """
+    end_with_parent()
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_ONE_LINE)
     return find_root(Path.cwd()) if root is None else root.resolve()
@@ -242,9 +257,8 @@ def _run(
         # Before hours of training; and a new database is made before stages share it.
         open_store(TrackingSettings.of(root, params.tracking))
     environment = None if place is None else place.environment
-    thawed = dvc_stage.unfrozen(root, "teachers") if settings.with_teachers else nullcontext()
-    with thawed, ProcessGroups() as processes:
-        nodes = dvc_graph.stage_graph(root)
+    with ProcessGroups() as processes:
+        nodes = dvc_graph.stage_graph(root, settings.thawed)
         stages = _run_stages(root, nodes, processes, environment, settings)
     if place is not None:
         place.save()
@@ -265,7 +279,7 @@ def _run_stages(
 
     After a failure nothing new starts; what runs beside it may end, and is not lost.
     """
-    changed = dvc_graph.changed_stages(root)
+    changed = dvc_graph.changed_stages(root, settings.thawed)
     up_to_date: set[str] = set()
     futures: dict[str, PrefectFuture[StageResult]] = {}
     ended: queue.SimpleQueue[PrefectFuture[StageResult]] = queue.SimpleQueue()
@@ -294,6 +308,7 @@ def _run_stages(
                 environment=environment,
                 timeout_s=settings.timeout_s,
                 force=node.name == settings.force,
+                thaw=node.name == settings.thawed,
                 wait_for=[futures[need] for need in node.needs],
                 return_state=False,
             )

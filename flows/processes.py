@@ -1,35 +1,45 @@
-"""Process groups that can be ended at once, and their raw output as log lines."""
+"""Process groups that can be ended at once, and their raw output as log lines.
+
+Run as a script, with nothing but the standard library, this file is the watcher of a
+``ProcessGroups``: it ends the groups when the process that has started them is gone.
+"""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LINE_END = re.compile(r"\r\n|\n|\r")
+_LAST_WORDS_S = 60.0
 
 
 class ProcessGroups:
     """The process groups that a flow has running, so that all of them can be ended at once.
 
     As a context manager it ends what is still running when the block is left: a cancelled or
-    failed flow leaves no training behind.
+    failed flow leaves no training behind. A flow that is killed cannot do that; a watcher does it
+    then, which reads from a pipe that only this process holds open.
     """
 
     def __init__(self, grace_s: float = 15.0) -> None:
         self._grace_s = grace_s
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
-        self._stopped = False
+        self._stopped = threading.Event()
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> ProcessGroups:
         return self
@@ -41,18 +51,29 @@ class ProcessGroups:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+        with self._lock:
+            watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.communicate()
 
     @property
     def stopped(self) -> bool:
         """Whether ``stop`` was called: nothing may be started any more."""
-        return self._stopped
+        return self._stopped.is_set()
+
+    def wait_stopped(self, timeout_s: float) -> bool:
+        """Return whether ``stop`` was called, within ``timeout_s`` seconds at most."""
+        return self._stopped.wait(timeout_s)
 
     @contextlib.contextmanager
     def holding(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
         """Count ``process``, the leader of its own process group, as running within the block."""
         with self._lock:
             self._running.add(process)
-            stopped = self._stopped
+            stopped = self._stopped.is_set()
+            if not stopped:
+                self._watcher = self._watcher or _start_watcher(self._grace_s)
+                self._tell_watcher(f"+{process.pid}\n")
         if stopped:
             end_group(process, self._grace_s)
         try:
@@ -60,28 +81,54 @@ class ProcessGroups:
         finally:
             with self._lock:
                 self._running.discard(process)
+                self._tell_watcher(f"-{process.pid}\n")
 
     def stop(self) -> None:
         """End every running group: SIGTERM, then after the grace period SIGKILL."""
         with self._lock:
-            self._stopped = True
+            self._stopped.set()
             running = list(self._running)
         for process in running:
-            _signal_group(process, signal.SIGTERM)
+            _signal_group(process.pid, signal.SIGTERM)
         deadline = time.monotonic() + self._grace_s
         for process in running:
             end_group(process, max(0.0, deadline - time.monotonic()))
 
+    def _tell_watcher(self, line: str) -> None:
+        if self._watcher is not None and self._watcher.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # somebody has killed it
+                self._watcher.stdin.write(line.encode())
+                self._watcher.stdin.flush()
+
 
 def end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """End the process group led by ``process``: SIGTERM, then after ``grace_s`` seconds SIGKILL."""
-    _signal_group(process, signal.SIGTERM)
+    _signal_group(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
-    while _group_alive(process):
+    while _group_alive(process.pid, process):
         if time.monotonic() >= deadline:
-            _signal_group(process, signal.SIGKILL)
+            _signal_group(process.pid, signal.SIGKILL)
             return
         time.sleep(0.05)
+
+
+def end_with_parent() -> None:
+    """Let this process end when the process that started it through multiprocessing is gone.
+
+    It gets SIGTERM, on which a flow ends its stages. Elsewhere than in such a process nothing is
+    done.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_LAST_WORDS_S)  # it may wait for a server that is gone, too
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
 
 
 @dataclass
@@ -129,16 +176,51 @@ class LineReader:
         self.emit(line)
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to the group led by ``process``; a group that is gone is no error."""
+def _start_watcher(grace_s: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(grace_s)],
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _watch(grace_s: float) -> None:
+    """End the process groups that standard input tells of, once nobody holds it open any more.
+
+    A line ``+123`` adds a group, ``-123`` takes it off.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    groups: set[int] = set()
+    for line in sys.stdin:
+        (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
+    for group in groups:
+        _signal_group(group, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while any(map(_group_alive, groups)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for group in groups:
+        _signal_group(group, signal.SIGKILL)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    """Send a signal to a process group; one that is gone is no error."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        os.killpg(group, number)
 
 
-def _group_alive(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()
+def _group_alive(group: int, leader: subprocess.Popen[bytes] | None = None) -> bool:
+    if leader is not None:
+        leader.poll()
     try:
-        os.killpg(process.pid, 0)
+        os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+if __name__ == "__main__":
+    _watch(float(sys.argv[1]))

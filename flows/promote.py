@@ -59,7 +59,6 @@ def register(root: Path, params: Params) -> int:
         paths.student,
         settings.registered_model,
         summary,
-        params.evaluate.num_steps,
         source_tags(root),
     )
     if entry.judged_anew:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from danceflow.pictures import data_uri, png_bytes, read_own
 from danceflow.registry.promotion import Standing
 from flows.dvc_stage import StageResult
 
@@ -48,15 +47,12 @@ def picture(paths: Iterable[Path]) -> str | None:
     Args:
         paths: the files; the picture is made smaller until it fits ``MAX_PICTURE_BYTES``.
     """
-    sheets = []
-    for path in paths:
-        with Image.open(path) as sheet:
-            sheets.append(sheet.convert("RGB"))
+    sheets = [read_own(path.read_bytes()) for path in paths]
     if not sheets:
         return None
     width = min(_WIDTH, max(sheet.width for sheet in sheets))
     while True:
-        uri = _data_uri(_stack(sheets, width))
+        uri = data_uri(png_bytes(_stack(sheets, width), 9))
         if len(uri) <= MAX_PICTURE_BYTES or width <= 16:
             return uri
         width = max(16, int(width * min(0.9, math.sqrt(MAX_PICTURE_BYTES / len(uri)))))
@@ -78,12 +74,6 @@ def _stack(sheets: Sequence[Image.Image], width: int) -> Image.Image:
         whole.paste(sheet, (0, top))
         top += sheet.height
     return whole
-
-
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _number(value: Any) -> str:

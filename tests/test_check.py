@@ -6,25 +6,41 @@ from pathlib import Path
 
 import pytest
 
-from danceflow.check import find_problems, reached_modules
+from danceflow.check import find_problems
+from danceflow.config import read_yaml
 from danceflow.errors import ConfigError
 from danceflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN = "def run(params, paths): ...\n"
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The repository's graph and parameters around stages that import nothing."""
+    """The repository's graph and parameters around stages that import next to nothing."""
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", tmp_path / ".dvc")
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    for entry in read_yaml(tmp_path / "dvc.yaml")["stages"].values():
+        for dep in entry["deps"]:
+            place = tmp_path / dep
+            if dep.startswith("src/"):
+                (place.parent if place.suffix else place).mkdir(parents=True, exist_ok=True)
+                if place.suffix:
+                    place.touch()  # which holds no code
     for stage in STAGES.values():
-        _write(tmp_path, stage.function.partition(":")[0], "def run(params, paths): ...\n")
+        _write(tmp_path, stage.function.partition(":")[0], RUN)
+    # The only stage that calls another's function.
+    _write(tmp_path, "danceflow.train.teachers", f"from danceflow.data import prepare\n{RUN}")
     return tmp_path
+
+
+def of_prepare(checkout: Path) -> list[str]:
+    """What is said about the stage whose code the tests change."""
+    return [problem for problem in find_problems(checkout) if "stage 'prepare'" in problem]
 
 
 def _write(root: Path, module: str, text: str) -> None:
@@ -155,67 +171,53 @@ def test_a_stage_without_its_function_is_told(checkout: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "import danceflow.models.sd3",
-        "from danceflow.models import sd3",
-        "from danceflow.models.sd3 import Family",
-        "from ..models import sd3",
-        "from ..models.sd3 import Family",
-        "def load():\n    from danceflow.models import sd3",
-        "TABLE = {'sd3': 'danceflow.models.sd3:Family'}",
-        "from danceflow.scenes import world",
-    ],
-)
-def test_code_that_a_key_does_not_cover_is_told(checkout: Path, line: str) -> None:
+def test_code_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
     _write(checkout, "danceflow.models.sd3", "WIDTH = 1\n")
-    _write(checkout, "danceflow.scenes.world", "from danceflow.models import sd3\n")
-    _write(checkout, "danceflow.data.prepare", f"{line}\ndef run(params, paths): ...\n")
-    assert find_problems(checkout) == [
-        (
-            "danceflow.stages: stage 'prepare': its imports reach src/danceflow/models, "
-            "which is not in its deps"
-        )
+    _write(checkout, "danceflow.data.prepare", f"from danceflow.models import sd3\n{RUN}")
+    missing = "dvc.yaml: stage 'prepare': deps: its imports reach src/danceflow/{}, which is not"
+    assert of_prepare(checkout) == [f"{missing.format('models/sd3.py')} among them"]
+    (checkout / "src/danceflow/data/look.css").write_text("body {}")
+    text = f"LOOK = 'look.css'\nfrom danceflow.models import sd3\n{RUN}"
+    _write(checkout, "danceflow.data.prepare", text)
+    assert of_prepare(checkout) == [
+        f"{missing.format('data/look.css')} among them",
+        f"{missing.format('models/sd3.py')} among them",
     ]
-
-
-def test_a_single_module_of_a_folder_can_be_covered(checkout: Path) -> None:
-    _write(checkout, "danceflow.ops.files", "WIDTH = 1\n")
-    _write(checkout, "danceflow.ops.runtime", "WIDTH = 1\n")
-    stub = "def run(params, paths): ...\n"
-    _write(checkout, "danceflow.data.prepare", f"from danceflow.ops import files\n{stub}")
-    assert find_problems(checkout) == []
-    _write(checkout, "danceflow.data.prepare", f"from danceflow.ops import runtime\n{stub}")
-    assert find_problems(checkout) == [
-        (
-            "danceflow.stages: stage 'prepare': its imports reach src/danceflow/ops/runtime.py, "
-            "which is not in its deps"
-        )
-    ]
-
-
-def test_imports_for_types_and_of_the_frame_do_not_count(checkout: Path) -> None:
-    _write(checkout, "danceflow.models.sd3", "WIDTH = 1\n")
-    _write(checkout, "danceflow.stages", "import danceflow.models.sd3\n")
-    _write(
-        checkout,
-        "danceflow.data.prepare",
-        "import os\nfrom typing import TYPE_CHECKING\nfrom danceflow import stages, config\n"
-        "if TYPE_CHECKING:\n    from danceflow.models import sd3\n"
-        "def run(params, paths): ...\n",
+    _replace(
+        checkout / "dvc.yaml",
+        "      - src/danceflow/columns.py\n",
+        "      - src/danceflow/columns.py\n      - src/danceflow/data/look.css\n"
+        "      - src/danceflow/models\n",
     )
-    assert find_problems(checkout) == []
+    assert of_prepare(checkout) == []
 
 
-def test_imports_in_a_circle_end(checkout: Path) -> None:
-    _write(checkout, "danceflow.data.a", "from danceflow.data import b\n")
-    _write(checkout, "danceflow.data.b", "from danceflow.data import a, no_module\n")
-    assert reached_modules(checkout, "danceflow.data.a") == {
-        "danceflow.data",
-        "danceflow.data.a",
-        "danceflow.data.b",
-    }
+def test_code_that_a_key_covers_for_nothing_is_told(checkout: Path) -> None:
+    """A style sheet in the key of a training would make the training stale."""
+    _write(checkout, "danceflow.data.sources", "WIDTH = 1\n")
+    place = "dvc.yaml: stage 'prepare': deps: its imports do not reach src/danceflow/"
+    assert of_prepare(checkout) == [f"{place}data/sources.py"]
+    _write(checkout, "danceflow.data.prepare", f"from danceflow.data import sources\n{RUN}")
+    assert of_prepare(checkout) == []
+    deps = "      - src/danceflow/columns.py\n"
+    _replace(checkout / "dvc.yaml", deps, f"{deps}      - src/danceflow/evaluate\n")
+    folder = checkout / "src/danceflow/evaluate"
+    _write(checkout, "danceflow.evaluate.evaluate", RUN)
+    (folder / "report.py").write_text("")
+    (folder / "templates" / "report.css").write_text("body {}")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "evaluate.pyc").write_bytes(b"x")
+    assert of_prepare(checkout) == [
+        f"{place}evaluate/evaluate.py of src/danceflow/evaluate",
+        f"{place}evaluate/templates/report.css of src/danceflow/evaluate",
+    ]
+
+
+def test_a_dep_that_is_not_there_is_told(checkout: Path) -> None:
+    (checkout / "src/danceflow/data/sources.py").unlink()
+    assert of_prepare(checkout) == [
+        "dvc.yaml: stage 'prepare': deps: there is no src/danceflow/data/sources.py"
+    ]
 
 
 def test_a_parameter_that_a_key_does_not_cover_is_told(checkout: Path) -> None:

@@ -126,6 +126,7 @@ def test_the_commands_are_frozen() -> None:
         "table": ["--against", "--from", "--out", "sweep"],
         "stage": ["--capability", "name"],
         "check": [],
+        "clean": ["--older-than"],
         "teachers": ["--recipe"],
         "bring-teachers": ["--edits", "--family", "--teacher", "pipeline"],
         "plan": [
@@ -440,7 +441,7 @@ def test_edit_gives_every_instruction_the_image(
     assert code == 0
     assert text.split() == ["edited/000.png", "edited/001.png"]
     pictures, *rest = student.asked
-    assert [(picture.mode, picture.size) for picture in pictures] == [("RGB", (8, 8))] * 2
+    assert [(picture.mode, picture.size) for picture in pictures] == [("RGBA", (8, 8))] * 2
     assert rest == [["make it green", "make it night"], 0, None, 1.0]
     (source, settings, device), _ = student.opened
     assert (source, settings.root, device) == ("champion", checkout, "cpu")

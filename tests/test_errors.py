@@ -1,6 +1,8 @@
-"""The sentence for an unknown name, and exit codes."""
+"""The sentence for an unknown name, foreign text in messages, and exit codes."""
 
-from danceflow.errors import ConfigError, DanceflowError, TrackingError, unknown_name
+import pytest
+
+from danceflow.errors import ConfigError, DanceflowError, TrackingError, brief, unknown_name
 
 
 def test_the_nearest_name_is_offered() -> None:
@@ -17,3 +19,21 @@ def test_a_name_like_none_is_told_what_there_is() -> None:
 def test_bad_input_and_failures_exit_differently() -> None:
     assert ConfigError("x").exit_code == 2
     assert DanceflowError("x").exit_code == TrackingError("x").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a pet", "a pet"),
+        ("", ""),
+        ("two\n lines\t", "two lines"),
+        ("nul \0, half \ud800, bell \a", "nul \\x00, half \\ud800, bell \\x07"),
+        ("it's", "it's"),
+        ("x" * 80, "x" * 80),
+        ("x" * 81, "x" * 80 + "... (81 characters)"),
+        (" " * 5000, "... (5000 characters)"),
+        ("\0" * 10**6, "\\x00" * 20 + "... (1000000 characters)"),
+    ],
+)
+def test_foreign_text_is_told_in_brief(text: str, shown: str) -> None:
+    assert brief(text) == shown

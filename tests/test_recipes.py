@@ -106,6 +106,12 @@ def test_a_recipe_resolves(recipe: Path) -> None:
     assert params.tracking.registered_model.startswith("danceflow")
 
 
+def test_the_student_s_number_of_steps_stands_once(recipe: Path) -> None:
+    """``num_steps`` of the training is the rollout's, whose grid decides the weights."""
+    found = [key for key in keys_of(read_yaml(recipe)) if key.endswith("steps")]
+    assert found == ["cache.num_steps", "distill.num_steps", "evaluate.num_steps"]
+
+
 def test_a_recipe_is_complete_and_in_the_order_of_params_yaml(recipe: Path) -> None:
     data, expected = read_yaml(recipe), read_yaml(ROOT / "params.yaml")
     assert keys_of(data) == keys_of(expected)

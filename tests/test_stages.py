@@ -10,7 +10,7 @@ import pytest
 
 from danceflow import stages
 from danceflow.errors import ConfigError, DiskSpaceError, StageError, UsageError
-from danceflow.ops import runtime
+from danceflow.ops import determinism
 from danceflow.stages import STAGES, Stage, run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (modules / "some_stages.py").write_text(CODE)
     (modules / "needs_more.py").write_text("import a_package_that_is_not_there\n")
     monkeypatch.syspath_prepend(str(modules))
-    monkeypatch.setattr(runtime, "prepare", lambda run: None)
+    monkeypatch.setattr(determinism, "prepare", lambda run: None)
     monkeypatch.chdir(root)
 
     def add(name: str, function: str, **more: Any) -> None:

@@ -1,7 +1,8 @@
 """Holds together what says the same thing twice: dvc.yaml, stages, command line and flow.
 
 Also what DVC cannot know: a stage's key must cover the code that its imports reach and the
-parameters that it reads, or a stale result would pass for a fresh one.
+parameters that it reads, or a stale result would pass for a fresh one. And it must cover no other
+code, or a style sheet would make a training stale.
 """
 
 import ast
@@ -14,19 +15,15 @@ from typing import Any
 
 from danceflow.config import Params, load_params, read_yaml
 from danceflow.errors import ConfigError, unknown_name
+from danceflow.ops.code import file_of, holds_code, reached_files
 from danceflow.stages import STAGES, Out, Stage
 
-# Modules without a part in any result: what they pass on, the parameters, is in every stage's key.
-_OUTSIDE_KEYS = frozenset(
-    f"danceflow.{name}".rstrip(".")
-    for name in ("", "check", "cli", "config", "errors", "paths", "schema", "stages")
-)
 # Sections that decide where something is recorded, never what.
 _OUTSIDE_PARAMS = frozenset({"tracking"})
 _STAGE_KEYS = frozenset(
     {"cmd", "deps", "desc", "frozen", "matrix", "meta", "metrics", "outs", "params"}
 )
-_MODULE_NAME = re.compile(r"(danceflow(?:\.\w+)+)(?::\w+)?")
+_CODE = "src/danceflow/"
 
 
 def find_problems(root: Path, stages: Mapping[str, Stage] = STAGES) -> list[str]:
@@ -46,33 +43,10 @@ def find_problems(root: Path, stages: Mapping[str, Stage] = STAGES) -> list[str]
         *_graph_problems(graph["stages"], stages),
         *_declaration_problems(graph, stages),
         *_command_problems(graph["stages"]),
-        *_code_problems(root, stages),
+        *_code_problems(root, graph["stages"], stages),
         *_parameter_problems(root, stages),
         *_flow_problems(root, stages),
     ]
-
-
-def reached_modules(root: Path, module: str) -> set[str]:
-    """Return the project's modules that a module imports, directly or not, itself included.
-
-    Imports inside functions count, imports for type checking only do not; a text that spells a
-    module (``"danceflow.models.sd3:Family"``) counts as an import.
-
-    Args:
-        root: The checkout.
-        module: Where to begin.
-    """
-    reached: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        file = _file_of(root, name)
-        if name in reached or name in _OUTSIDE_KEYS or file is None:
-            continue
-        reached.add(name)
-        waiting += _imports(file, name)
-        waiting.append(name.rpartition(".")[0])
-    return reached
 
 
 def _graph_problems(found: Mapping[str, Any], stages: Mapping[str, Stage]) -> Iterator[str]:
@@ -93,7 +67,8 @@ def _graph_problems(found: Mapping[str, Any], stages: Mapping[str, Stage]) -> It
         ):
             if entry.get(key) != wanted:
                 yield f"{place}: {key} is {entry.get(key)!r}, danceflow.stages says {wanted!r}"
-        yield from _differences(place, "deps", entry.get("deps", ()), stage.deps)
+        data = [dep for dep in entry.get("deps", ()) if not dep.startswith(_CODE)]
+        yield from _differences(place, "deps", data, stage.deps)
         yield from _differences(place, "params", entry.get("params", ()), stage.params)
         for key, is_metric in (("outs", False), ("metrics", True)):
             outs = [_out_text(out) for out in entry.get(key, ())]
@@ -126,24 +101,31 @@ def _command_problems(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"dvc.yaml: stage {name!r}: the command line does not take {words}: {error}"
 
 
-def _code_problems(root: Path, stages: Mapping[str, Stage]) -> Iterator[str]:
+def _code_problems(
+    root: Path, found: Mapping[str, Any], stages: Mapping[str, Stage]
+) -> Iterator[str]:
+    """Yield where a stage's deps and the code that it reaches differ, in either direction."""
+    source = root / "src"
     for stage in stages.values():
         module, _, function = stage.function.partition(":")
-        file = _file_of(root, module)
+        file = file_of(source, module)
         place = f"danceflow.stages: stage {stage.name!r}"
         if file is None or function not in _functions(file):
             yield f"{place}: there is no {stage.function}"
             continue
-        files = {name: _file_of(root, name) for name in reached_modules(root, module)}
-        missing = {
-            _folder_or_file(reached.relative_to(root), stage.deps)
-            for reached in files.values()
-            if reached is not None
-            and not _is_empty(reached)
-            and not _covered(reached.relative_to(root), stage.deps)
-        }
-        for path in sorted(missing):
-            yield f"{place}: its imports reach {path}, which is not in its deps"
+        entry = found.get(stage.name, {})
+        deps = [dep for dep in entry.get("deps", ()) if dep.startswith(_CODE)]
+        graph = f"dvc.yaml: stage {stage.name!r}: deps"
+        reached = {f"src/{name}" for name in reached_files(source, *stage.modules)}
+        covered = {dep: _code_below(root, dep) for dep in deps}
+        for path in sorted(reached.difference(*covered.values())):
+            yield f"{graph}: its imports reach {path}, which is not among them"
+        for dep, files in covered.items():
+            if not (root / dep).exists():
+                yield f"{graph}: there is no {dep}"
+            for path in sorted(files - reached):
+                inside = "" if path == dep else f" of {dep}"
+                yield f"{graph}: its imports do not reach {path}{inside}"
         declared = {name.partition(".")[0] for name in stage.params} | _OUTSIDE_PARAMS
         for section in sorted(_sections_read(file) - declared):
             yield f"{place}: {module} reads params.{section}, which is not in its params"
@@ -227,42 +209,17 @@ def _differences(
 # Code
 
 
-def _file_of(root: Path, module: str) -> Path | None:
-    """Return the file of one of the project's modules, None for a name that is no module."""
-    if module.partition(".")[0] != "danceflow":
-        return None
-    place = root.joinpath("src", *module.split("."))
-    for file in (place / "__init__.py", place.with_suffix(".py")):
-        if file.is_file():
-            return file
-    return None
-
-
-def _imports(file: Path, module: str) -> set[str]:
-    """Return every name that a file may import; some may be attributes instead of modules."""
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    names: set[str] = set()
-    for node in _runtime_nodes(_parse(file)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1]
-            base = ".".join([*(above if node.level else ()), *filter(None, [node.module])])
-            names.add(base)
-            names.update(f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            spelt = _MODULE_NAME.fullmatch(node.value)
-            names.update({spelt[1]} if spelt else ())
-    return names
-
-
-def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes but those below ``if TYPE_CHECKING``."""
-    yield tree
-    for child in ast.iter_child_nodes(tree):
-        is_typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
-        if not is_typing:
-            yield from _runtime_nodes(child)
+def _code_below(root: Path, dep: str) -> set[str]:
+    """Return the files of a dep whose content counts: no compiled ones, and none without code."""
+    place = root / dep
+    files = place.rglob("*") if place.is_dir() else [place] if place.is_file() else []
+    return {
+        file.relative_to(root).as_posix()
+        for file in files
+        if file.is_file()
+        and "__pycache__" not in file.parts
+        and (file.suffix != ".py" or holds_code(file))
+    }
 
 
 def _stages_named(file: Path) -> set[str]:
@@ -282,14 +239,6 @@ def _functions(file: Path) -> set[str]:
     return {node.name for node in _parse(file).body if isinstance(node, ast.FunctionDef)}
 
 
-def _is_empty(file: Path) -> bool:
-    """Whether a file holds no code, as a package's ``__init__`` with a docstring only."""
-    return all(
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        for node in _parse(file).body
-    )
-
-
 def _parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file))
 
@@ -304,13 +253,3 @@ def _sections_read(file: Path) -> set[str]:
         and node.value.id == "params"
         and node.attr in Params.model_fields
     }
-
-
-def _covered(file: Path, deps: Collection[str]) -> bool:
-    return any(Path(dep) in (file, *file.parents) for dep in deps)
-
-
-def _folder_or_file(file: Path, deps: Collection[str]) -> str:
-    """Return what to add to the deps: a package folder, or a file where single ones are listed."""
-    folder = "/".join(file.parts[:3])
-    return file.as_posix() if any(dep.startswith(f"{folder}/") for dep in deps) else folder

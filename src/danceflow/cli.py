@@ -185,6 +185,32 @@ def check() -> None:
 
 
 @app.command()
+def clean(
+    older_than: Annotated[
+        int, typer.Option(metavar="DAYS", min=0, help="Leave what was used since.")
+    ] = 14,
+) -> None:
+    """Remove work folders that were not used for some days, and say what that frees.
+
+    Work that a process is doing stays, and so do the training of the student in models/student and
+    the answers of a judge, which were paid for.
+    """
+    root = _checkout()
+    from danceflow.ops.clean import clean as clean_work
+    from danceflow.paths import Paths
+
+    found = clean_work(Paths(root), older_than)
+    for folder, num_bytes in found.removed.items():
+        typer.echo(f"removed {folder} ({num_bytes / 1e6:,.1f} MB)")
+    for folder in found.busy:
+        typer.echo(f"left {folder}: a process works in it")
+    total = sum(found.removed.values())
+    typer.echo(
+        f"{len(found.removed)} work folders removed, {total:,} bytes freed; {len(found.kept)} kept"
+    )
+
+
+@app.command()
 def teachers(
     recipe: Annotated[
         Path | None,
@@ -197,16 +223,18 @@ def teachers(
     """
     root = _checkout()
     if recipe is None:
+        _leave_on_sigterm()
         from flows.pipeline import run_teachers
 
         run_teachers(root)
         return
     from danceflow.config import load_params
+    from danceflow.ops import determinism
     from danceflow.paths import Paths
     from danceflow.train.teachers import add
 
     params = load_params(recipe)
-    runtime.prepare(params.run)
+    determinism.prepare(params.run)
     added = add(params, Paths(root))
     typer.echo(f"added to models/teachers: {', '.join(added) or 'nothing, all are there'}")
 
@@ -377,6 +405,7 @@ def serve(
 ) -> None:
     """Run the pipeline on a schedule, as long as this command runs."""
     root = _checkout()
+    _leave_on_sigterm()
     from flows.pipeline import serve as serve_pipeline
 
     serve_pipeline(root, cron)
@@ -389,6 +418,7 @@ def ui(
 ) -> None:
     """Show runs in MLflow's and Prefect's pages until interrupted."""
     root = _checkout()
+    _leave_on_sigterm()
     from danceflow.config import load_params
     from flows.pages import serve_pages
 
@@ -407,10 +437,10 @@ def main() -> None:
 
 
 def _leave_on_sigterm() -> None:
-    """Make SIGTERM leave as an exit does, so that Prefect's temporary server is ended, too.
+    """Make SIGTERM leave as an exit does, so that servers that were started are ended, too.
 
     A flow ends its stages on SIGTERM and passes the signal on; Python's default would then end the
-    process at once, and the server would stay.
+    process at once, and Prefect's temporary server would stay.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
@@ -459,22 +489,21 @@ def _student(source: str, device: str) -> "Student":
 
 
 def _read(path: Path) -> "Image":
-    from danceflow.registry.images import read_image
+    from danceflow.pictures import decode, read_file
 
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return read_image(data, str(path))
+        return decode(read_file(path))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _save(images: "Sequence[Image]", folder: Path) -> None:
-    from danceflow.ops.files import atomic_file
+    from danceflow.ops.files import write_bytes
+    from danceflow.pictures import png_bytes
 
     for index, image in enumerate(images):
         path = folder / f"{index:03d}.png"
-        with atomic_file(path) as partial:
-            image.save(partial, format="PNG")
+        write_bytes(path, png_bytes(image, compress_level=6))
         typer.echo(str(path))
 
 

@@ -54,6 +54,22 @@ class JudgeError(DanceflowError):
     """A judge cannot be reached, refuses or gives no usable answer."""
 
 
+_BRIEF = 80
+
+
+def brief(text: str, length: int = _BRIEF) -> str:
+    """Return foreign text as a message may quote it: one printable line, of bounded length.
+
+    Args:
+        text: Whatever a file held.
+        length: Characters after which it is cut; its own length is told then.
+    """
+    line = repr(" ".join(text[: 4 * length].split()))[1:-1]  # repr escapes what cannot be printed
+    if len(text) <= 4 * length and len(line) <= length:
+        return line
+    return f"{line[:length]}... ({len(text)} characters)"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the sentence for a name that is not in a table, with the nearest one that is.
 

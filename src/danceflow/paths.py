@@ -161,13 +161,16 @@ class Paths:
         """In an experiment's worktree: which checkout it was made for."""
         return self.scratch / "started-from"
 
-    def work(self, fingerprint: str) -> Path:
-        """Rolling checkpoints of one piece of work; a stage's outs are deleted on a retry."""
-        return self.scratch / "work" / fingerprint
+    def work(self, name: str) -> Path:
+        """Rolling checkpoints of one piece of work; a stage's outs are deleted on a retry.
+
+        What decides a result decides the name: ``danceflow.ops.keys`` gives it.
+        """
+        return self.scratch / "work" / name
 
     @property
     def judge_answers(self) -> Path:
-        """Every answer that a judge ever gave, by question."""
+        """Every answer that a judge ever gave, by question; paid for, and kept by every clean."""
         return self.work("judge-answers")
 
     def judge_questions(self, capability: str) -> Path:

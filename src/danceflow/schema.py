@@ -5,11 +5,21 @@ A default stands in ``params.yaml`` and nowhere else, so what a run used can be 
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+)
 
+from danceflow.columns import COLUMN_NAMES, COLUMN_PRESETS
 from danceflow.errors import unknown_name
 
 # Names that may stand in a params file. They repeat tables whose modules import torch, so that a
@@ -49,39 +59,6 @@ SOURCE_NAMES = ("scenes", "table", "folder", "dataset")
 SCRATCH, BROUGHT = "scratch", "brought"
 """What a teacher's ``init`` can say beside another teacher's name."""
 SCENE_BUCKETS = ("t2i", "local_edit", "global_edit", "realism")
-COLUMN_NAMES = (
-    "uid",
-    "task",
-    "category",
-    "prompt",
-    "source",
-    "target",
-    "split",
-    "variant",
-    "score",
-    "spec",
-)
-"""What a column of a user's table can hold."""
-
-COLUMN_PRESETS: Mapping[str, Mapping[str, str]] = {
-    "danceopd": {
-        "uid": "uid",
-        "task": "task",
-        "category": "raw_task",
-        "prompt": "prompt",
-        "source": "source_image",
-        "target": "target_image",
-    },
-    "omniedit": {
-        "uid": "omni_edit_id",
-        "task": "task",
-        "prompt": "edited_prompt_list",
-        "source": "src_img",
-        "target": "edited_img",
-        "score": "o_score",
-    },
-}
-"""The columns of released data sets, by what they hold."""
 
 
 def _one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
@@ -91,6 +68,37 @@ def _one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _address(value: object) -> object:
+    """Check an endpoint's address; what it is may hold a password, so it is never told."""
+    form = "should be http:// or https://, host and path, up to and with /v1"
+    try:
+        parts = urlsplit(value) if isinstance(value, str) else None
+        is_complete = parts is not None and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        raise ValueError(form) from None
+    if parts is None or not is_complete or parts.scheme not in ("http", "https"):
+        raise ValueError(form)
+    if "@" in parts.netloc:
+        raise ValueError(
+            "holds a user or password, which git, MLflow and the report would show; put a key into "
+            "an environment variable and name it as key_variable"
+        )
+    has_gap = any(letter.isspace() or not letter.isprintable() for letter in str(value))
+    if parts.query or parts.fragment or has_gap:
+        raise ValueError(form + ", without ?, # or spaces")
+    return value
+
+
+def _variable(value: object) -> object:
+    """Check the name of an environment variable; what is none may be a key, so it is not told."""
+    if value is None or (isinstance(value, str) and re.fullmatch("[A-Z_][A-Z0-9_]*", value)):
+        return value
+    raise ValueError(
+        "should be the name of an environment variable in capitals, such as JUDGE_KEY, or null; "
+        "the key itself belongs into that variable"
+    )
 
 
 def _num_queries(value: object) -> object:
@@ -316,7 +324,6 @@ class DistillParams(Section):
     log_every: PositiveCount
     evaluate_every: PositiveCount
     evaluate_samples: PositiveCount  # per category, for the curves while training
-    evaluate_steps: PositiveCount  # Euler steps of those samples, and of the served student
     grid_every: PositiveCount
 
 
@@ -331,13 +338,15 @@ class WeightsParams(Section):
 class JudgeParams(Section):
     """A vision model that scores pictures, behind an OpenAI-compatible endpoint."""
 
-    url: Annotated[str, Field(pattern=r"^https?://\S+$")]  # up to and with /v1
+    url: Annotated[str, BeforeValidator(_address)]  # up to and with /v1
     model: Annotated[str, Field(min_length=1)]
-    key_variable: str | None  # environment variable that holds the endpoint's key
+    # environment variable that holds the endpoint's key
+    key_variable: Annotated[str | None, BeforeValidator(_variable)]
     offline: bool  # only export pictures and questions, and use answers that are there
     is_score: bool  # whether retention and gate go by its scores
     num_samples: PositiveCount  # standard rows per category that are judged
     num_retries: Count
+    max_unusable: Fraction  # of the judged rows, without a usable answer
     timeout_s: Positive
     price_in: NonNegative  # per million tokens
     price_out: NonNegative
@@ -347,7 +356,7 @@ class EvaluateParams(Section):
     """How every field is scored; all fields see the same prompts and the same noise."""
 
     num_samples: PositiveCount  # per category
-    num_steps: PositiveCount
+    num_steps: PositiveCount  # Euler steps of every sample, and of the served student
     guidance: NonNegative  # of the student, on top of what its teachers had; 1: a single pass
     batch_size: PositiveCount
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]

@@ -1,6 +1,7 @@
 """The stages: one table that needs no torch, and the one way to run an entry of it.
 
-``dvc.yaml`` repeats the table for DVC; ``danceflow check`` holds the two equal.
+``dvc.yaml`` repeats the table for DVC and lists the code that each stage reaches; ``danceflow
+check`` holds it equal to the table and to the code.
 """
 
 import importlib
@@ -12,13 +13,12 @@ from typing import Any
 
 from danceflow.config import Params, load_params, require_weights
 from danceflow.errors import StageError, UsageError, unknown_name
-from danceflow.ops import files, runtime, timings
+from danceflow.ops import determinism, files, runtime, timings
+from danceflow.ops.code import EVERY_STAGE
 from danceflow.paths import Paths, find_root
 
 # A stage that starts on a nearly full disk would fail half-way.
 _FREE_BYTES = 200_000_000
-
-_CODE = "src/danceflow/"
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class Stage:
         name: As in ``dvc.yaml`` and ``danceflow stage <name>``.
         function: ``module:function``; called with (params, paths) or (params, paths, item).
         params: Dotted names of the parameters that decide its outputs.
-        deps: What it reads: files, folders and its own code.
+        deps: What it reads beside its code: files and folders.
         outs: What it writes.
         matrix: The section of the parameters whose keys are the stage's items, or None.
         axis: What one item is called on the command line, or None.
         frozen: Whether it runs only when asked for by name.
+        beside: Modules that decide its outputs and that its imports do not reach.
     """
 
     name: str
@@ -66,12 +67,18 @@ class Stage:
     matrix: str | None = None
     axis: str | None = None
     frozen: bool = False
+    beside: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
         """The command in ``dvc.yaml``; it names no interpreter, which would be part of the key."""
         option = f" --{self.axis} {{item}}" if self.axis else ""
         return f"danceflow stage {self.name}{option}"
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Where its code begins: what these import is what its key holds."""
+        return (self.function.partition(":")[0], *self.beside, *EVERY_STAGE)
 
     def load(self) -> Callable[..., None]:
         """Return the stage's function.
@@ -92,26 +99,20 @@ class Stage:
 _PER_CAPABILITY = {"matrix": "capabilities", "axis": "capability"}
 
 
-def _code(*names: str) -> tuple[str, ...]:
-    return tuple(_CODE + name for name in names)
-
-
 _TABLE = (
     Stage(
         name="prepare",
         function="danceflow.data.prepare:run",
         params=("data",),
-        deps=("data/raw", *_code("data", "fields", "scenes", "ops/files.py")),
+        deps=("data/raw",),
         outs=(Out("data/buckets"), Out("reports/data.json", cached=False)),
+        beside=("danceflow.columns",),  # the parameters hold no more than a preset's name
     ),
     Stage(
         name="teachers",
         function="danceflow.train.teachers:run",
         params=("run", "family", "data", "capabilities", "teachers", "evaluate"),
-        deps=(
-            "data/buckets",
-            *_code("data", "digits", "evaluate", "fields", "models", "ops", "scenes", "train"),
-        ),
+        deps=("data/buckets",),
         outs=(
             Out("models/teachers", cached=False),
             Out("reports/teachers", cached=False),
@@ -134,7 +135,6 @@ _TABLE = (
         deps=(
             "data/buckets",
             "models/teachers",
-            *_code("data", "fields", "models", "ops", "scenes"),
         ),
         outs=(Out("data/cache/{item}"),),
         matrix="capabilities",
@@ -143,23 +143,17 @@ _TABLE = (
     Stage(
         name="distill",
         function="danceflow.train.distill:run",
-        params=("run", "family", "capabilities", "distill"),
+        params=(
+            "run",
+            "family",
+            "capabilities",
+            "distill",
+            "evaluate.num_steps",  # of its scores while it trains, and what its package says
+        ),
         deps=(
             "data/buckets",
             "data/cache",
             "models/teachers",
-            *_code(
-                "capability.py",
-                "data",
-                "digits",
-                "evaluate",
-                "fields",
-                "method.py",
-                "models",
-                "ops",
-                "scenes",
-                "train",
-            ),
         ),
         outs=(Out("models/student"), Out("reports/distill")),
     ),
@@ -180,18 +174,6 @@ _TABLE = (
             "data/cache/{item}",
             "models/student",
             "models/teachers",
-            *_code(
-                "capability.py",
-                "data",
-                "digits",
-                "evaluate",
-                "fields",
-                "method.py",
-                "models",
-                "ops",
-                "scenes",
-                "train/start.py",
-            ),
         ),
         outs=(
             Out("reports/evaluate/{item}"),
@@ -209,7 +191,6 @@ _TABLE = (
             "reports/distill",
             "reports/evaluate",
             "reports/teachers.json",
-            *_code("evaluate", "ops"),
         ),
         outs=(
             Out("reports/gate.json", cached=False),
@@ -242,7 +223,7 @@ def run_stage(name: str, item: str | None = None, root: Path | None = None) -> N
     require_weights(params, paths.root, str(paths.params))
     runtime.require_disk_space(paths.root, _FREE_BYTES)
     function = stage.load()
-    runtime.prepare(params.run)
+    determinism.prepare(params.run)
     started = time.monotonic()
     with files.disk_errors(paths.root):
         function(params, paths, *arguments)

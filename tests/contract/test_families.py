@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, normal, pad_length, sample
 from danceflow.models.family import FAMILIES, ModelFamily, open_family
+from danceflow.models.reading import one_to_all, told
 
 SIGMA = torch.tensor([0.9, 0.02])
 # Two batch sizes may take two paths through the processor's matrix kernels.
@@ -295,6 +296,56 @@ def test_weights_of_another_shape_are_told(family, backbone, tmp_path: Path) -> 
 
 def test_unknown_words_are_named(family) -> None:
     assert family.unknown_words("a red circle") == []
+
+
+LONG = "a red circle " * 300
+"""Longer than any window."""
+
+
+def layouts(family: ModelFamily) -> list[bool]:
+    return [False, True] if family.takes_source else [False]
+
+
+def without_blanks(text: str) -> str:
+    return "".join(text.split())
+
+
+def test_a_prompt_that_is_read_to_its_end_reports_nothing(family) -> None:
+    prompts = ("a red circle", "a red")
+    for edits in layouts(family):
+        for prompt in prompts:
+            readings = family.readings(prompt, edits=edits)
+            assert readings
+            assert told(readings) == ""
+            for item in readings:
+                assert (item.kept, item.dropped) == (prompt, "")
+                assert item.num_read == item.num_tokens > 0
+        assert one_to_all([family.readings(prompt, edits=edits) for prompt in prompts]) == []
+
+
+def test_what_lies_behind_the_window_is_reported(family) -> None:
+    for edits in layouts(family):
+        readings = family.readings(LONG, edits=edits)
+        if edits and family.name == "qwen_image":  # beside a picture it has no window
+            assert told(readings) == ""
+            continue
+        for item in readings:
+            assert without_blanks(item.kept + item.dropped) == without_blanks(LONG)
+            assert 0 < item.num_read < item.num_tokens
+            assert f"{item.num_read} of its {item.num_tokens} tokens" in told(readings)
+            assert item.encoder in told(readings)
+            assert repr(item.dropped[:100])[:-1] in told(readings)
+
+
+def test_prompts_that_differ_behind_the_window_are_one_condition_and_told(family) -> None:
+    other = LONG + "remove the blue square"
+    one, same = family.readings(LONG), family.readings(other)
+    assert one_to_all([one, family.readings("a red circle"), same]) == [[0, 2]]
+    assert "remove the blue square" in same[0].dropped
+    assert_same(family.condition([LONG]), family.condition([other]), rtol=0, atol=1e-5)
+    # What is kept is what counts: one token less of it is another condition.
+    shorter = min(one, key=lambda item: len(item.kept)).kept.rsplit(maxsplit=1)[0]
+    assert one_to_all([one, family.readings(shorter)]) == []
 
 
 def test_moving_to_the_device_it_is_on_changes_nothing(family) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_project import SIZES, small_data, write_project
 
 from danceflow.data import cache, prepare
@@ -13,7 +14,8 @@ from danceflow.data.buckets import encode_png, images_of, read_bucket, write_buc
 from danceflow.data.condition_cache import ConditionCache
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
-from danceflow.models.package import Teachers
+from danceflow.models.package import Teachers, write_manifest
+from danceflow.ops import keys
 from danceflow.paths import Paths
 
 CAPABILITIES = ("t2i", "local_edit")
@@ -69,8 +71,6 @@ def test_conditions_are_those_computed_afresh(made, capability: str) -> None:
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_teacher_samples_follow_from_their_seeds(made, capability: str) -> None:
-    from safetensors.torch import load_file
-
     params, paths = made
     config = params.capabilities[capability]
     whole = ConditionCache(paths.cache(capability))
@@ -142,7 +142,29 @@ def test_other_parameters_and_other_data_begin_anew(made, project) -> None:
     prepare.run(data, paths)
     cache.run(params, paths, "t2i")
     other_data = json.loads((paths.cache("t2i") / "index.json").read_text())
-    assert len({before["key"], other_steps["key"], other_data["key"]}) == 3
+    found = (before, other_steps, other_data)
+    assert len({json.dumps(index["files"], sort_keys=True) for index in found}) == 3
+
+
+def test_code_that_changed_begins_anew_and_the_index_goes_by_what_came_of_it(
+    made, project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comment must not train anew, and nothing that other code wrote is taken over."""
+    params, paths = project
+    cache.run(params, paths, "t2i")
+    before = content(paths.cache("t2i"))
+    monkeypatch.setattr(keys, "code_digest", lambda *modules: "other code")
+    written = []
+    save = cache._save
+
+    def noted(path: Path, tensors) -> None:
+        written.append(path.name)
+        save(path, tensors)
+
+    monkeypatch.setattr(cache, "_save", noted)
+    cache.run(params, paths, "t2i")
+    assert {*written, "index.json"} == before.keys()
+    assert content(paths.cache("t2i")) == before
 
 
 @pytest.mark.parametrize("name", ["prompts", "latents-00001", "samples-00000"])
@@ -195,6 +217,87 @@ def test_words_that_the_encoder_does_not_know_are_told(project, caplog) -> None:
     cache.run(params, paths, "t2i")
     assert "the text encoder does not know: chartreuse, zeppelin" in caplog.text
     assert len(ConditionCache(paths.cache("t2i"))) == len(rows)
+
+
+LONG = "a red circle left of a blue square above a green triangle and"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_prompts_that_are_cut_or_read_alike_are_told(project, caplog, capability: str) -> None:
+    params, paths = project
+    rows = [dict(row) for row in read_bucket(paths.bucket(capability), "train")]
+    rows[1]["prompt"], rows[4]["prompt"] = f"{LONG} a yellow star", f"{LONG} a white ring"
+    rows[6]["prompt"], rows[7]["prompt"] = "a red circle", "a RED  circle"
+    spoilt(paths, capability, rows)
+    cache.run(params, paths, capability)
+    assert caplog.text.count("are longer than the text encoder's window, such as") == 1
+    assert "2 of " in caplog.text
+    assert "text_encoder reads 11 of its 16 tokens" in caplog.text
+    assert "dropped 'triangle and a white ring'" in caplog.text
+    assert "4 prompts with different texts are 2 to the text encoder, such as" in caplog.text
+    index = json.loads((paths.cache(capability) / "index.json").read_text())["reading"]
+    assert (index["num_cut"], index["num_read_alike"]) == (2, 4)
+    assert len(index["cut"]) == 2
+    assert ["a RED  circle", "a red circle"] in index["read_alike"]
+    cached = ConditionCache(paths.cache(capability))
+    one, other = (cached.groups[0].condition(torch.tensor([row])).tensors for row in (1, 4))
+    torch.testing.assert_close(one["prompt_embeds"], other["prompt_embeds"])
+
+
+def test_prompts_that_are_read_whole_are_not_spoken_of(made, project, caplog) -> None:
+    params, paths = project
+    cache.run(params, paths, "t2i")
+    assert "the text encoder" not in caplog.text
+    index = json.loads((paths.cache("t2i") / "index.json").read_text())
+    nothing = {"num_cut": 0, "cut": [], "num_read_alike": 0, "read_alike": []}
+    assert index["reading"] == nothing
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_teacher_samples_that_are_not_finite_are_not_cached(project, capability: str) -> None:
+    params, paths = project
+    config = params.capabilities[capability].model_copy(update={"guidance": 1e38})
+    strong = params.model_copy(update={"capabilities": {**params.capabilities, capability: config}})
+    message = (
+        rf"row 0 \({capability}-train-00000\): the sample of teacher {config.teacher!r} for "
+        rf"capability {capability!r} \(guidance 1e\+38, 2 steps\) is not finite, as are 4 of 4"
+    )
+    with pytest.raises(WeightsError, match=message):
+        cache.run(strong, paths, capability)
+    assert not paths.cache(capability).exists()
+    assert list(paths.scratch.rglob("samples-*")) == []
+
+
+def test_embeddings_that_are_not_finite_are_not_cached(project) -> None:
+    params, paths = project
+    file = paths.teachers / "frozen" / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["text_projection.weight"] = torch.full((16, 16), 3e38)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, file, {"format": "pt"})
+    meta = json.loads((paths.teachers / "manifest.json").read_text())
+    meta.pop("files")
+    write_manifest(paths.teachers, meta)
+    with pytest.raises(WeightsError, match="prompt '.*': the text encoder's pooled is not finite"):
+        cache.run(params, paths, "t2i")
+    assert not paths.cache("t2i").exists()
+
+
+@pytest.mark.parametrize("kind", ["target", "source"])
+def test_latents_that_are_not_finite_are_not_cached(
+    project, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    params, paths = project
+    read = cache.images_of
+
+    def overflowing(dataset, rows, name: str) -> torch.Tensor:
+        return read(dataset, rows, name) * (float("inf") if name == kind and 7 in rows else 1)
+
+    monkeypatch.setattr(cache, "images_of", overflowing)
+    with pytest.raises(
+        WeightsError, match=rf"row 5 \(.*00005\): the codec's latents of the {kind}"
+    ):
+        cache.run(params, paths, "local_edit")
+    assert not paths.cache("local_edit").exists()
 
 
 def spoilt(paths: Paths, bucket: str, rows: list[dict]) -> None:

@@ -1,15 +1,23 @@
 """A record becomes a row, or the reason why it cannot; tasks match whole words."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from user_rows import encoded, picture, row_params
 
 from danceflow.data.checks import BadRow, Row, RowReader, SkippedRow, TaskMap, words_of
 from danceflow.data.sources import Record
 from danceflow.errors import DataError
 
+ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"id": "7", "kind": "make", "text": "a  pet ", "before": None, "after": "after.png"}
+OMNIEDIT_TASKS = (
+    "addition", "attribute_modification", "background", "background_swap", "env", "environment",
+    "object_swap", "removal", "style", "swap",
+)  # fmt: skip
+"""As its releases spell them."""
 EDIT = GOOD | {"kind": "Object-Swap", "before": "before.png"}
 
 
@@ -38,6 +46,8 @@ def test_a_good_row(folder: Path) -> None:
     assert (edit.bucket, edit.category) == ("local_edit", "object_swap")
     assert edit.source is not None
     assert edit.source_digest != edit.target_digest == row.target_digest
+    without = read(folder, {name: cell for name, cell in GOOD.items() if name != "before"})
+    assert without == row
 
 
 @pytest.mark.parametrize(
@@ -124,6 +134,24 @@ def test_splits_and_specs(folder: Path) -> None:
 def test_tasks_match_whole_words(task: str, found: tuple[str, str] | None) -> None:
     tasks = TaskMap({"local": ["swap", "remove"], "global": ["background swap", "style"]})
     assert tasks.find(task) == found
+
+
+def examples() -> list[str]:
+    """The files that show a user how the preset of OmniEdit's columns is used."""
+    paths = (*ROOT.glob("docs/howto/*.md"), *ROOT.glob("recipes/**/*.yaml"))
+    found = [path for path in paths if "columns: omniedit" in path.read_text()]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+@pytest.mark.parametrize("path", examples())
+def test_every_example_takes_all_tasks_of_omniedit(path: str) -> None:
+    """Whoever copies one loses no row to a task that is named otherwise."""
+    text = (ROOT / path).read_text()
+    if path.endswith(".md"):
+        text = re.search(r"```yaml\n(input:\n[^`]*columns: omniedit.*?)```", text, re.DOTALL)[1]
+    content = yaml.safe_load(text)
+    tasks = TaskMap((content.get("input") or content["data"]["input"])["tasks"])
+    assert [task for task in OMNIEDIT_TASKS if tasks.find(task) is None] == []
 
 
 def test_tasks_that_contradict_each_other_are_told() -> None:

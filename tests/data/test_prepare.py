@@ -9,7 +9,7 @@ from tiny_project import small_data, small_params
 
 from danceflow.config import parse_params
 from danceflow.data import prepare
-from danceflow.data.buckets import images_of, read_bucket, row_sample
+from danceflow.data.buckets import FRAMING, images_of, read_bucket, read_framing, row_sample
 from danceflow.errors import DataError
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import CATEGORIES
@@ -54,6 +54,18 @@ def test_splits_have_their_sizes_with_categories_in_turn(prepared: Paths, bucket
         assert len(set(dataset["uid"])) == len(dataset)
         has_source = [cell is not None for cell in dataset["source"]]
         assert has_source == [bucket != "t2i"] * len(dataset)
+
+
+def test_pictures_that_are_drawn_are_edited_on_white_paper(prepared: Paths) -> None:
+    assert read_framing(prepared.buckets) == {"fit": "crop", "paper": "#ffffff"}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"\xff"])
+def test_a_framing_that_cannot_be_read_is_told(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / FRAMING).write_bytes(content)
+    with pytest.raises(DataError, match=f"{tmp_path}/framing.json: .*; run the stage prepare"):
+        read_framing(tmp_path)
 
 
 def test_no_scene_stands_in_two_splits(prepared: Paths) -> None:

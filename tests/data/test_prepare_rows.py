@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import json
+import os
 import tracemalloc
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ from user_rows import encoded, only, pets, picture, row_data, write_csv, write_j
 
 from danceflow.config import parse_params
 from danceflow.data import ingest, prepare
-from danceflow.data.buckets import images_of, read_bucket
+from danceflow.data.buckets import images_of, read_bucket, read_framing
 from danceflow.data.prepare_rows import QUARANTINE
 from danceflow.errors import ConfigError, DataError
+from danceflow.ops import keys
 from danceflow.paths import Paths
 
 COUNT = 120
@@ -85,6 +88,12 @@ def test_rows_come_into_their_buckets(
     assert [(row["place"], row["field"]) for row in bad] == [("pets.csv: row 8", "after")]
     assert "nowhere.png" in bad[0]["reason"]
     assert list(paths.scratch.rglob("*.parquet")) == []
+
+
+def test_the_framing_of_the_pictures_stands_beside_them(tmp_path: Path, raw: Path) -> None:
+    content = row_data(fit="pad", paper="#204060")
+    paths = prepared(tmp_path, raw, sizes(content, train=30, validation=8, test=8))
+    assert read_framing(paths.buckets) == {"fit": "pad", "paper": "#204060"}
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, raw: Path) -> None:
@@ -223,6 +232,97 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(
     resumed = prepared(tmp_path / "two", raw, json.loads(json.dumps(data)))
     assert read[50] == 48
     assert digests(resumed.buckets) == digests(straight.buckets)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+@pytest.mark.parametrize("change", ["mended", "replaced", "removed", "put back"])
+def test_parts_are_kept_only_while_their_pictures_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, num_shards: int
+) -> None:
+    """Stopped, then a picture changes, then the same command: as if it had run at once.
+
+    The picture has the size and the times of the one before.
+    """
+    monkeypatch.setattr(ingest, "_PART_ROWS", 16)
+    monkeypatch.setattr(ingest, "ProcessPoolExecutor", InThisProcess)  # where patches reach
+    folder = tmp_path / "x"
+    write_csv(folder / "pets.csv", pets(folder, 160))
+    path = folder / "3-after.png"
+    whole = path.read_bytes()
+    noise = picture(77, (20, 20))
+    contents = {"replaced": encoded(noise).ljust(len(whole), b"\0")[: len(whole)]}
+    if change == "mended":
+        path.write_bytes(b"\0" * len(whole))
+    facts = path.stat()
+    data = row_data(path="x/pets.csv", num_shards=num_shards)
+    data["data"]["input"]["max_bad"] = 0.001 if change == "mended" else 0.2
+    data = sizes(data, train=90, validation=30, test=30)
+    read, real = [], ingest.RowReader.read
+    stop = 0 if change == "mended" else 130
+
+    def counting(self, record):
+        read.append(record.number)
+        if len(read) == stop:
+            raise KeyboardInterrupt
+        return real(self, record)
+
+    monkeypatch.setattr(ingest.RowReader, "read", counting)
+    with pytest.raises(KeyboardInterrupt if stop else DataError):
+        prepared(tmp_path / "two", tmp_path, json.loads(json.dumps(data)))
+    num_kept = 128 if stop else 160
+    stop = 0
+    if change == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(contents.get(change, whole))
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        assert path.stat().st_size == facts.st_size
+    read.clear()
+    resumed = prepared(tmp_path / "two", tmp_path, json.loads(json.dumps(data)))
+    assert (3 in read) == (change != "put back")
+    assert len(read) == 160 - num_kept + (0 if change == "put back" else 16)
+    assert ("row 4" in (resumed.buckets / QUARANTINE).read_text()) == (change == "removed")
+    straight = prepared(tmp_path / "one", tmp_path, json.loads(json.dumps(data)))
+    assert digests(resumed.buckets) == digests(straight.buckets)
+
+
+class InThisProcess:
+    """A pool whose jobs run when they are handed in."""
+
+    def __init__(self, *_args, **_options) -> None:
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error) -> None:
+        pass
+
+    def submit(self, job, *arguments):
+        future = Future()
+        future.set_result(job(*arguments))
+        return future
+
+
+def test_parts_that_other_code_wrote_are_not_gone_on_with(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "_PART_ROWS", 16)
+    data = sizes(row_data(), train=90, validation=20, test=20)
+    read, real = [], ingest.RowReader.read
+
+    def failing(self, record):
+        read.append(record.number)
+        if len(read) == 50:
+            raise KeyboardInterrupt
+        return real(self, record)
+
+    monkeypatch.setattr(ingest.RowReader, "read", failing)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(tmp_path, raw, json.loads(json.dumps(data)))
+    monkeypatch.setattr(keys, "code_digest", lambda *modules: "other code")
+    prepared(tmp_path, raw, json.loads(json.dumps(data)))
+    assert read[50] == 0
 
 
 def test_shards_prepare_the_same_rows(tmp_path: Path, raw: Path) -> None:

@@ -56,6 +56,18 @@ def test_batches_are_a_function_of_seed_and_step(family, bucket, stream) -> None
     assert not equal(stream.batch(0, 6), SceneStream(family, bucket, POOL, seed=1).batch(0, 6))
 
 
+def test_a_sample_does_not_depend_on_the_batch_size(stream) -> None:
+    clean, condition = stream.batch(5, 16)
+    for size in (1, 3, 8):
+        few, few_condition = stream.batch(5, size)
+        assert torch.equal(few, clean[:size])
+        assert equal_rows(few_condition, condition, size)
+
+
+def equal_rows(few, many, size: int) -> bool:
+    return all(torch.equal(few.tensors[n], t[:size]) for n, t in many.tensors.items())
+
+
 def test_every_row_is_one_sample_of_the_pool(family, bucket, stream) -> None:
     samples = draw_pool(CATEGORIES[bucket], "train", POOL, 0)
     size = family.latent_shape[-1]

@@ -6,10 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from user_rows import encoded, pets, picture, row_params, write_csv, write_jsonl
+from user_rows import encoded, only, pets, picture, row_data, row_params, write_csv, write_jsonl
 
+from danceflow.config import parse_params
 from danceflow.data.sources import Source, open_source
 from danceflow.errors import DataError
+from danceflow.schema import InputParams
 
 COUNT = 150
 
@@ -125,7 +127,7 @@ def test_a_table_of_excel_with_a_byte_order_mark(tmp_path: Path) -> None:
         ("table", "t.csv", b"id,id\n", "should name the columns, each once"),
         ("table", "t.csv", b"", "should name the columns"),
         ("table", "t.csv", b"id,text\n1,2\n", r"lacks the columns for task \(kind\).*it has id"),
-        ("table", "t.jsonl", b"", "row 1 is no JSON object"),
+        ("table", "t.jsonl", b"", "holds no row that is a JSON object"),
         ("table", "t.parquet", b"PAR1 no", "is no readable parquet file"),
         ("folder", "t.csv", b"x", "there is no such folder"),
         ("folder", ".", None, r"holds no table of its images \(metadata\.csv"),
@@ -203,6 +205,131 @@ def test_presets_name_the_columns_of_released_data(tmp_path: Path) -> None:
     ]
     write_csv(tmp_path / "t.csv", released)
     config = row_params(path="t.csv", columns="danceopd").data.input
-    assert open_source("table", config, tmp_path).columns() == list(released[0])
+    assert list(open_source("table", config, tmp_path).columns()) == list(released[0])
     omniedit = row_params("dataset", columns="omniedit").data.input
     assert omniedit.columns["prompt"] == "edited_prompt_list"
+
+
+def edits(path: str, source: str = "table", **columns: str) -> InputParams:
+    """A table of the columns text, before and after, all of one bucket."""
+    columns = {"prompt": "text", "source": "before", "target": "after", **columns}
+    data = only("local_edit", row_data(source, path=path, columns=columns))
+    return parse_params(data, "test").data.input
+
+
+@pytest.mark.parametrize(
+    "first", ["", "[1]\n", "{broken\n", "{}\n", '{"text": "a", "after": "x"}\n']
+)
+def test_json_lines_need_not_all_have_every_column(tmp_path: Path, first: str) -> None:
+    """A row without a key has nothing there; what no row has is still told."""
+    edit = json.dumps({"text": "edit", "before": "2.png", "after": "3.png"})
+    (tmp_path / "f.jsonl").write_text(f"{first}{edit}\n")
+    source = open_source("table", edits("f.jsonl"), tmp_path)
+    assert set(source.columns()) == {"text", "before", "after"}
+    records = list(source.records(0, 1, 0))
+    assert [record.cells.get("before") for record in records][-1] == "2.png"
+    assert all("before" not in record.cells for record in records[:-1])
+    config = edits("f.jsonl", category="sort")
+    with pytest.raises(DataError, match=r"lacks the columns for category \(sort\); it has .*text"):
+        open_source("table", config, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ("cp1252", r"line 2 is not UTF-8 but seems to be cp1252"),
+        ("cp1250", r"line 2 is not UTF-8 but seems to be cp1252"),
+        ("cp932", r"line 2 is not UTF-8 but of another encoding"),
+        ("utf-16", r"is encoded in UTF-16"),
+        ("utf-16-le", r"is encoded in UTF-16-LE"),
+        ("utf-16-be", r"is encoded in UTF-16-BE"),
+        ("utf-32", r"is encoded in UTF-32"),
+    ],
+)
+def test_a_table_in_another_encoding_is_told_with_its_name(
+    tmp_path: Path, kind: str, encoding: str, words: str
+) -> None:
+    caption = "猫、犬" if encoding == "cp932" else "un café"
+    table = {
+        "csv": f"text,before,after\r\n{caption},,a.png\r\n",
+        "jsonl": '{"text": "a", "before": null, "after": "a.png"}\n'
+        f'{{"text": "{caption}", "after": "a.png"}}\n',
+    }
+    path = tmp_path / f"t.{kind}"
+    path.write_bytes(table[kind].encode(encoding))
+    with pytest.raises(DataError, match=rf"t\.{kind}: {words}.*; save it as UTF-8") as error:
+        open_source("table", edits(path.name), tmp_path)
+    assert error.value.exit_code == 2
+    path.write_bytes(table[kind].encode("utf-8-sig"))
+    source = open_source("table", edits(path.name), tmp_path)
+    assert [record.fault for record in source.records(0, 1, 0)][-1] is None
+
+
+def test_a_header_that_is_data_is_told_in_short(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"{'iVBORw0KGgo' * 50_000},b\n1,2\n")
+    with pytest.raises(DataError, match=r"it has iVBOR.*\(550003 characters\)") as error:
+        open_source("table", edits("t.csv"), tmp_path)
+    assert len(str(error.value)) < 1000
+
+
+def damage(path: Path, how: str) -> None:
+    """Damages a file as disks and broken copies do."""
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        del content[len(content) // 2 :]
+    elif how == "empty":
+        content.clear()
+    elif how == "pages":
+        content[4:400] = b"\xff" * 396
+    else:  # a letter of a text
+        place = content.index(b"pet-")
+        content[place : place + 1] = b"\xff"
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "pages", "letter"])
+@pytest.mark.parametrize("kind", ["parquet", "files", "saved"])
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_damaged_files_are_named(
+    tmp_path: Path, rows, kind: str, how: str, num_shards: int
+) -> None:
+    """Whatever the library raises, and where: one error with exit code 2 that names the file."""
+    saved(tmp_path, kind, rows)
+    names = {"parquet": "t.parquet", "files": "t.files/train-1.parquet"}
+    name = names.get(kind, "t.saved/data-00000-of-00001.arrow")
+    damage(tmp_path / name, how)
+    config = row_params(path=f"t.{kind}").data.input
+    with pytest.raises(DataError) as error:
+        source = open_source("table" if kind == "parquet" else "dataset", config, tmp_path)
+        for shard in range(num_shards):
+            list(source.records(shard, num_shards, 0))
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_a_data_set_of_text_in_another_encoding_is_told(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_bytes(
+        '{"text": "café", "before": "a.png", "after": "b.png"}\n'.encode("cp1252")
+    )
+    with pytest.raises(DataError, match=r"texts/a\.jsonl: line 1 is not UTF-8 but .*cp1252"):
+        list(open_source("dataset", edits("texts", "dataset"), tmp_path).records(0, 1, 0))
+
+
+def test_the_fingerprint_is_of_content_not_of_sizes_and_times(tmp_path: Path, rows) -> None:
+    import os
+
+    source = saved(tmp_path, "saved", rows)
+    before = source.fingerprint()
+    path = tmp_path / "t.saved" / "data-00000-of-00001.arrow"
+    facts = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"a pet 7", b"a cat 7"))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert path.stat().st_size == facts.st_size
+    config = row_params("dataset", path="t.saved").data.input
+    changed = open_source("dataset", config, tmp_path).fingerprint()
+    assert changed != before
+    os.utime(path)
+    assert open_source("dataset", config, tmp_path).fingerprint() == changed

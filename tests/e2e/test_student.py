@@ -32,19 +32,19 @@ for arguments in json.loads(sys.argv[1]):
 SERVED = """
 import sys
 import mlflow, pandas as pd
-from danceflow.registry.images import image_from_base64, image_to_base64, read_image
+from danceflow.pictures import png_base64, read_base64, read_own
 from pathlib import Path
 
 uri, picture, out, prompt, instruction = sys.argv[1:]
 picture, out = Path(picture), Path(out)
 model = mlflow.pyfunc.load_model(uri)
-source = image_to_base64(read_image(picture.read_bytes(), "source"))
+source = png_base64(picture.read_bytes())
 for name, row in {
     "generate": {"prompt": [prompt]},
     "edit": {"prompt": [instruction], "image": [source]},
 }.items():
     answer = model.predict(pd.DataFrame(row), params={"seed": 5, "steps": 2})
-    image_from_base64(answer["image"][0], "answer").save(out / f"{name}.png")
+    read_own(read_base64(answer["image"][0])).save(out / f"{name}.png")
 """
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from danceflow.evaluate.grids import image_grid, tile_sheet, to_picture
+from danceflow.evaluate.grids import image_grid, tile_sheet
+from danceflow.pictures import to_picture
 
 RED = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 32, 32)
 BLUE = torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(3, 32, 32)

@@ -2,74 +2,31 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
+from judge_server import Server, completion, settings, usual
 
+from danceflow.columns import COLUMN_PRESETS
 from danceflow.config import load_params, parse_params
 from danceflow.data.checks import words_of
 from danceflow.errors import ConfigError, JudgeError, UsageError
 from danceflow.evaluate import evaluate
-from danceflow.evaluate.endpoint import Endpoint
+from danceflow.evaluate.endpoint import Endpoint, Unusable
 from danceflow.evaluate.judge import QUESTIONS, Judge
-from danceflow.evaluate.questions import Question, overall, questions_about, read_answer
+from danceflow.evaluate.questions import (
+    Question,
+    mark_of,
+    overall,
+    questions_about,
+    read_answer,
+)
 from danceflow.evaluate.records import read_evaluation
 from danceflow.paths import Paths
-from danceflow.schema import COLUMN_PRESETS, JudgeParams
+from danceflow.schema import JudgeParams
 
 QUESTION = Question("right", "Is it there?", (b"png",))
-
-
-class Server:
-    """An OpenAI-compatible endpoint; ``answer`` says what it does with a request."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict] = []
-        self.keys: list[str | None] = []
-        self.answer: Callable[[dict, int], tuple[int, dict | str, dict]] = usual
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                body = json.loads(self.rfile.read(length))
-                with outer.lock:
-                    outer.requests.append(body)
-                    outer.keys.append(self.headers.get("Authorization"))
-                    number = len(outer.requests)
-                assert self.path == "/v1/chat/completions"
-                status, content, headers = outer.answer(body, number)
-                data = (content if isinstance(content, str) else json.dumps(content)).encode()
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_arguments) -> None:
-                pass
-
-        self.lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
-def completion(text: str) -> dict:
-    usage = {"prompt_tokens": 1000, "completion_tokens": 20}
-    return {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
-
-
-def usual(body: dict, number: int) -> tuple[int, dict | str, dict]:
-    text = body["messages"][0]["content"][0]["text"]
-    if '"right"' in text or text == QUESTION.text:
-        return 200, completion('Sure: {"right": true, "reason": "all there"}'), {}
-    marks = [9, 4] if "edited version" in text else [8, 9]
-    return 200, completion(json.dumps({"marks": marks, "reason": "so so"})), {}
 
 
 @pytest.fixture
@@ -80,29 +37,13 @@ def server() -> Iterator[Server]:
     found.http.server_close()
 
 
-def settings(url: str, **changes) -> JudgeParams:
-    values = {
-        "url": url,
-        "model": "eyes-1",
-        "key_variable": None,
-        "offline": False,
-        "is_score": False,
-        "num_samples": 1,
-        "num_retries": 2,
-        "timeout_s": 5.0,
-        "price_in": 2.0,
-        "price_out": 10.0,
-    }
-    return JudgeParams(**{**values, **changes})
-
-
 def endpoint(server: Server, folder: Path, **changes) -> tuple[Endpoint, list[float]]:
     waits: list[float] = []
     return Endpoint(settings(server.url, **changes), folder, waits.append), waits
 
 
-def ask(found: Endpoint) -> float:
-    with httpx.Client() as client:
+def ask(found: Endpoint) -> float | Unusable:
+    with found.client() as client:
         return found.ask(QUESTION, client)
 
 
@@ -216,7 +157,7 @@ def test_answers(kind: str, text: str, mark: float | None) -> None:
         with pytest.raises(ValueError):
             read_answer(kind, text)
     else:
-        assert read_answer(kind, text) == mark
+        assert mark_of(read_answer(kind, text)) == mark
 
 
 def test_questions_follow_the_categories() -> None:

@@ -65,6 +65,13 @@ def test_an_estimate_is_a_mean_and_its_t_interval() -> None:
     assert Estimate.of([1.0, 1.0]).half == 0.0
 
 
+def test_cells_of_different_code_are_told() -> None:
+    said = "The cells ran with 2 states of code and data; danceflow sweep"
+    assert said not in markdown(make_table("s", CELLS))
+    other = CELLS[0].model_copy(update={"code": "d"})
+    assert said in markdown(make_table("s", [other, *CELLS[1:]]))
+
+
 def test_variants_stand_in_the_order_of_what_was_trained() -> None:
     table = make_table("s", CELLS)
     assert [row.variant for row in table.rows] == ["better", "worse", "single"]

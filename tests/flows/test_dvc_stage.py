@@ -1,19 +1,25 @@
+import os
 import pickle
+import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from dvc.utils.serialize import load_yaml
 
 from danceflow.errors import StageError
+from flows import dvc_stage
 from flows.dvc_graph import (
     DvcError,
     StageNode,
     ancestry,
     changed_stages,
     checkout_sources,
+    holders,
     stage_graph,
     write_parameters,
 )
@@ -24,9 +30,8 @@ from flows.dvc_stage import (
     reproduce,
     reproduce_all,
     stage_environment,
-    unfrozen,
 )
-from flows.processes import ProcessGroups
+from flows.processes import ProcessGroups, end_group
 
 
 def repro(root: Path, stage: str, **options) -> tuple[Outcome, list[str]]:
@@ -101,21 +106,28 @@ def test_while_another_command_holds_the_repository_everything_counts_as_changed
     assert "fixed" in changed_stages(repository)
 
 
-def test_a_frozen_stage_does_not_run_until_it_is_unfrozen(repository):
+def test_a_frozen_stage_runs_where_it_is_thawed_and_the_graph_stays(repository):
     repro(repository, "first")
     outcome, _ = repro(repository, "fixed")
     assert outcome in {Outcome.FROZEN, Outcome.UNCHANGED}
     assert (repository / "f").read_text() == "committed\n"
     before = (repository / "dvc.yaml").read_bytes()
-    with pytest.raises(RuntimeError), unfrozen(repository, "fixed"):
-        assert not any(node.frozen for node in stage_graph(repository))
-        assert repro(repository, "fixed")[0] is Outcome.UNCHANGED
-        assert repro(repository, "fixed", force=True)[0] is Outcome.RAN
-        raise RuntimeError
+    assert not any(node.frozen for node in stage_graph(repository, "fixed"))
+    assert "fixed" not in changed_stages(repository, "fixed")
+    assert repro(repository, "fixed", thaw=True)[0] is Outcome.UNCHANGED
+    assert repro(repository, "fixed", thaw=True, force=True)[0] is Outcome.RAN
     assert (repository / "f").read_text() == "changed\n"
+
+    write_parameters(repository / "params.yaml", {"word": "two"})
+    repro(repository, "first")
+    assert "fixed" not in changed_stages(repository)
+    assert "fixed" in changed_stages(repository, "fixed")
+    assert repro(repository, "fixed")[0] is Outcome.UNCHANGED
+    assert repro(repository, "fixed", thaw=True)[0] is Outcome.RAN
+    assert "fixed" not in changed_stages(repository, "fixed")
     assert (repository / "dvc.yaml").read_bytes() == before
-    with pytest.raises(DvcError, match="unfreeze"), unfrozen(repository, "nothing"):
-        pass
+    with pytest.raises(DvcError, match="unknown stage 'fixd': did you mean 'fixed'"):
+        stage_graph(repository, "fixd")
 
 
 @pytest.mark.parametrize(
@@ -258,3 +270,122 @@ def test_sources_come_from_the_cache(repository):
     (repository / "raw").unlink()
     checkout_sources(repository)
     assert (repository / "raw").read_text() == "raw"
+
+
+# ------------------------------------------------------------------------- beside other commands
+
+WAITING = "touch began; while [ ! -e go ]; do sleep 0.05; done; echo one > a"
+
+
+@pytest.fixture
+def other(repository) -> Iterator[subprocess.Popen[bytes]]:
+    """A ``dvc repro`` of somebody else, at the first stage until the file ``go`` is there."""
+    set_command(repository, WAITING)
+    command = [sys.executable, "-m", "dvc", "repro", "both"]
+    process = subprocess.Popen(
+        command, cwd=repository, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    until((repository / "began").exists)
+    yield process
+    (repository / "go").touch()
+    end_group(process, 10)
+    process.wait()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["one stage", "a whole graph"])
+def test_another_command_on_the_same_files_is_waited_for(repository, other, whole):
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if " waits for " in line:
+            (repository / "go").touch()
+
+    with ProcessGroups() as processes:
+        if whole:
+            found = reproduce_all(repository, ["last"], processes=processes, report=report)
+        else:
+            found = (reproduce(repository, "first", processes=processes, report=report),)
+    (waits,) = [line for line in lines if " waits for " in line]
+    assert f"process {other.pid} (" in waits
+    assert "dvc" in waits
+    assert "repro both), which works on " in waits
+    assert {result.name: result.outcome for result in found}["first"] is Outcome.UNCHANGED
+    assert (repository / "a").read_text() == "one\n"
+
+
+def test_what_ran_before_the_wait_is_told_as_what_ran(repository):
+    """The other command holds the second of two stages."""
+    path = repository / "dvc.yaml"
+    apart = WAITING.replace("> a", "> apart")
+    path.write_text(path.read_text() + f"  apart:\n    cmd: {apart}\n    outs: [apart]\n")
+    command = [sys.executable, "-m", "dvc", "repro", "apart"]
+    process = subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL)
+    until((repository / "began").exists)
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if " waits for " in line:
+            (repository / "go").touch()
+
+    with ProcessGroups() as processes:
+        targets = ["both@1", "apart"]
+        found = reproduce_all(repository, targets, processes=processes, report=report)
+    assert process.wait() == 0
+    assert lines.index("first ran") < next(i for i, line in enumerate(lines) if " waits " in line)
+    assert {result.name: result.outcome for result in found} == {
+        "first": Outcome.RAN,
+        "both@1": Outcome.RAN,
+        "apart": Outcome.UNCHANGED,
+    }
+
+
+def test_who_waits_can_be_stopped(repository, other):
+    with ProcessGroups() as processes:
+
+        def report(line: str) -> None:
+            if " waits for " in line:
+                processes.stop()
+
+        with pytest.raises(StageStoppedError, match="'first' was not started: the flow ends"):
+            reproduce(repository, "first", processes=processes, report=report)
+    assert other.poll() is None
+
+
+def test_patience_ends_with_an_error_that_names_who_is_waited_for(repository, other, monkeypatch):
+    monkeypatch.setattr(dvc_stage, "BUSY_PATIENCE_S", 0.0)
+    with pytest.raises(StageStoppedError, match=rf"waited 0 hours for process {other.pid} .*repro"):
+        repro(repository, "first")
+
+
+def test_a_command_that_was_killed_is_not_waited_for(repository, other):
+    os.killpg(other.pid, signal.SIGKILL)
+    other.wait()
+    assert str(other.pid) in (repository / ".dvc" / "tmp" / "rwlock").read_text()
+    (repository / "go").touch()
+    assert repro(repository, "first")[0] is Outcome.RAN
+
+
+def test_a_process_that_has_a_dead_commands_number_is_not_waited_for(repository, other):
+    """As after a restart of a container, where the numbers are the same again."""
+    os.killpg(other.pid, signal.SIGKILL)
+    other.wait()
+    stranger = subprocess.Popen(["sleep", "300"])
+    rwlock = repository / ".dvc" / "tmp" / "rwlock"
+    rwlock.write_text(rwlock.read_text().replace(f": {other.pid},", f": {stranger.pid},"))
+    (repository / "go").touch()
+    try:
+        assert repro(repository, "first")[0] is Outcome.RAN
+        assert holders(repository) == ()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()

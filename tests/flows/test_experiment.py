@@ -8,11 +8,11 @@ import pytest
 from layouts import LAYOUTS, Layout
 
 from danceflow.config import dump_yaml, load_params
-from danceflow.errors import ConfigError, UsageError
+from danceflow.errors import ConfigError, DataError, UsageError
 from danceflow.ops.tracking import main_checkout
 from danceflow.paths import Paths
 from flows.dvc_graph import DvcError
-from flows.experiment import Plan, experiment, kept_experiments, kept_file, plan
+from flows.experiment import Plan, check_raw, experiment, kept_experiments, kept_file, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,6 +157,116 @@ def test_raw_data_goes_along_as_files_that_dvc_can_hash(checkout):
         assert not any(path.is_symlink() for path in inside.rglob("*"))
         assert (inside / "table.csv").samefile(raw / "table.csv")
     assert (raw / "pets" / "images" / "1.png").read_text() == "a picture"
+
+
+@pytest.fixture
+def raw(checkout: Path) -> Path:
+    """The checkout's raw data, which git does not know."""
+    folder = Paths(checkout).raw
+    folder.mkdir(parents=True)
+    (checkout / ".git" / "info" / "exclude").write_text(
+        "/data/raw/*\n!/data/raw/*.dvc\n!/data/raw/.gitignore\n"
+    )
+    return folder
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """What lies in a folder, links as links: those within it without the folder's own place."""
+    top = str(folder.resolve())
+    return {
+        str(path.relative_to(folder)): f"-> {path.readlink()}".replace(top, "<raw>")
+        if path.is_symlink()
+        else path.read_text()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def test_links_in_the_raw_data_stay_links_that_lead_where_they_did(checkout, raw, tmp_path, caplog):
+    disk = tmp_path / "disk"
+    (disk / "deep").mkdir(parents=True)
+    (disk / "deep" / "1.png").write_text("a picture")
+    (raw / "pets" / "images").mkdir(parents=True)
+    (raw / "pets" / "images" / "2.png").write_text("another picture")
+    (raw / "absolute").symlink_to(disk)
+    (raw / "pets" / "relative").symlink_to("../../../../disk/deep")
+    (raw / "pets" / "file.png").symlink_to("../../../../disk/deep/1.png")
+    (raw / "inside").symlink_to("pets/images")
+    (raw / "inside-absolute.png").symlink_to(raw / "pets" / "images" / "2.png")
+    (raw / "chain").symlink_to("absolute")
+    with experiment(checkout, any_plan()) as place:
+        inside = Paths(place.root).raw
+        assert tree(inside) == {
+            "pets/images/2.png": "another picture",
+            "absolute": f"-> {disk}",
+            "pets/relative": f"-> {disk}/deep",
+            "pets/file.png": f"-> {disk}/deep/1.png",
+            "inside": "-> <raw>/pets/images",
+            "inside-absolute.png": "-> <raw>/pets/images/2.png",
+            "chain": f"-> {disk}",
+        }
+        assert (inside / "pets" / "file.png").read_text() == "a picture"
+        assert (inside / "chain" / "deep" / "1.png").samefile(disk / "deep" / "1.png")
+        assert (inside / "inside").resolve().is_relative_to(inside.resolve())
+    assert (disk / "deep" / "1.png").read_text() == "a picture"
+    assert "a link to a folder. DVC does not look behind it" in caplog.text
+
+
+@pytest.mark.parametrize("linked", ["nothing", "a folder", "everything"])
+def test_raw_data_has_the_same_hash_in_the_worktree(checkout, raw, tmp_path, linked):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (disk / "1.png").write_text("a picture")
+    (raw / "table.csv").write_text("rows")
+    (raw / "one.png").symlink_to(disk / "1.png")
+    if linked == "a folder":
+        (raw / "pets").symlink_to(disk)
+    if linked == "everything":
+        raw.rename(tmp_path / "raw")
+        raw.symlink_to(tmp_path / "raw")
+    graph = checkout / "dvc.yaml"
+    graph.write_text(graph.read_text().replace("deps: [raw]", "deps: [data/raw]"))
+    dvc(checkout, "repro", "-q", "first")
+    git(checkout, "add", "dvc.lock")
+    git(checkout, "commit", "-qam", "graph")
+    with experiment(checkout, any_plan()) as place:
+        assert "Stage 'first' is cached" in dvc(place.root, "repro", "first")
+    (raw / "table.csv").write_text("other rows")
+    with experiment(checkout, any_plan()) as place:
+        assert "Running stage 'first'" in dvc(place.root, "repro", "first")
+
+
+def test_a_folder_that_git_knows_in_part_comes_along_whole(checkout, raw):
+    (raw / "pets").mkdir()
+    (raw / "pets" / "README.md").write_text("where they come from")
+    git(checkout, "add", "-f", "data/raw/pets/README.md")
+    git(checkout, "commit", "-qm", "readme")
+    (raw / "pets" / "1.png").write_text("a picture")
+    (raw / "kept").mkdir()
+    (raw / "kept" / "1.png").write_text("kept")
+    dvc(checkout, "add", "-q", "data/raw/kept")
+    git(checkout, "add", "data/raw/kept.dvc")
+    git(checkout, "commit", "-qm", "kept")
+    (raw / "kept" / "2.png").write_text("not kept")
+    with experiment(checkout, any_plan()) as place:
+        inside = Paths(place.root).raw
+        assert (inside / "pets" / "1.png").read_text() == "a picture"
+        assert [path.name for path in (inside / "kept").iterdir()] == ["1.png"]
+
+
+@pytest.mark.parametrize("place", ["data/raw", "data/raw/dead", "data/raw/pets/dead", "loop"])
+def test_a_link_that_leads_nowhere_is_one_error(checkout, raw, place):
+    (raw / "pets").mkdir()
+    if place == "data/raw":
+        raw.rename(checkout.parent / "elsewhere")
+    link = raw / "loop" if place == "loop" else checkout / place
+    link.symlink_to("loop" if place == "loop" else "nowhere")
+    with pytest.raises(DataError, match=rf"{link} \(to .*\): a link that leads nowhere") as caught:
+        check_raw(checkout)
+    assert caught.value.exit_code == 2
+    with pytest.raises(DataError), experiment(checkout, any_plan()):
+        pass
+    assert not (checkout / ".danceflow").exists()
 
 
 def test_a_failure_removes_the_worktree(checkout):

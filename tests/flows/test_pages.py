@@ -1,30 +1,42 @@
 """The pages: started together, ended together."""
 
+import json
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from danceflow.errors import DanceflowError
 from danceflow.schema import TrackingParams
 from flows import pages
+from flows.servers import Server, prefect_server
 
-SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+ROOT = Path(__file__).resolve().parents[2]
+SLEEP = Server((sys.executable, "-c", "import time; time.sleep(600)"))
+ENDS = Server((sys.executable, "-c", "raise SystemExit(3)"))
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """Every process that is started."""
+    """Every server that is started."""
     processes: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
 
     def start(*args: object, **kwargs: object) -> subprocess.Popen[bytes]:
-        processes.append(popen(*args, **kwargs))  # type: ignore[call-overload]
-        return processes[-1]
+        process: subprocess.Popen[bytes] = popen(*args, **kwargs)  # type: ignore[call-overload]
+        if args[0] in (SLEEP.command, ENDS.command):
+            processes.append(process)
+        return process
 
     monkeypatch.setattr(subprocess, "Popen", start)
     return processes
@@ -32,7 +44,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 
 def test_when_one_ends_so_does_the_other(started: list[subprocess.Popen[bytes]]) -> None:
     with pytest.raises(DanceflowError, match="B ended with exit code 3"):
-        pages.keep_running({"A": SLEEP, "B": [sys.executable, "-c", "raise SystemExit(3)"]}, 0.01)
+        pages.keep_running({"A": SLEEP, "B": ENDS}, 0.01)
     assert [process.wait(timeout=60) for process in started] == [-signal.SIGTERM, 3]
 
 
@@ -62,17 +74,113 @@ def test_an_interrupt_ends_both_quietly(started: list[subprocess.Popen[bytes]]) 
 
 
 @pytest.mark.parametrize(
-    ("uri", "names"), [("sqlite:////tmp/x.db", {"MLflow", "Prefect"}), ("http://a.b", {"Prefect"})]
+    ("uri", "names"),
+    [("sqlite:///x.db", {"MLflow", "Prefect"}), ("http://127.0.0.1:9", {"Prefect"})],
 )
 def test_a_server_elsewhere_is_not_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, names: set[str]
+    tmp_path: Path,
+    mlflow_template: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    uri: str,
+    names: set[str],
 ) -> None:
+    """The project's own page is told as the address of its runs; without it MLflow shows traces."""
+    caplog.set_level("INFO")
+    shutil.copyfile(mlflow_template, tmp_path / "x.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    found: dict[str, list[str]] = {}
+    found: dict[str, Server] = {}
     monkeypatch.setattr(pages, "keep_running", found.update)
     tracking = TrackingParams(enabled=True, uri=uri, experiment="e", registered_model="m")
     pages.serve_pages(tmp_path, tracking, 5001, 4201)
     assert set(found) == names
-    assert found["Prefect"][-1] == "4201"
+    assert found["Prefect"].command[-1] == "4201"
+    page = "MLflow: http://127.0.0.1:5001/#/experiments/1?workflowType=machine_learning"
     if "MLflow" in names:
-        assert [uri, "--port", "5001"] == found["MLflow"][-3:]
+        place = f"sqlite:///{tmp_path}/x.db"
+        assert found["MLflow"].command[-5:-2] == (place, "--port", "5001")
+        assert page in caplog.messages
+    else:
+        assert "MLflow at http://127.0.0.1:9 does not answer" in caplog.text
+
+
+def test_an_address_that_the_user_has_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind a proxy."""
+    assert prefect_server(4255).environment["PREFECT_UI_API_URL"] == "http://127.0.0.1:4255/api"
+    for name in ("PREFECT_UI_API_URL", "PREFECT_SERVER_UI_API_URL"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "https://team/api")
+            assert "PREFECT_UI_API_URL" not in prefect_server(4255).environment
+
+
+# ----------------------------------------------------------------------------- the real servers
+
+
+def free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return int(place.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 180
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def fetched(url: str) -> bytes | None:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bytes(answer.read())
+    except OSError:
+        return None
+
+
+@pytest.mark.pipeline
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP])
+def test_however_the_command_ends_nothing_of_the_servers_is_left(
+    tmp_path: Path,
+    mlflow_template: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    shutil.copyfile(mlflow_template, tmp_path / "mlflow.db")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    for name in ("PREFECT_API_URL", "PREFECT_UI_API_URL", "PREFECT_SERVER_UI_API_URL"):
+        monkeypatch.delenv(name, raising=False)
+    mlflow, prefect = free_port(), free_port()
+    command = [sys.executable, "-m", "danceflow.cli", "ui"]
+    ports = ["--mlflow-port", str(mlflow), "--prefect-port", str(prefect)]
+    with (tmp_path / "output").open("wb") as output:
+        page = psutil.Popen([*command, *ports], cwd=tmp_path, stdout=output, stderr=output)
+    started: list[psutil.Process] = []
+    try:
+        until(lambda: fetched(f"http://127.0.0.1:{prefect}/api/health") or page.poll() is not None)
+        until(lambda: fetched(f"http://127.0.0.1:{mlflow}/health") or page.poll() is not None)
+        settings: Any = json.loads(fetched(f"http://127.0.0.1:{prefect}/ui-settings") or b"")
+        assert settings["api_url"] == f"http://127.0.0.1:{prefect}/api"
+        started = page.children(recursive=True)
+        commands = [" ".join(process.cmdline()) for process in started]
+        assert not [line for line in commands if "huey" in line or "job" in line]
+        assert len([line for line in commands if str(mlflow) in line]) <= 2
+    finally:
+        page.send_signal(number)
+        page.wait(60)
+    assert len(started) >= 3
+    assert not psutil.wait_procs(started, timeout=60)[1]
+    assert is_free(mlflow)
+    assert is_free(prefect)

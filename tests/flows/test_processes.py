@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import processes
 from flows.processes import LineReader, ProcessGroups, end_group
 
 # A leader that takes no notice of SIGTERM, with a child; both write when they are up.
@@ -78,6 +82,86 @@ def test_what_ended_is_not_touched():
         with groups.holding(process):
             process.wait(20)
     end_group(process, grace_s=1)
+
+
+# A flow with two groups: one that listens, of which it is done with one more, and a stubborn one.
+FLOW = """
+import contextlib, subprocess, sys, time
+from flows.processes import ProcessGroups
+stubborn, willing = sys.argv[1:]
+
+def start(code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True
+    )
+    return process, process.stdout.readline().decode().strip()
+
+with ProcessGroups(grace_s=0.5) as groups, contextlib.ExitStack() as stack:
+    done, _ = start("print('up')")
+    with groups.holding(done):
+        done.wait()
+    first, child = start(stubborn)
+    stack.enter_context(groups.holding(first))
+    second, _ = start(willing)
+    stack.enter_context(groups.holding(second))
+    print(first.pid, child, second.pid, groups._watcher.pid, flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_flow_that_is_killed_leaves_no_group(number):
+    flow = subprocess.Popen([sys.executable, "-c", FLOW, STUBBORN, WILLING], stdout=subprocess.PIPE)
+    assert flow.stdout is not None
+    with flow.stdout as output:
+        started = [int(word) for word in output.readline().split()]
+    assert all(map(alive, started))
+    flow.send_signal(number)
+    assert flow.wait(20) == -number
+    for process_id in started:
+        wait_until_gone(process_id)
+
+
+def test_the_watcher_ends_with_the_groups():
+    with ProcessGroups() as groups:
+        process, _ = start(WILLING)
+        with groups.holding(process):
+            watcher = groups._watcher
+            assert watcher is not None
+            assert alive(watcher.pid)
+            groups.stop()
+    assert watcher.returncode == 0
+    assert process.wait(20) < 0
+
+
+def ends_with_parent(place: Path, patience_s: float) -> None:
+    """What a process does that a schedule has started; without patience for its last words."""
+    processes._LAST_WORDS_S = patience_s
+    signal.signal(signal.SIGTERM, lambda *_: (place / "told").touch())
+    processes.end_with_parent()
+    (place / "started").write_text(str(os.getpid()))
+    time.sleep(300)
+
+
+def parent_of_one(place: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    context.Process(target=ends_with_parent, args=(place, 0.5)).start()
+    time.sleep(300)
+
+
+def test_what_a_killed_process_had_started_ends_with_it(tmp_path):
+    parent = multiprocessing.get_context("spawn").Process(target=parent_of_one, args=(tmp_path,))
+    parent.start()
+    started = tmp_path / "started"
+    deadline = time.monotonic() + 60
+    while not (started.exists() and started.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    parent.kill()
+    parent.join()
+    wait_until_gone(int(started.read_text()))
+    assert (tmp_path / "told").exists()
+    processes.end_with_parent()  # no schedule has started this one
 
 
 def read(*chunks: bytes, clock=lambda: 0.0, every: float = 10.0) -> list[str]:

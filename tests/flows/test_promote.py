@@ -29,7 +29,7 @@ def test_a_rebuilt_run_has_the_training_s_own_names(tmp_path):
         assert row.pop("step") == 4
         rebuilt |= training_metrics(row)
     assert rebuilt == tracker.metrics
-    assert training_metrics({"scores": {"t2i": 0.5}}) == {"validation/t2i": 0.5}
+    assert training_metrics({"num_steps": 4, "scores": {"t2i": 0.5}}) == {"validation/t2i": 0.5}
 
 
 def test_the_summary_s_numbers_are_named_by_capability():

@@ -159,7 +159,8 @@ def test_a_saved_adapter_is_the_same_when_loaded(family, base, backbone, tmp_pat
     tensors = load_file(path)
     assert len(tensors) == 2 * len(report.modules)
     matched = f"{len(report.modules)} of {report.num_candidates} modules"
-    assert str(report) == f"adapter 'local' (diffusers): {matched}, rank 3, alpha 6"
+    said = "said by transformer.lora_alpha of lora_adapter_metadata"
+    assert str(report) == f"adapter 'local' (diffusers): {matched}, rank 3, alpha 6 ({said})"
     assert len(report.modules) < report.num_candidates
     with torch.no_grad():
         expected = family.field(trained)(*inputs)
@@ -364,9 +365,13 @@ def test_damaged_and_missing_files_are_told(family, base, backbone, tmp_path) ->
 def test_settings_that_are_not_understood_are_told(family, base, backbone, tmp_path) -> None:
     path = saved(family, base, tmp_path, 1)
     for settings, message in (
-        ("{", "settings cannot be read"),
-        ("[]", "settings cannot be read"),
-        ("{}", "settings cannot be read: KeyError"),
+        ("{", "cannot be read: no JSON object"),
+        ("[]", "cannot be read: no JSON object"),
+        ("{}", "is empty"),
+        (
+            '{"transformer.r": 3}',
+            "transformer.lora_alpha of .* cannot be read as a number other than 0: None",
+        ),
         ('{"transformer.lora_alpha": 3, "transformer.use_dora": true}', "use_dora are not"),
     ):
         rewritten(path, lambda _: None, {"lora_adapter_metadata": settings})

@@ -1,9 +1,11 @@
 """Teachers that were trained elsewhere become the folder that the stages read."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import PROMPTS, shake, stock_pipeline
 from tiny_stock import stock_family, zimage_pipeline
 
@@ -61,3 +63,33 @@ def test_what_does_not_fit_leaves_nothing_behind(stock: Path, adapter: Path, tmp
         with pytest.raises(WeightsError, match=message):
             bring_teachers(family, pipeline, teachers, place, edits=edits)
         assert not place.exists()
+
+
+def poisoned(path: Path, value: float) -> str:
+    """Writes a value into the middle one of a file's tensors and returns that tensor's name."""
+    tensors = load_file(path)
+    floats = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    name = floats[len(floats) // 2]
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, path, {"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "part", ["transformer", "vae", "text_encoder", "text_encoder_2", "adapter", "whole"]
+)
+def test_what_is_not_finite_is_refused_by_name(
+    stock: Path, adapter: Path, tmp_path: Path, part: str, value: float
+) -> None:
+    pipeline, lora, whole = (tmp_path / name for name in ("pipeline", "lora", "whole"))
+    shutil.copytree(stock, pipeline)
+    shutil.copytree(adapter.parent, lora)
+    shutil.copytree(stock / "transformer", whole)
+    folder = {"adapter": lora, "whole": whole}.get(part, pipeline / part)
+    name = poisoned(next(folder.glob("*.safetensors")), value)
+    with pytest.raises(WeightsError, match=rf"{name} holds NaN or infinity \(1 of ") as told:
+        bring_teachers("sd3", pipeline, {"l": lora, "w": whole}, tmp_path / "out", edits=True)
+    assert str(folder) in str(told.value)
+    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob("*.partial*")) == []

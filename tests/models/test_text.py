@@ -1,8 +1,13 @@
 """The closed vocabulary and the joint prompt embedding."""
 
-import torch
-from tiny_models import WORDS, small_sd3
+from pathlib import Path
 
+import pytest
+import torch
+from tiny_models import PROMPTS, WORDS, clip_tokenizer, small_sd3, stock_sd3, t5_tokenizer
+from tiny_stock import byte_tokenizer
+
+from danceflow.models.reading import read_text, told
 from danceflow.models.text import PromptEncoder, small_clip, word_tokenizer
 
 SIZE = {"width": 16, "num_layers": 1, "num_heads": 2, "max_length": 8}
@@ -68,3 +73,60 @@ def test_a_small_family_is_a_function_of_its_seed_and_leaves_chance_alone() -> N
     assert torch.equal(torch.get_rng_state(), state)
     first, second = (f.condition(["a red circle"]).tensors for f in (one, other))
     assert torch.equal(first["prompt_embeds"], second["prompt_embeds"])
+
+
+TOKENIZERS = {
+    "words": lambda: word_tokenizer(WORDS, 8),
+    "clip": lambda: clip_tokenizer(10, "!"),
+    "t5": t5_tokenizer,
+    "bytes": byte_tokenizer,
+}
+
+
+@pytest.mark.parametrize("window", [3, 5, 8])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_that_are_told_are_those_that_are_read(name: str, window: int) -> None:
+    tokenizer = TOKENIZERS[name]()
+    for prompt in ("a red circle", "  A red\n Circle ", "rédé 東京 the blue square", "red"):
+        found = read_text(tokenizer, "text_encoder", prompt, window)
+        cut = tokenizer(prompt, truncation=True, max_length=window).input_ids
+        added = tokenizer.num_special_tokens_to_add()
+        assert len(found.tokens) == len(cut) - added
+        assert "".join(map(str, found.tokens)) in "".join(map(str, cut))
+        whole = tokenizer(prompt, add_special_tokens=False).input_ids
+        assert found.num_tokens == len(whole)
+        assert found.num_read == len(found.tokens)
+        assert (found.kept + found.dropped).split() == prompt.split() or found.dropped
+        assert prompt.startswith(found.kept)
+        assert prompt.rstrip().endswith(found.dropped)
+
+
+def test_the_small_encoder_tells_its_window() -> None:
+    prompt = "a red circle and a blue square beside the red square"
+    (found,) = small_encoder().readings(prompt)
+    assert (found.num_read, found.num_tokens) == (7, 11)  # and one for the end
+    assert told([found]) == (
+        "text_encoder reads 7 of its 11 tokens: kept 'a red circle and a blue square ', "
+        "dropped 'beside the red square'"
+    )
+
+
+def test_each_encoder_of_stock_sd3_has_its_own_window(tmp_path: Path) -> None:
+    family = stock_sd3(tmp_path)
+    readings = {item.encoder: item for item in family.readings(PROMPTS[1])}
+    assert list(readings) == ["text_encoder", "text_encoder_2", "text_encoder_3"]
+    assert readings["text_encoder"].dropped == readings["text_encoder_2"].dropped != ""
+    assert readings["text_encoder_3"].dropped == ""
+    assert told(readings.values()).startswith("text_encoder and text_encoder_2 read 8 of its ")
+    long = "red " * 300
+    windows = {item.encoder: item.num_read for item in family.readings(long)}
+    assert windows == {"text_encoder": 8, "text_encoder_2": 8, "text_encoder_3": 255}
+    assert told(family.readings(long)).count("dropped") == 2
+
+
+def test_long_texts_are_shown_in_part() -> None:
+    found = read_text(word_tokenizer(WORDS, 8), "x", "red " * 100 + "the end", 52)
+    said = told([found])
+    assert "kept '...red red" in said
+    assert said.endswith("red the ...'")
+    assert len(said) < 400

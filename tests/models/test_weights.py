@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from allocated import Allocated
+from safetensors.torch import load_file, save_file
 from tiny_models import awake, small_sd3, stock_pipeline
 from tiny_stock import zimage_pipeline
 from torch import nn
 
-from danceflow.models.weights import cast_copy, save_half
+from danceflow.errors import WeightsError
+from danceflow.models.weights import cast_copy, read_state, read_tensors, save_half
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +83,30 @@ def test_a_copy_that_is_read_alone_shares_what_needs_no_cast() -> None:
     assert found[0].weight.data_ptr() == network[0].weight.data_ptr()
     assert found[1].weight.dtype == torch.float16
     assert network[1].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2]
+)
+def test_a_tensor_that_is_not_finite_is_named_in_every_dtype(tmp_path: Path, dtype) -> None:
+    path = tmp_path / "x.safetensors"
+    whole = {"a": torch.ones(3).to(dtype), "count": torch.tensor(3)}
+    save_file(whole, path)
+    assert read_tensors(path).keys() == whole.keys()
+    save_file({**whole, "b.c": torch.tensor([1.0, float("inf"), float("nan")]).to(dtype)}, path)
+    with pytest.raises(WeightsError, match=r"x.safetensors: b.c holds NaN or infinity \(2 of 3 "):
+        read_tensors(path)
+
+
+def test_every_shard_is_looked_at(tmp_path: Path) -> None:
+    network = awake(small_sd3())
+    network.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("*-of-*.safetensors"))
+    assert len(shards) > 2
+    assert read_state(tmp_path).keys() == network.state_dict().keys()
+    tensors = load_file(shards[-1])
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, shards[-1])
+    with pytest.raises(WeightsError, match=f"{shards[-1].name}: {name} holds NaN or infinity"):
+        read_state(tmp_path)

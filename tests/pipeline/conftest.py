@@ -105,6 +105,8 @@ if name == "cache":
 if name == "distill":
     steps = params["distill"]["num_updates"]
     write("models/student/weights.json", json.dumps({"strength": steps}))
+    manifest = {"family": "none", "num_steps": params["evaluate"]["num_steps"], "files": {}}
+    write("models/student/manifest.json", json.dumps(manifest))
     row = {"step": steps, "capability": "t2i", "loss": 1 / steps, "sigma_bins": {"low": 0.5}}
     write("reports/distill/metrics.jsonl", json.dumps(row) + chr(10))
     from danceflow.config import load_params

@@ -1,5 +1,6 @@
 """The flow on a real Prefect server, real DVC and a real MLflow store."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from danceflow.errors import ConfigError, TrackingError
@@ -293,6 +295,82 @@ def test_the_teachers_are_trained_again_only_by_their_own_flow(untracked):
     assert (untracked.root / "dvc.yaml").read_bytes() == graph
     run_pipeline(root=untracked.root)
     assert untracked.began() == ["cache@t2i", "cache@local_edit"]
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Return the command lines of the processes that run in a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != "zombie" and Path(process.cwd()) == folder:
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+@pytest.mark.parametrize("moment", ["dvc starts", "the stage runs", "the stage has ended"])
+def test_teachers_that_are_killed_leave_the_graph_as_it_is(untracked, moment):
+    """And no process; the same command then does it all, and the lock is right."""
+    from prefect.settings import PREFECT_API_URL
+
+    from flows.dvc_graph import changed_stages
+
+    untracked.run(sys.executable, "-m", "dvc", "repro", "-q")
+    untracked.commit()
+    untracked.calls()
+    graph, lock = ((untracked.root / name).read_bytes() for name in ("dvc.yaml", "dvc.lock"))
+    command = [sys.executable, "-m", "danceflow.cli", "teachers"]
+    environment = {"PREFECT_API_URL": PREFECT_API_URL.value()}
+    if moment == "the stage runs":
+        untracked.trouble("teachers", "sleep")
+
+    def is_there() -> bool:
+        if moment == "dvc starts":
+            return any("--thaw" in line for line in processes_in(untracked.root))
+        if moment == "the stage runs":
+            return untracked.calls_file.with_name("sleeping").exists()
+        calls = untracked.calls_file
+        return calls.exists() and "teachers ends" in calls.read_text()
+
+    flow = subprocess.Popen(
+        command,
+        cwd=untracked.root,
+        env={**untracked.environment, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not is_there():
+        assert flow.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    flow.kill()
+    assert flow.wait() == -signal.SIGKILL
+    while processes_in(untracked.root):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+    assert (untracked.root / "dvc.yaml").read_bytes() == graph
+    changed = {line[3:] for line in untracked.status().splitlines()}
+    assert changed <= {"models/teachers/weights.txt", "dvc.lock"}
+    assert (untracked.root / "dvc.lock").read_bytes() == lock or "dvc.lock" in changed
+    assert untracked.lock().keys() == {"prepare", *ALL[1:]}
+
+    untracked.calm("teachers")
+    done = subprocess.run(
+        command,
+        cwd=untracked.root,
+        env={**untracked.environment, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (untracked.root / "models" / "teachers" / "weights.txt").read_text() == "trained again"
+    assert (untracked.root / "dvc.yaml").read_bytes() == graph
+    assert not changed_stages(untracked.root, "teachers") & {"prepare", "teachers"}
+    outs = untracked.lock()["teachers"]["outs"]
+    untracked.run(sys.executable, "-m", "dvc", "commit", "-f", "teachers")
+    assert untracked.lock()["teachers"]["outs"] == outs
 
 
 def test_a_run_trains_its_own_teachers_where_it_is_told_to(untracked):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from danceflow.config import read_yaml
 from danceflow.ops.runtime import TELEMETRY_OFF
-from danceflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +74,8 @@ def checkout(tmp_path: Path) -> Checkout:
     for name in (*plain, "params.yaml", "data/raw/README.md"):
         (made.root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, made.root / name)
-    for path in {dep for stage in STAGES.values() for dep in stage.deps if dep.startswith("src/")}:
+    stages = read_yaml(ROOT / "dvc.yaml")["stages"].values()
+    for path in {dep for stage in stages for dep in stage["deps"] if dep.startswith("src/")}:
         place = made.root / path
         file = place if place.suffix else place / "module.py"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ def test_what_ran_once_is_restored_and_not_executed_again(checkout: Checkout) ->
 
 def test_a_compiled_file_changes_nothing_and_a_source_file_does(checkout: Checkout) -> None:
     checkout.repro()
-    compiled = checkout.root / "src/danceflow/evaluate/__pycache__/module.pyc"
+    compiled = checkout.root / "src/danceflow/scenes/__pycache__/module.pyc"
     compiled.parent.mkdir()
     compiled.write_bytes(b"x")
     assert checkout.repro() == []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, GuidedField, VelocityField, uniform_grid
+from danceflow.models.reading import Reading
 
 SIZE = 8
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
@@ -54,6 +55,13 @@ class ColourFamily:
     def unknown_words(self, prompt: str) -> list[str]:
         return [word for word in prompt.split() if word not in COLOURS]
 
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        words = prompt.split(" ")
+        window = 3 if edits else 2
+        kept, dropped = " ".join(words[:window]), " ".join(words[window:])
+        num_read = min(window, len(words))
+        return (Reading("text_encoder", (), len(words), num_read, kept, dropped),)
+
     def grid(self, num_steps: int) -> Tensor:
         return uniform_grid(num_steps)
 
@@ -92,10 +100,15 @@ def load_package(folder: Path, device: str) -> ColourPackage:
     return ColourPackage(data["strength"], meta=meta)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    return dict(load_package(folder, "cpu").meta)
+
+
 @pytest.fixture
 def colour_package(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("danceflow.models.package")
     module.load_package = load_package  # type: ignore[attr-defined]
+    module.read_manifest = read_manifest  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "danceflow.models.package", module)
 
 
@@ -105,3 +118,16 @@ def student_folder(tmp_path: Path, colour_package: None) -> Path:
     folder.mkdir()
     (folder / "weights.json").write_text('{"strength": 1.0}')
     return folder
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the family's encoder is given, call by call."""
+    given: list[Tensor] = []
+
+    def encode(_: ColourFamily, images_B3HW: Tensor) -> Tensor:
+        given.append(images_B3HW.clone())
+        return images_B3HW
+
+    monkeypatch.setattr(ColourFamily, "encode", encode)
+    return given

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from danceflow.config import load_params
 from danceflow.errors import TrackingError, UsageError, WeightsError
 from danceflow.ops.tracking import Store, TrackingSettings, open_store, start_run
-from danceflow.registry.images import image_from_base64, image_to_base64
+from danceflow.pictures import png_base64, png_bytes, read_base64, read_own
 from danceflow.registry.package import open_student
 from danceflow.registry.promotion import (
     CHALLENGER,
@@ -25,8 +26,13 @@ from danceflow.registry.promotion import (
     GateError,
     Promotions,
 )
-from danceflow.registry.register import register_student, stored_summary
+from danceflow.registry.register import register_student, requirements, stored_summary
 
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = {
+    load_params(path).evaluate.num_steps
+    for path in (ROOT / "params.yaml", *ROOT.glob("recipes/**/*.yaml"))
+}
 NAME = "student"
 
 
@@ -86,14 +92,14 @@ def champion(promotions: Promotions) -> int | None:
 def test_a_registered_student_opens_from_everywhere_and_serves(
     store, tracking, run_id, student_folder, promotions, monkeypatch
 ):
-    entry = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    entry = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
     version = entry.version
     assert (entry.made, entry.judged_anew) == (True, True)
     assert stored_summary(version) == {"capabilities": summary(0.5)["capabilities"]}
     assert len(version.tags["summary"]) < 500
 
     for score, anew in [(0.5, False), (0.6, True)]:
-        again = register_student(store, lambda: run_id, student_folder, NAME, summary(score), 4)
+        again = register_student(store, lambda: run_id, student_folder, NAME, summary(score))
         assert (again.version.version, again.made) == (version.version, False)
         assert again.judged_anew is anew
     (current,) = store.client.search_model_versions(f"name = '{NAME}'")
@@ -116,18 +122,34 @@ def test_a_registered_student_opens_from_everywhere_and_serves(
         served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     check_serving(served)
     (student_folder / "weights.json").write_text('{"strength": 0.5}')
-    other = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    other = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
     assert (int(other.version.version), other.made) == (2, True)
+
+
+@pytest.mark.parametrize("num_steps", sorted(STEPS))
+def test_the_served_default_is_the_manifest_s_number_of_steps(
+    store, run_id, student_folder, num_steps: int
+) -> None:
+    """Of every params file: the number that its training writes, and that its scores go by."""
+    import mlflow
+
+    content = {"strength": 1.0, "meta": {"num_steps": num_steps}}
+    (student_folder / "weights.json").write_text(json.dumps(content))
+    entry = register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
+    with store.as_current():
+        params = mlflow.models.get_model_info(entry.version.source).signature.params
+    assert {item.name: item.default for item in params}["steps"] == num_steps
+    assert open_student(student_folder).meta["num_steps"] == num_steps
 
 
 def check_serving(served) -> None:
     """The pyfunc generates and edits, keeps its signature and refuses bad rows."""
     from mlflow.exceptions import MlflowException
 
-    white = image_to_base64(Image.new("RGB", (8, 8), "white"))
+    white = png_base64(png_bytes(Image.new("RGB", (8, 8), "white")))
     rows = pd.DataFrame({"prompt": ["red", "red"], "image": [None, white]})
     answer = served.predict(rows, params={"seed": 3, "steps": 2, "guidance": 1.0})
-    images = [image_from_base64(text, "answer") for text in answer["image"]]
+    images = [read_own(read_base64(text)) for text in answer["image"]]
     assert [image.getpixel((0, 0)) for image in images] == [(128, 0, 0), (255, 128, 128)]
     only = served.predict(pd.DataFrame({"prompt": ["blue"]}))
     raw = Image.open(io.BytesIO(base64.b64decode(only["image"][0])))
@@ -135,7 +157,7 @@ def check_serving(served) -> None:
     assert np.asarray(raw)[0, 0].tolist() == [0, 0, 128]
     for bad, message in [
         (pd.DataFrame({"prompt": ["red"], "image": ["no image"]}), "row 0, image"),
-        (pd.DataFrame({"prompt": [" "]}), "prompt 0 is empty"),
+        (pd.DataFrame({"prompt": [" "]}), "row 0, prompt: is empty"),
     ]:
         with pytest.raises(MlflowException, match=message):
             served.predict(bad)
@@ -143,10 +165,22 @@ def check_serving(served) -> None:
         served.predict(pd.DataFrame({"words": ["red"]}))
 
 
+def test_a_served_student_asks_for_versions_that_an_index_has(
+    store, tracking, run_id, student_folder
+):
+    """Each is the one of ``constraints.txt``, whatever build of it is installed here."""
+    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
+    pins = (Path(__file__).parents[2] / "constraints.txt").read_text().lower().split()
+    assert set(requirements()) <= set(pins)
+    (written,) = (tracking.root / "mlartifacts").rglob("requirements.txt")
+    assert written.read_text().split() == requirements()
+    assert not any("+" in file.read_text() for file in written.parent.glob("*.yaml"))
+
+
 def test_changed_weights_in_the_store_are_refused(
     store, tracking, run_id, student_folder, promotions
 ):
-    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5), 4)
+    register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
     (weights,) = (tracking.root / "mlartifacts").rglob("weights.json")
     weights.write_text('{"strength": 0.9}')
     with pytest.raises(WeightsError, match="not what was registered"):
@@ -180,7 +214,7 @@ def test_a_foreign_model_is_refused(tracking, entered):
 
 def test_there_must_be_something_to_register(store, run_id, tmp_path):
     with pytest.raises(WeightsError, match="no student to register"):
-        register_student(store, lambda: run_id, tmp_path / "gone", NAME, summary(0.5), 4)
+        register_student(store, lambda: run_id, tmp_path / "gone", NAME, summary(0.5))
 
 
 # --------------------------------------------------------------------------------- promotion

@@ -53,7 +53,7 @@ def test_a_student_of_the_default_family_is_used_from_folder_and_registry(
         pass
     summary = {"capabilities": {"t2i": {"student": 1.0, "retention": 1.0}}}
     store = open_store(tracking)
-    register_student(store, lambda: tracker.run_id, folder, "student", summary, 2)
+    register_student(store, lambda: tracker.run_id, folder, "student", summary)
     registered = open_student("models:/student/1", tracking)
     for first, second in [
         (made, registered.generate(["a red circle"], seed=1)),

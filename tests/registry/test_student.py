@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danceflow.errors import TrackingError, UsageError, WeightsError
+from danceflow.errors import DataError, TrackingError, UsageError, WeightsError
 from danceflow.registry.package import folder_digest, open_folder, open_student
 
 
@@ -28,6 +28,27 @@ def test_words_that_the_model_does_not_know_are_told(student_folder, caplog):
     assert "blue" not in caplog.text
 
 
+def test_what_is_cut_of_a_prompt_is_told_for_each_row_in_its_own_layout(student_folder, caplog):
+    student, white = open_student(student_folder), Image.new("RGB", (8, 8), "white")
+    prompts = ["red", "red green blue blue", "red green blue", "blue green red green"]
+    student.run(prompts, [None, None, white, white])
+    told = [r.getMessage() for r in caplog.records if " is cut: " in r.getMessage()]
+    assert told == [
+        (
+            "prompt 1 is cut: text_encoder reads 2 of its 4 tokens: kept 'red green', "
+            "dropped 'blue blue'"
+        ),
+        (
+            "prompt 3 is cut: text_encoder reads 3 of its 4 tokens: kept 'blue green red', "
+            "dropped 'green'"
+        ),
+    ]
+    caplog.clear()
+    student.generate(["red green", "blue"])
+    student.edit([white], ["red green blue"])
+    assert " is cut: " not in caplog.text
+
+
 def test_an_edit_sees_its_own_source_and_instruction(student_folder):
     white, black = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
     first, second = open_student(student_folder).edit([white, black], ["red", "green"])
@@ -45,7 +66,27 @@ def test_another_size_is_cropped_around_its_centre(student_folder):
     wide = Image.new("RGB", (48, 16), "black")
     wide.paste("white", (16, 0, 32, 16))
     (result,) = open_student(student_folder).edit([wide], ["red"])
-    assert pixels(result)[2:6, 2:6].reshape(-1, 3).min(0).tolist() == [255, 128, 128]
+    assert pixels(result)[3:5, 3:5].reshape(-1, 3).min(0).tolist() == [255, 128, 128]
+
+
+def test_a_picture_of_any_mode_is_edited_upright_and_on_paper(student_folder):
+    student = open_student(student_folder)
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    turned = Image.new("RGB", (8, 8), "black")
+    turned.paste("white", (0, 0, 8, 4))
+    turned.getexif()[0x0112] = 6  # its top is to be at the right
+    on_paper, upright = student.edit([clear, turned], ["red", "red"])
+    assert (pixels(on_paper) == [255, 128, 128]).all()
+    assert pixels(upright)[0, 7].tolist() == [255, 128, 128]
+    assert pixels(upright)[0, 0].tolist() == [128, 0, 0]
+    assert turned.getexif()[0x0112] == 6
+    assert student.framed(upright) is upright
+
+
+def test_a_picture_that_cannot_be_framed_is_told_by_its_place(student_folder):
+    good, bad = Image.new("RGB", (8, 8)), Image.new("F", (8, 8))
+    with pytest.raises(DataError, match="image 1: is a picture whose gray levels"):
+        open_student(student_folder).edit([good, bad], ["red", "red"])
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ SMALL = {
     "distill.log_every": 1,
     "distill.evaluate_every": 2,
     "distill.evaluate_samples": 1,
-    "distill.evaluate_steps": 2,
     "distill.grid_every": 2,
     "evaluate.num_samples": 2,
     "evaluate.num_steps": 2,

@@ -14,7 +14,7 @@ from danceflow.config import dump_yaml, override, parse_params, read_yaml
 from danceflow.data import cache, prepare
 from danceflow.models.family import family_class
 from danceflow.models.package import FROZEN_FOLDER, write_manifest
-from danceflow.ops import runtime
+from danceflow.ops import determinism
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import vocabulary
 from danceflow.schema import Params
@@ -44,7 +44,6 @@ SMALL = {
     "distill.log_every": 1,
     "distill.evaluate_every": 100,
     "distill.evaluate_samples": 1,
-    "distill.evaluate_steps": 2,
     "distill.grid_every": 100,
     "evaluate.num_samples": 2,
     "evaluate.num_steps": 2,
@@ -101,7 +100,7 @@ def cached_project(root: Path, capabilities: tuple[str, ...]) -> Paths:
 def as_a_stage_runs(params: Params | None = None) -> Iterator[None]:
     """Torch as a stage sets it up, and as it was afterwards."""
     threads = torch.get_num_threads()
-    runtime.prepare_torch((params or small_params()).run)
+    determinism.prepare_torch((params or small_params()).run)
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)

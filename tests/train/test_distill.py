@@ -24,9 +24,11 @@ from danceflow.method import METHODS
 from danceflow.models import memory
 from danceflow.models.memory import WaitingField
 from danceflow.models.package import MANIFEST, Teachers, load_package, read_manifest
+from danceflow.ops import keys as ops_keys
 from danceflow.ops.files import sha256
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
+from danceflow.registry.package import open_student
 from danceflow.train import distill
 from danceflow.train.distill import Trainer, method_of
 from danceflow.train.start import start_backbone
@@ -251,7 +253,7 @@ def test_a_killed_stage_goes_on_bit_for_bit(project: Paths, made: Paths, tmp_pat
     process = subprocess.Popen(command, cwd=project.root, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 200
-        record = project.work(f"distill-{distill.training_key(params, project)[:16]}")
+        record = distill.training_key(params, project).folder(project)
         while not ((record / "checkpoint.pt").exists() and len(_lines(record)) > 8):
             assert process.poll() is None, "the stage ended before it could be killed"
             assert time.monotonic() < deadline
@@ -542,6 +544,64 @@ def test_the_key_stands_for_parameters_teachers_and_caches(project: Paths) -> No
     assert len(set(keys)) == 4
 
 
+def test_code_that_changed_trains_anew(
+    project: Paths, made: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = small_params(CAPABILITIES)
+    distill.run(params, project)
+    before = _lines(project.distill_report)
+    updates: list[int] = []
+    update = distill.Trainer._update
+
+    def counted(self, progress: float) -> float:
+        updates.append(self.step)
+        return update(self, progress)
+
+    monkeypatch.setattr(distill.Trainer, "_update", counted)
+    distill.run(params, project)
+    assert updates == []
+    monkeypatch.setattr(ops_keys, "code_digest", lambda *modules: "other code")
+    distill.run(params, project)
+    assert updates == list(range(params.distill.num_updates))
+    assert len(_lines(project.distill_report)) == len(before)
+
+
+def test_another_number_of_steps_is_packaged_and_not_trained(
+    project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Manifest, served default and the scores that follow go by ``evaluate.num_steps`` alone."""
+    params = small_params(CAPABILITIES)
+    distill.run(params, project)
+    weights = project.student / "transformer" / "diffusion_pytorch_model.safetensors"
+    before, trained_student = weights.read_bytes(), read_manifest(project.student)
+    assert trained_student["num_steps"] == params.evaluate.num_steps == 2
+    scored = [row for row in map(json.loads, _lines(project.distill_report)) if "scores" in row]
+    assert scored
+    assert {row["num_steps"] for row in scored} == {2}
+
+    def refused(self, progress: float) -> float:
+        raise AssertionError("an update was made")
+
+    monkeypatch.setattr(distill.Trainer, "_update", refused)
+    distill.run(small_params(CAPABILITIES, evaluate__num_steps=5), project)
+    packaged = read_manifest(project.student)
+    assert (packaged.pop("num_steps"), trained_student.pop("num_steps")) == (5, 2)
+    assert packaged == trained_student
+    assert weights.read_bytes() == before
+    assert open_student(project.student).run(["a red circle"], [None], seed=0, num_steps=None)
+    assert open_student(project.student).meta["num_steps"] == 5
+
+
+def test_validation_rows_are_part_of_the_key(project: Paths) -> None:
+    """They decide the curves, which lie in the work folder with the weights."""
+    params = small_params(CAPABILITIES)
+    before = distill.training_key(params, project)
+    place = project.bucket("t2i") / "validation"
+    shutil.rmtree(place)
+    shutil.copytree(project.bucket("t2i") / "test", place)
+    assert distill.training_key(params, project) != before
+
+
 # ---------------------------------------------------------------------------------------------
 # What a training costs
 
@@ -712,11 +772,32 @@ def test_a_number_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     spoilt = trainer(made, teachers, tmp_path)
     for cached in spoilt.caches.values():
         cached.texts["prompt_embeds"] = cached.texts["prompt_embeds"] * float("nan")
-    with pytest.raises(TrainingError, match="update 2: the gradient norm is nan"):
+    with pytest.raises(
+        TrainingError, match="update 2, .* cached prompts or sources are not finite"
+    ):
+        spoilt.train()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    spoilt = trainer(made, teachers, tmp_path)
+    with torch.no_grad():
+        spoilt.trainable[-1].fill_(float("nan"))
+    with pytest.raises(TrainingError, match="update 2, .*: the student's (rollout|velocities)"):
         spoilt.train()
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     whole = trained(made, teachers, tmp_path / "whole")
     assert same(weights(trained(made, teachers, tmp_path)), weights(whole))
+
+
+def test_a_teacher_whose_velocities_are_not_finite_is_named(made: Paths, tmp_path: Path) -> None:
+    damaged = Teachers(made.teachers, "sd3", ["base", "local"], "cpu")
+    with torch.no_grad():
+        damaged.backbones["local"].proj_out.bias[0] = float("inf")
+    only = {"capabilities": ("local_edit",), "init": "base"}
+    found = trainer(made, damaged, tmp_path, **only)
+    with pytest.raises(
+        TrainingError,
+        match="update 0, capability 'local_edit': teacher 'local' gives .* not the cause",
+    ):
+        found.train()
 
 
 def test_a_teacher_that_could_be_trained_is_refused(

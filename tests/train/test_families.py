@@ -28,7 +28,7 @@ from danceflow.models.package import (
     load_package,
     write_manifest,
 )
-from danceflow.ops import runtime
+from danceflow.ops import determinism
 from danceflow.paths import Paths
 from danceflow.registry.student import Student
 from danceflow.schema import Params
@@ -93,7 +93,6 @@ def distilled(case: Case, folder: Path, **changes: Any) -> tuple[Params, Paths]:
         distill__warmup=1,
         distill__capabilities_per_update="all",
         distill__activation_checkpointing=True,
-        distill__evaluate_steps=1,
         distill__learning_rate=0.01,
         **changes,
     )
@@ -108,7 +107,7 @@ def distilled(case: Case, folder: Path, **changes: Any) -> tuple[Params, Paths]:
     paths.params.write_text(dump_yaml(data))
     params = parse_params(data, "test")
     write_shared_teachers(paths, case, folder / "stock")
-    runtime.prepare_torch(params.run)
+    determinism.prepare_torch(params.run)
     prepare.run(params, paths)
     for capability in case.capabilities:
         cache.run(params, paths, capability)

@@ -102,11 +102,69 @@ def test_the_loss_of_sigma_power_two_is_the_error_of_the_clean_image(family, mon
             seen["sigma"], seen["z"] = sigma[:, None, None, None], z
             return torch.full_like(z, 0.25)
 
-    loss = module._loss(family, Field(), clean, condition, config, torch.Generator().manual_seed(1))
+    loss = module._loss(family, Field(), clean, condition, config, list(range(4)))
     sigma = seen["sigma"]
     assert bool((sigma > family.sigma_min).all())
     predicted = seen["z"] - sigma * 0.25
     assert float(loss) == pytest.approx(float((predicted - clean).square().mean()), rel=1e-5)
+
+
+def test_the_state_of_a_sample_does_not_depend_on_the_batch_size(family, tmp_path) -> None:
+    """Noise, sigma, and whether the caption is dropped, are the sample's own."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    class Watched:
+        """The family, whose field notes what it is asked."""
+
+        def __getattr__(self, name: str):
+            return getattr(family, name)
+
+        def field(self, backbone):
+            real = family.field(backbone)
+
+            def noting(z, sigma, condition):
+                seen.append((z, sigma, *(condition.tensors[n] for n in sorted(condition.tensors))))
+                return real(z, sigma, condition)
+
+            return noting
+
+    class Same(Batches):
+        """A batch whose first samples are those of a smaller batch."""
+
+        def batch(self, step: int, batch_size: int):
+            clean, condition = super().batch(step, 8)
+            rows = torch.arange(batch_size)
+            return clean[:batch_size], condition.select(rows)
+
+    options = {"num_updates": 3, "learning_rate": 0.0, "caption_dropout": 0.5}
+    for size in (2, 5, 8):
+        finetune(
+            Watched(),
+            family.new_backbone(0),
+            Same(family),
+            SimpleNamespace(**{**CONFIG, **options, "batch_size": size}),
+            seed=0,
+            work=tmp_path / str(size),
+        )
+    whole = seen[6:]
+    for start, size in ((0, 2), (3, 5)):
+        for step in range(3):
+            for few, many in zip(seen[start + step], whole[step], strict=True):
+                assert torch.equal(few, many[:size])
+    assert not torch.equal(whole[0][1], whole[1][1])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_computes_where_the_network_is(tmp_path, monkeypatch, optimizer: str) -> None:
+    """On a device that refuses tensors of another one, and holds no numbers to be read."""
+    monkeypatch.setattr(module, "float", lambda _: 0.5, raising=False)
+    family = small_sd3()
+    batches = Batches(family)  # on the CPU
+    family.to("meta")
+    backbone = family.new_backbone(0).to("meta")
+    config = SimpleNamespace(**{**CONFIG, "optimizer": optimizer})
+    finetune(family, backbone, batches, config, seed=0, work=tmp_path)
+    assert {param.device.type for param in backbone.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

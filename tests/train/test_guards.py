@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from danceflow.errors import TrainingError
+from danceflow.fields import Condition, Queries
 from danceflow.train.guards import (
     require_different,
     require_finite,
+    require_finite_velocities,
     require_frozen,
     require_gradient,
 )
@@ -19,6 +21,40 @@ def test_a_number_that_is_not_finite_is_told_with_its_update(value: float) -> No
         require_finite(value, "loss", 7)
     with pytest.raises(TrainingError, match="update 7: the gradient norm is"):
         require_gradient(value, 7)
+
+
+def asked_at(part: str, value: float) -> tuple[Queries, torch.Tensor, torch.Tensor]:
+    """States, target and velocity, one value of which is another."""
+    found = {name: torch.ones(2, 3, 4, 4) for name in ("states", "target", "velocity")}
+    tensors = {"prompt_embeds": torch.ones(2, 5, 6), "mask": torch.ones(2, 5).bool()}
+    ({**found, **tensors})[part].view(-1)[-1] = value
+    sigma = torch.ones(2)
+    queries = Queries(
+        z=found["states"],
+        sigma=sigma,
+        sigma_next=sigma,
+        index=sigma.long(),
+        condition=Condition(tensors),
+        num_queries=1,
+        grid=sigma,
+    )
+    return queries, found["target"], found["velocity"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("part", "cause"),
+    [
+        ("prompt_embeds", "the cached prompts or sources are not finite; run the stage cache"),
+        ("states", "the student's rollout reached states .*; lower distill.learning_rate"),
+        ("target", "teacher 'local' gives velocities .* the learning rate is not the cause"),
+        ("velocity", "the student's velocities are not finite, .* teacher 'local' .*; lower"),
+    ],
+)
+def test_whose_values_are_not_finite_is_told(part: str, cause: str, value: float) -> None:
+    require_finite_velocities(*asked_at(part, 2.0), "t2i", "teacher 'local'", 7)
+    with pytest.raises(TrainingError, match=f"update 7, capability 't2i': {cause}"):
+        require_finite_velocities(*asked_at(part, value), "t2i", "teacher 'local'", 7)
 
 
 def test_a_finite_number_passes() -> None:

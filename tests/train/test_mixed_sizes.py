@@ -313,6 +313,7 @@ def test_all_stages_from_the_rows_to_the_students_use(made: Paths, tmp_path: Pat
     distill.run(params, paths)
     package = load_package(paths.student)
     assert package.image_sizes == (SQUARE, WIDE)  # that of most rows first
+    assert package.meta["framing"] == {"fit": "crop", "paper": "#ffffff"}
     assert package.family.image_size == SQUARE
     for capability in CAPABILITIES:
         evaluate.run(params, paths, capability)

@@ -58,7 +58,7 @@ def test_scores_are_those_of_the_students_images(made, tmp_path: Path) -> None:
     for name, score in scores.items():
         batch = watching.batches[name]
         assert batch.task.num_rows >= made.params.distill.evaluate_samples
-        images = batch.sample(field, made.params.distill.evaluate_steps, 3)
+        images = batch.sample(field, made.params.evaluate.num_steps, 3)
         assert score == pytest.approx(batch.score(images)["overall"], abs=1e-6)
     assert pictures(tmp_path) == []
     assert watching.observe(field, 3, score=True, draw=False) == scores

@@ -16,9 +16,11 @@ from danceflow.config import parse_params
 from danceflow.data import prepare
 from danceflow.errors import ConfigError, WeightsError
 from danceflow.models.package import Teachers, read_manifest
-from danceflow.ops import runtime
+from danceflow.ops import determinism
 from danceflow.paths import Paths
 from danceflow.schema import Params
+from danceflow.train import teacher_scores as scoring
+from danceflow.train import teacher_training as training
 from danceflow.train import teachers as module
 from danceflow.train.text_encoder import pretrain_text_encoder
 
@@ -39,10 +41,10 @@ def tiny(**changes: Any) -> Params:
 @pytest.fixture(scope="module", autouse=True)
 def _as_a_stage_runs() -> Iterator[None]:
     threads = torch.get_num_threads()
-    runtime.prepare_torch(tiny().run)
+    determinism.prepare_torch(tiny().run)
     with pytest.MonkeyPatch.context() as patch:
         quick = partial(pretrain_text_encoder, num_samples=200, num_validation=40)
-        patch.setattr(module, "pretrain_text_encoder", quick)
+        patch.setattr(training, "pretrain_text_encoder", quick)
         yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
@@ -75,7 +77,7 @@ def project(data: Paths, tmp_path: Path) -> Paths:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Notes what is trained: the text encoder, and teachers by the name of their work folder."""
     noted: list[str] = []
-    finetune, pretrain = module.finetune, module.pretrain_text_encoder
+    finetune, pretrain = training.finetune, training.pretrain_text_encoder
 
     def noting(family, backbone, batches, config, *, work: Path, **options: Any) -> None:
         noted.append(work.name.split("-")[1])
@@ -85,8 +87,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         noted.append("text encoder")
         return pretrain(*arguments, **options)
 
-    monkeypatch.setattr(module, "finetune", noting)
-    monkeypatch.setattr(module, "pretrain_text_encoder", reading)
+    monkeypatch.setattr(training, "finetune", noting)
+    monkeypatch.setattr(training, "pretrain_text_encoder", reading)
     return noted
 
 
@@ -144,7 +146,7 @@ def test_a_grid_shows_every_teacher_on_every_capability(made: Paths) -> None:
 def test_a_stage_that_was_interrupted_goes_on(
     made: Paths, project: Paths, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noting = module.finetune
+    noting = training.finetune
 
     def stopping(family, backbone, batches, config, **options: Any) -> None:
         if options["work"].name.startswith("teacher-local"):
@@ -152,7 +154,7 @@ def test_a_stage_that_was_interrupted_goes_on(
         noting(family, backbone, batches, config, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "finetune", stopping)
+        patch.setattr(training, "finetune", stopping)
         with pytest.raises(KeyboardInterrupt):
             module.run(tiny(), project)
     assert trained == ["text encoder", "base"]
@@ -224,3 +226,83 @@ def test_teachers_that_were_brought_along_are_not_trained(made: Paths) -> None:
     }
     with pytest.raises(WeightsError, match="a zimage model is not trained from scratch"):
         module.run(parse_params(data, "test"), made)
+
+
+class StoppedError(Exception):
+    """Ends a stage where the test has seen enough."""
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("at", ["text encoder", "scratch", "init", "adapter", "scores"])
+def test_everything_computes_where_the_run_says(
+    made: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, at: str
+) -> None:
+    """``meta`` is a device that every machine has; what it cannot do comes after what is seen."""
+    ignored = shutil.ignore_patterns(*(["text-encoder-*"] if at == "text encoder" else []))
+    shutil.copytree(made.root, tmp_path / "project", ignore=ignored)
+    paths = Paths(tmp_path / "project")
+    rank = 2 if at == "adapter" else None
+    params = tiny(adapter_rank=rank, learning_rate=0.5)
+    params = params.model_copy(update={"run": params.run.model_copy(update={"device": device})})
+    seen: set[str] = set()
+
+    def see(*modules: Any) -> None:
+        seen.update(p.device.type for m in modules for p in m.parameters())
+
+    def reading(tokenizer: Any, encoder: Any, **options: Any) -> float:
+        see(encoder)
+        raise StoppedError
+
+    def training_one(family: Any, backbone: Any, *more: Any, **options: Any) -> None:
+        see(backbone, *(encoder for _, encoder in family.prompts.clips))
+        raise StoppedError
+
+    def loading(folder: Path, name: str, teachers: Any, memory: Any) -> Teachers:
+        seen.add(memory.device)
+        return Teachers(folder, name, teachers, "cpu")
+
+    def batch(dataset: Any, family: Any, count: int, seed: int, device: str) -> None:
+        seen.add(device)
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        if at == "text encoder":
+            monkeypatch.setattr(training, "pretrain_text_encoder", reading)
+            training.text_encoder(params, paths)
+        elif at == "scores":
+            monkeypatch.setattr(scoring, "Teachers", loading)
+            monkeypatch.setattr(scoring, "quick_batch", batch)
+            empty: dict[str, Any] = {"teachers": {}}
+            scoring.score_teachers(params, paths, paths, empty)
+        else:
+            monkeypatch.setattr(training, "finetune", training_one)
+            (frozen,) = paths.work("any").parent.glob("text-encoder-*")
+            family = module.open_family(params.family.name, frozen).to(device)
+            (base,) = paths.work("any").parent.glob("teacher-base-[0-9a-f]*")
+            name = "base" if at == "scratch" else "local"
+            training.train_teacher(params, paths, family, name, {"base": base}, "frozen")
+    assert seen == {device}
+
+
+def test_the_stage_puts_the_frozen_parts_there_first(
+    made: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways to train a teacher open the family and hand it on."""
+    params = tiny()
+    params = params.model_copy(update={"run": params.run.model_copy(update={"device": "meta"})})
+    shutil.copytree(made.root, tmp_path / "project")
+    paths = Paths(tmp_path / "project")
+    (frozen,) = paths.work("any").parent.glob("text-encoder-*")
+    monkeypatch.setattr(module, "text_encoder", lambda params, paths: frozen)
+
+    def training_one(params: Params, paths: Paths, family: Any, *more: Any) -> Path:
+        devices = {p.device.type for _, part in family.prompts.clips for p in part.parameters()}
+        assert devices == {"meta"}
+        raise StoppedError
+
+    monkeypatch.setattr(module, "train_teacher", training_one)
+    with pytest.raises(StoppedError):
+        module.run(params, paths)
+    more = {**params.teachers, "third": params.teachers["local"]}
+    with pytest.raises(StoppedError):
+        module.add(params.model_copy(update={"teachers": more}), paths)

@@ -113,3 +113,32 @@ def test_it_learns_to_read_the_words_of_any_prompts() -> None:
         assert not any(param.requires_grad for param in encoder.parameters())
     assert read[0] < 1
     assert read[1] == 1
+
+
+def test_the_prompts_of_an_update_do_not_depend_on_the_batch_size(
+    tokenizer, encoder, monkeypatch
+) -> None:
+    seen: dict[int, list[torch.Tensor]] = {}
+    for size in (3, 8):
+        noted = seen.setdefault(size, [])
+        hook = encoder.register_forward_pre_hook(lambda _, args, n=noted: n.append(args[0]))
+        train(tokenizer, encoder, batch_size=size)
+        hook.remove()
+        encoder.requires_grad_(True)
+    for few, many in zip(seen[3][:4], seen[8][:4], strict=True):
+        assert torch.equal(few, many[:3])
+
+
+@pytest.mark.parametrize("prompts", [None, ("a red ring", "a blue cross", "two rings")])
+def test_it_computes_where_the_encoder_is(tokenizer, encoder, monkeypatch, prompts) -> None:
+    """On a device that refuses tensors of another one, and holds no numbers to be read."""
+    monkeypatch.setattr(module, "float", lambda _: 0.5, raising=False)
+    encoder.to("meta")
+    seen: set[str] = set()
+    encoder.register_forward_pre_hook(lambda _, args: seen.add(args[0].device.type))
+    if prompts is None:
+        train(tokenizer, encoder)
+    else:
+        options = {"num_updates": 2, "batch_size": 2, "learning_rate": 1e-3, "seed": 0}
+        pretrain_on_prompts(tokenizer, encoder, prompts, **options)
+    assert {param.device.type for param in encoder.parameters()} == seen == {"meta"}

@@ -1,23 +1,30 @@
 """Buckets on disk: one ``datasets`` folder per bucket and split, always with the same columns."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from danceflow.errors import DataError
+from danceflow.ops.files import write_json
+from danceflow.pictures import FIT, PAPER, png_bytes, read_own, to_picture, to_pixels
 from danceflow.scenes.prompts import Request, Sample
 from danceflow.scenes.world import Scene
 
+if TYPE_CHECKING:
+    from danceflow.schema import DataParams
+
 COLUMNS = ("uid", "category", "variant", "prompt", "source", "target", "spec")
+VALIDATION = "validation"
+"""The split by which trainings are watched; the test split stays unseen until they are over."""
+FRAMING = "framing.json"
+"""In ``data/buckets``: how pictures were brought into their frame, which a student goes on with."""
+
 _DATA_FILE = "data-00000-of-00001.arrow"
 _ROWS_IN_MEMORY = 64
 _EMPTY = "this bucket is empty; its capability has nothing to learn from"
@@ -122,6 +129,35 @@ def read_bucket(folder: Path, split: str) -> Any:
     return dataset
 
 
+def bucket_digest(folder: Path, split: str) -> str:
+    """Returns the digest of a split's rows, as they were written.
+
+    Raises:
+        DataError: if the split is missing, damaged or empty, or has other columns.
+    """
+    return str(read_bucket(folder, split)._fingerprint)
+
+
+def write_framing(folder: Path, data: "DataParams") -> None:
+    """Writes beside the buckets how their pictures were framed: ``fit`` and ``paper``."""
+    fit, paper = (FIT, PAPER) if data.input is None else (data.input.fit, data.input.paper)
+    write_json(folder / FRAMING, {"fit": fit, "paper": paper})
+
+
+def read_framing(folder: Path) -> dict[str, str]:
+    """Returns ``fit`` and ``paper`` of the pictures in the buckets below ``folder``.
+
+    Raises:
+        DataError: they were prepared without.
+    """
+    path = folder / FRAMING
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"fit": str(found["fit"]), "paper": str(found["paper"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run the stage prepare") from error
+
+
 def _has_no_file(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / "state.json").read_text())["_data_files"] == [])
@@ -149,19 +185,14 @@ def _decode(cell: dict[str, Any] | None, place: str) -> Tensor:
     if cell is None or cell["bytes"] is None:
         raise DataError(f"{place}: there is no image")
     try:
-        with Image.open(io.BytesIO(cell["bytes"])) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        return to_pixels(read_own(cell["bytes"]))
+    except DataError as error:
         raise DataError(f"{place}: the image is corrupt: {error}") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
 def encode_png(image_3HW: Tensor) -> dict[str, Any]:
     """Returns an image in [0, 1] as the PNG cell of an image column."""
-    pixels = (image_3HW.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": png_bytes(to_picture(image_3HW)), "path": None}
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from danceflow.data.sizes import Size, by_size, sizes_of
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
 from danceflow.models.memory import memory_of
-from danceflow.models.package import Teachers
-from danceflow.ops.files import atomic_directory, atomic_file, fingerprint, sha256
+from danceflow.models.package import MANIFEST, Teachers
+from danceflow.models.reading import one_to_all, told
+from danceflow.ops import keys
+from danceflow.ops.files import atomic_directory, atomic_file, sha256
 
 if TYPE_CHECKING:
     from danceflow.models.family import ModelFamily
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _ROWS_PER_SHARD = 512
 _SPLIT = "train"
+_NUM_EXAMPLES = 3
 
 
 def run(params: "Params", paths: "Paths", capability: str) -> None:
@@ -40,7 +43,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
 
     Raises:
         DataError: if the bucket is empty or damaged, or rows lack the source that edits need.
-        WeightsError: if the teacher cannot be loaded.
+        WeightsError: if the teacher cannot be loaded, or gives values that are not finite.
     """
     config = params.capabilities[capability]
     folder = paths.bucket(config.bucket)
@@ -55,18 +58,29 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         raise WeightsError(
             f"capability {capability!r} edits, but the model in {paths.teachers} takes no source"
         )
-    key = fingerprint(
-        {
-            "params": params.select(("run", "family", "cache")),
-            "capability": config.model_dump(mode="json", exclude={"weight"}),
-            "data": dataset._fingerprint,
-            "teachers": sha256(paths.teachers / "manifest.json"),
-        }
+    key = keys.cached(
+        params, capability, config, dataset._fingerprint, sha256(paths.teachers / MANIFEST)
     )
-    work = paths.work(f"cache-{capability}-{key[:16]}")
-    work.mkdir(parents=True, exist_ok=True)
+    with key.working(paths) as work:
+        place = paths.cache(capability)
+        _write(work, place, params, capability, teachers, families, dataset, groups)
+
+
+def _write(
+    work: Path,
+    place: Path,
+    params: "Params",
+    capability: str,
+    teachers: Teachers,
+    families: dict[Size, "ModelFamily"],
+    dataset: Any,
+    groups: dict[Size, list[int]],
+) -> None:
+    """Writes the cache of a capability to ``place``, by way of shards in ``work``."""
+    config, family = params.capabilities[capability], teachers.family
     # Where the prompt encoders see the source, a prompt has as many embeddings as it has sources.
     batch_size = params.cache.batch_size
+    reading = _tell_reading(family, dataset, edits=config.needs_source)
     if config.needs_source and family.sees_source:
         texts = _write_seen_texts(work, families, dataset, groups, batch_size)
         prompt_row = torch.cat([torch.tensor(rows) for rows in groups.values()]).argsort()
@@ -81,10 +95,10 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     samples = _write_teacher_samples(
         work, params, capability, teachers, families, texts, prompt_row, dataset, groups
     )
+    names = [name for found in (shards, samples) for part in found.values() for name in part]
     index = {
         "capability": capability,
         "takes_source": family.takes_source,
-        "key": key,
         "num_rows": len(dataset),
         "num_prompts": len(next(iter(texts.values()))),
         "sizes": [
@@ -96,14 +110,16 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
             }
             for size, rows in groups.items()
         ],
+        "reading": reading,
         "teacher": config.teacher,
         "guidance": config.guidance,
+        # The training's key goes by the content: code that gives the same is no reason to train.
+        "files": {name: sha256(work / name) for name in (TEXTS, *names)},
     }
-    names = [name for found in (shards, samples) for part in found.values() for name in part]
-    with atomic_directory(paths.cache(capability)) as place:
+    with atomic_directory(place) as folder:
         for name in (TEXTS, *names):
-            shutil.copyfile(work / name, place / name)
-        (place / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            shutil.copyfile(work / name, folder / name)
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -139,6 +155,7 @@ def _write_texts(
                 family.condition(prompts[start : start + batch_size])
                 for start in tqdm(starts, desc="prompts", mininterval=2)
             ],
+            [f"prompt {prompt!r}" for prompt in prompts],
         )
     return load_tensors(path)
 
@@ -163,17 +180,71 @@ def _write_seen_texts(
             images = images_of(dataset, rows, "source")
             source = families[size].encode(images)
             parts.append(families[size].condition([prompts[row] for row in rows], source, images))
-        _save_texts(path, parts)
+        names = [_named(dataset, row) for rows in groups.values() for row in rows]
+        _save_texts(path, parts, names)
     return load_tensors(path)
 
 
-def _save_texts(path: Path, parts: Sequence[Condition]) -> None:
-    """Writes the tensors of prompts; sources are kept beside the latents."""
+def _save_texts(path: Path, parts: Sequence[Condition], names: Sequence[str]) -> None:
+    """Writes the tensors of prompts, which have names; sources are kept beside the latents."""
     texts = [
         Condition({name: table for name, table in part.tensors.items() if name != "source"})
         for part in parts
     ]
-    _save(path, dict(Condition.cat(texts).tensors))
+    tensors = dict(Condition.cat(texts).tensors)
+    for name, table in tensors.items():
+        _require_finite(table, names, f"the text encoder's {name}")
+    _save(path, tensors)
+
+
+def _named(dataset: Any, row: int) -> str:
+    return f"row {row} ({dataset['uid'][row]})"
+
+
+def _require_finite(values: Tensor, names: Sequence[str], what: str) -> None:
+    """Raises ``WeightsError`` naming the first row of ``values`` that holds NaN or infinity."""
+    finite = values.isfinite().flatten(1).all(dim=1).tolist()
+    bad = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+    if bad:
+        raise WeightsError(
+            f"{bad[0]}: {what} is not finite, as are {len(bad)} of {len(names)}: the weights are "
+            "damaged or overflow; nothing of it is cached"
+        )
+
+
+def _tell_reading(family: "ModelFamily", dataset: Any, *, edits: bool) -> dict[str, Any]:
+    """Returns how many prompts are not read to their end, or as another one, with examples.
+
+    What is not read is no part of a condition; a warning says so once.
+    """
+    prompts = sorted(set(dataset["prompt"]))
+    readings = [family.readings(prompt, edits=edits) for prompt in prompts]
+    cut = [
+        f"{prompt!r}: {said}"
+        for prompt, items in zip(prompts, readings, strict=True)
+        if (said := told(items))
+    ]
+    same = [[prompts[place] for place in places] for places in one_to_all(readings)]
+    if cut:
+        _LOG.warning(
+            "%d of %d prompts are longer than the text encoder's window, such as %s",
+            len(cut),
+            len(prompts),
+            cut[0],
+        )
+    if same:
+        _LOG.warning(
+            "%d prompts with different texts are %d to the text encoder, such as %s",
+            sum(map(len, same)),
+            len(same),
+            " and ".join(map(repr, same[0][:2])),
+        )
+    return {
+        "num_cut": len(cut),
+        "cut": cut[:_NUM_EXAMPLES],
+        "num_read_alike": sum(map(len, same)),
+        "read_alike": [texts[:2] for texts in same[:_NUM_EXAMPLES]],
+    }
 
 
 def _warn_of_unknown_words(family: "ModelFamily", prompts: Sequence[str]) -> None:
@@ -204,6 +275,9 @@ def _write_latents(
         }
         if has_source:
             tensors["source"] = family.encode(images_of(dataset, rows, "source"))
+        for kind in tensors.keys() & {"target", "source"}:
+            uids = [_named(dataset, row) for row in rows]
+            _require_finite(tensors[kind], uids, f"the codec's latents of the {kind}")
         _save(work / name, tensors)
     return names
 
@@ -248,5 +322,10 @@ def _write_teacher_samples(
             Condition(tensors).to(device),
             family.grid(cache.num_steps).to(device),
         )
+        what = (
+            f"the sample of teacher {config.teacher!r} for capability {capability!r} (guidance "
+            f"{config.guidance:g}, {cache.num_steps} steps)"
+        )
+        _require_finite(clean, [_named(dataset, row) for row in rows], what)
         _save(work / name, {"clean": clean.cpu(), "seed": torch.tensor(seeds)})
     return names

@@ -2,22 +2,24 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danceflow.data.pictures import (
+from danceflow.data.picture_files import PictureFiles
+from danceflow.data.sources import Record
+from danceflow.errors import DataError, brief
+from danceflow.fields import seed_for
+from danceflow.pictures import (
     Frame,
     fit_pair,
     frame_sizes,
     open_picture,
     png_bytes,
 )
-from danceflow.data.sources import Record
-from danceflow.errors import DataError
-from danceflow.fields import seed_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,6 +39,8 @@ SPLIT_NAMES = {
 """What a column of splits may say, and what is meant."""
 
 _STANDARD = "standard"
+_MAX_DEPTH = 50
+"""Levels of a row's facts; they are read again further down the stack."""
 _DIGEST_BYTES = 16
 
 
@@ -127,7 +131,7 @@ class TaskMap:
         best = [phrase for phrase in found if len(phrase) == longest]
         if len({self.buckets[phrase] for phrase in best}) > 1:
             shown = " and ".join(repr(" ".join(phrase)) for phrase in best)
-            raise DataError(f"{task!r} holds {shown}, which belong to different buckets")
+            raise DataError(f"'{brief(task)}' holds {shown}, which belong to different buckets")
         return (self.buckets[best[0]], "_".join(best[0])) if best else None
 
 
@@ -145,19 +149,19 @@ def _holds(words: tuple[str, ...], phrase: tuple[str, ...]) -> bool:
 class RowReader:
     """Checks records and brings their pictures into their frame."""
 
-    def __init__(self, data: "DataParams", folder: Path) -> None:
+    def __init__(self, data: "DataParams", folder: Path | None) -> None:
         """Takes the ``data`` section.
 
         Args:
             data: says what the columns hold.
-            folder: of the pictures that cells name by path.
+            folder: of the pictures that cells name by path, None where there are none.
 
         Raises:
             DataError: the tasks contradict each other.
         """
         if data.input is None:
             raise ValueError("only sources with an input are read row by row")
-        self.config, self.folder, self.seed = data.input, folder, data.seed
+        self.config, self.files, self.seed = data.input, PictureFiles(folder), data.seed
         self.tasks = TaskMap(data.input.tasks)
         self.only_bucket = next(iter(data.buckets))
         sizes = frame_sizes(data.image_size, self.config.aspect_ratios, self.config.size_multiple)
@@ -177,7 +181,7 @@ class RowReader:
         uid = self._text(record, "uid") or f"{self.stem}-{record.number:08d}"
         place = self._bucket(record)
         if place is None:
-            return SkippedRow(f"task {self._text(record, 'task')!r} belongs to no bucket")
+            return SkippedRow(f"task '{brief(self._text(record, 'task'))}' belongs to no bucket")
         if not self._scores_enough(record):
             return SkippedRow(f"score below {self.config.min_score:g}")
         prompt = self._prompt(record, uid)
@@ -216,8 +220,10 @@ class RowReader:
         cell = self._cell(record, name)
         if cell is None:
             return ""
+        if isinstance(cell, float) and not math.isfinite(cell):
+            raise _FieldError(self._column(name), f"should be text, found the number {cell}")
         if isinstance(cell, str | int | float) and not isinstance(cell, bool):
-            return str(cell).strip()
+            return _clean(str(cell), self._column(name)).strip()
         raise _FieldError(self._column(name), f"should be text, found {type(cell).__name__}")
 
     def _bucket(self, record: Record) -> tuple[str, str] | None:
@@ -239,24 +245,26 @@ class RowReader:
             return True
         text = self._text(record, "score")
         try:
-            return float(text) >= self.config.min_score
+            score = float(text)
         except ValueError:
-            raise _FieldError(
-                self._column("score"), f"should be a number, found {text!r}"
-            ) from None
+            score = math.nan
+        if not math.isfinite(score):
+            raise _FieldError(self._column("score"), f"should be a number, found '{brief(text)}'")
+        return score >= self.config.min_score
 
     def _prompt(self, record: Record, uid: str) -> str:
         """Returns the prompt; of a list of wordings, one that the seed and the row decide."""
-        cell = self._cell(record, "prompt")
+        cell, column = self._cell(record, "prompt"), self._column("prompt")
+        texts = cell if isinstance(cell, list) else [cell]
+        for text in texts:
+            if not isinstance(text, str | None):  # a number is no caption, though it can be a name
+                raise _FieldError(column, f"should be text, found {type(text).__name__}")
+        wordings = [_clean(text, column).strip() for text in texts if text and text.strip()]
+        if not wordings:
+            raise _FieldError(column, "is empty")
         if isinstance(cell, list):
-            wordings = [text.strip() for text in cell if isinstance(text, str) and text.strip()]
-            if not wordings:
-                raise _FieldError(self._column("prompt"), "is empty")
             return wordings[seed_for(self.seed, f"wording/{uid}", 0, 0) % len(wordings)]
-        prompt = self._text(record, "prompt")
-        if not prompt:
-            raise _FieldError(self._column("prompt"), "is empty")
-        return " ".join(prompt.split())
+        return " ".join(wordings[0].split())
 
     def _split(self, record: Record) -> str:
         text = self._text(record, "split").lower()
@@ -264,7 +272,9 @@ class RowReader:
             return ""
         if text not in SPLIT_NAMES:
             known = ", ".join(SPLIT_NAMES)
-            raise _FieldError(self._column("split"), f"should be one of {known}, found {text!r}")
+            raise _FieldError(
+                self._column("split"), f"should be one of {known}, found '{brief(text)}'"
+            )
         return SPLIT_NAMES[text]
 
     def _spec(self, record: Record) -> str:
@@ -273,10 +283,15 @@ class RowReader:
             return ""
         try:
             spec = json.loads(text)
-        except ValueError:
+            json.dumps(spec, allow_nan=False, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
             spec = None
-        if not isinstance(spec, dict):
+        if not isinstance(spec, dict) or _is_deeper(spec, _MAX_DEPTH):
             raise _FieldError(self._column("spec"), "is no JSON object")
+        if "request" in spec:
+            raise _FieldError(self._column("spec"), "holds 'request', which only drawn scenes have")
+        if spec.get("kind") == "digit" and spec.get("digit") not in range(10):
+            raise _FieldError(self._column("spec"), "is of kind digit without a digit from 0 to 9")
         return text
 
     def _picture(self, record: Record, name: str) -> "Image | None":
@@ -302,9 +317,9 @@ class RowReader:
                 column, f"should be a picture or its path, found {type(cell).__name__}"
             )
         try:
-            return (self.folder / cell).read_bytes()
-        except OSError as error:
-            raise _FieldError(column, f"{cell}: {error.strerror}") from None
+            return self.files.read(_clean(cell, column))
+        except DataError as error:
+            raise _FieldError(column, str(error)) from None
 
 
 class _FieldError(Exception):
@@ -313,6 +328,26 @@ class _FieldError(Exception):
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(reason)
         self.field = field
+
+
+def _clean(text: str, column: str) -> str:
+    """Returns a text, or raises if no file, model or page could take it."""
+    if "\0" in text:
+        raise _FieldError(column, f"holds a NUL character: {brief(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _FieldError(column, f"holds half of a character: {brief(text)}") from None
+    return text
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Returns whether lists and objects are nested more than ``depth`` times."""
+    level = [value]
+    for _ in range(depth):
+        inner = [item for item in level if isinstance(item, dict | list)]
+        level = [part for i in inner for part in (i.values() if isinstance(i, dict) else i)]
+    return bool(level)
 
 
 def _digest(image: "Image") -> bytes:

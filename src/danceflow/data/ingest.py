@@ -1,24 +1,26 @@
 """Reads a source into checked parts on disk: resumable, in flat memory, in several processes.
 
 A part holds the good rows of some hundred records in a row as one parquet file, and in that file's
-metadata what became of the others. A part is there as a whole or not at all, so an interrupted run
-goes on after its last one.
+metadata what became of the others, and the content of every picture file that was looked at. A part
+is there as a whole or not at all, so an interrupted run goes on after its last one. A part whose
+picture files hold something else by now is read again.
 """
 
 import json
 import logging
 import multiprocessing
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from danceflow.data.checks import BadRow, Row, RowReader, SkippedRow
+from danceflow.data.picture_files import PictureFiles
 from danceflow.data.sources import Record, open_source
 from danceflow.errors import DataError
 from danceflow.ops.files import atomic_file
@@ -29,14 +31,11 @@ if TYPE_CHECKING:
     from danceflow.schema import DataParams
 
 _LOG = logging.getLogger(__name__)
-PART_FORMAT = 1
-"""Part of the parts' folder's name: parts of another format are not gone on with."""
-
 _PART_ROWS = 512
 """Records per part."""
 _GROUP_BYTES = 8_000_000
 """Pictures that are held in memory before they are written."""
-_FACTS = b"danceflow"
+_FACTS, _FILES = b"danceflow", b"danceflow.files"
 _BINARY = ("source", "target", "source_digest", "target_digest")
 
 
@@ -61,7 +60,7 @@ def ingest(data: "DataParams", root: Path, work: Path) -> list[Path]:
     Args:
         data: the ``data`` section, with an input.
         root: the checkout.
-        work: the folder of the parts; those that are there are kept.
+        work: the folder of the parts; those that are there and still true are kept.
 
     Raises:
         DataError: the source cannot be read, or more rows are bad than ``max_bad`` allows.
@@ -86,40 +85,54 @@ def ingest(data: "DataParams", root: Path, work: Path) -> list[Path]:
 
 
 def _ingest_shard(data: "DataParams", root: Path, work: Path, shard: int) -> None:
-    """Writes the parts of one shard that are not there yet."""
+    """Writes the parts of one shard that are not there yet, or whose pictures changed."""
     if data.input is None:
         raise ValueError("only sources with an input are read row by row")
     config = data.input
     source = open_source(data.source, config, root)
     reader = RowReader(data, source.folder)
-    done = sorted(work.glob(f"part-{shard:03d}-*.parquet"))
-    earlier = [read_facts(part) for part in done]
-    start = sum(facts.num_records for facts in earlier)
-    if done:
-        _LOG.info("going on after row %d of shard %d", start, shard)
-    if earlier and earlier[-1].num_records < _PART_ROWS:
-        return  # only the last part of a shard is short
-    num_bad = sum(len(facts.bad) for facts in earlier)
-    records = source.records(shard, config.num_shards, start)
+    records: Iterator[Record] | None = None
+    num_records = num_bad = 0
     total = source.num_rows()
-    number = len(done)
     with tqdm(
         desc=f"rows {shard + 1}/{config.num_shards}" if config.num_shards > 1 else "rows",
         total=None if total is None else -(-total // config.num_shards),
-        initial=start,
         position=shard,
         unit="row",
         mininterval=5,
     ) as bar:
-        while True:
+        for number in count():
             path = work / f"part-{shard:03d}-{number:06d}.parquet"
-            facts = _write_part(path, reader, islice(records, _PART_ROWS), bar)
-            start, num_bad, number = start + facts.num_records, num_bad + len(facts.bad), number + 1
-            # Early enough to save hours, late enough that a few bad rows at the top do not count.
-            if facts.num_records == _PART_ROWS and num_bad > config.max_bad * max(start, 10_000):
-                return
+            facts = _kept(path, reader.files)
+            if facts is None:
+                if records is None:
+                    if num_records:
+                        _LOG.info("going on after row %d of shard %d", num_records, shard)
+                    records = source.records(shard, config.num_shards, num_records)
+                facts = _write_part(path, reader, islice(records, _PART_ROWS), bar)
+            else:
+                bar.update(facts.num_records)
+                if records is not None:
+                    deque(islice(records, facts.num_records), maxlen=0)
+            num_records, num_bad = num_records + facts.num_records, num_bad + len(facts.bad)
             if facts.num_records < _PART_ROWS:
+                return  # only the last part of a shard is short
+            # Early enough to save hours, late enough that a few bad rows at the top do not count.
+            if num_bad > config.max_bad * max(num_records, 10_000):
                 return
+
+
+def _kept(path: Path, files: PictureFiles) -> Facts | None:
+    """Returns what became of a part's records, None where they must be read (again)."""
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return None
+    seen = json.loads(pq.read_metadata(path).metadata[_FILES])
+    if not files.still_hold(seen):
+        _LOG.info("%s: its pictures are others by now", path.name)
+        return None
+    return read_facts(path)
 
 
 def _write_part(path: Path, reader: RowReader, records: Iterator[Record], bar: Any) -> Facts:
@@ -128,7 +141,8 @@ def _write_part(path: Path, reader: RowReader, records: Iterator[Record], bar: A
 
     bad: list[BadRow] = []
     skipped: Counter[str] = Counter()
-    count = 0
+    num_records = 0
+    reader.files.seen.clear()
     with atomic_file(path) as partial:
         writer = pq.ParquetWriter(partial, _schema(), compression="NONE")
         with writer:
@@ -136,7 +150,7 @@ def _write_part(path: Path, reader: RowReader, records: Iterator[Record], bar: A
             size = 0
             for record in records:
                 found = reader.read(record)
-                count += 1
+                num_records += 1
                 bar.update()
                 if isinstance(found, BadRow):
                     bad.append(found)
@@ -150,8 +164,9 @@ def _write_part(path: Path, reader: RowReader, records: Iterator[Record], bar: A
                         group, size = [], 0
             if group:
                 writer.write_batch(_batch(group))
-            facts = Facts(count, tuple(bad), dict(skipped))
-            writer.add_key_value_metadata({_FACTS: json.dumps(asdict(facts)).encode()})
+            facts = Facts(num_records, tuple(bad), dict(skipped))
+            notes = {_FACTS: asdict(facts), _FILES: reader.files.seen}
+            writer.add_key_value_metadata({k: json.dumps(v).encode() for k, v in notes.items()})
     return facts
 
 

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from danceflow.data import prepare_rows
-from danceflow.data.buckets import encode_png, sample_spec, write_bucket
+from danceflow.data.buckets import encode_png, sample_spec, write_bucket, write_framing
 from danceflow.errors import DataError
 from danceflow.fields import seed_for
 from danceflow.ops.files import atomic_directory, write_json
@@ -52,6 +52,7 @@ def run(params: "Params", paths: "Paths") -> None:
                 write_bucket(folder / name / split, _rows(name, split, samples, data.image_size))
                 report["buckets"][name][split] = _describe(samples)
         _check_leaks(scenes)
+        write_framing(folder, data)
     report["scenes"] = {split: len(found) for split, found in scenes.items()}
     write_json(paths.data_report, report)
     _LOG.info("wrote %s", paths.buckets)

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from danceflow.data.buckets import BucketWriter
+from danceflow.data.buckets import BucketWriter, write_framing
 from danceflow.data.checks import BadRow
-from danceflow.data.ingest import PART_FORMAT, ingest, read_facts, read_part, require_few_bad
+from danceflow.data.ingest import ingest, read_facts, read_part, require_few_bad
 from danceflow.data.select import LIGHT_COLUMNS, Selection, select_rows
 from danceflow.data.sources import open_source
-from danceflow.ops.files import atomic_directory, atomic_file, fingerprint, write_json
+from danceflow.ops import keys
+from danceflow.ops.files import atomic_directory, atomic_file, write_json
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
-    from danceflow.schema import Params
+    from danceflow.schema import DataParams, Params
 
 _LOG = logging.getLogger(__name__)
 QUARANTINE = "quarantine.csv"
@@ -41,10 +42,13 @@ def run(params: "Params", paths: "Paths") -> None:
     if data.input is None:
         raise ValueError("the scenes are prepared elsewhere")
     source = open_source(data.source, data.input, paths.root)
-    content = {"data": data.model_dump(mode="json"), "source": source.fingerprint()}
-    key = fingerprint({"format": PART_FORMAT, **content})
-    work = paths.work(f"prepare-{key}")
-    work.mkdir(parents=True, exist_ok=True)
+    with keys.prepared(data, source.fingerprint()).working(paths) as work:
+        _prepare(data, paths, work)
+
+
+def _prepare(data: "DataParams", paths: "Paths", work: Path) -> None:
+    """Writes both by way of checked parts in ``work``, which is removed at the end."""
+    assert data.input is not None
     parts = ingest(data, paths.root, work)
     facts = [read_facts(part) for part in parts]
     bad = [row for item in facts for row in item.bad]
@@ -59,6 +63,7 @@ def run(params: "Params", paths: "Paths") -> None:
     with atomic_directory(paths.buckets) as folder:
         buckets = _write_buckets(folder, parts, selection, list(data.buckets))
         shutil.copyfile(table, folder / QUARANTINE)
+        write_framing(folder, data)
     skipped: Counter[str] = Counter()
     for item in facts:
         skipped.update(item.skipped)

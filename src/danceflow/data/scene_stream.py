@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from danceflow.errors import ConfigError, WeightsError, unknown_name
-from danceflow.fields import Condition, seed_for
+from danceflow.fields import Condition, seed_for, uniform
 from danceflow.models.family import ModelFamily
 from danceflow.scenes.prompts import BUCKET_RENDERINGS, CATEGORIES, Sample, draw_sample
 from danceflow.scenes.render import FLAT, render_codes
@@ -78,9 +78,12 @@ class SceneStream:
         self.texts = {n: torch.cat([part.tensors[n] for part in parts]) for n in names}
 
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Condition]:
-        """Returns clean latents [B, C, H, W] and their condition, a function of (seed, step)."""
-        generator = torch.Generator().manual_seed(seed_for(self.seed, "batch", step, 0))
-        index = torch.randint(len(self.targets), (batch_size,), generator=generator)
+        """Returns clean latents [B, C, H, W] and their condition.
+
+        Sample i is a function of (seed, step, i), whatever the batch size.
+        """
+        seeds = [seed_for(self.seed, "batch", step, index) for index in range(batch_size)]
+        index = (uniform(seeds) * len(self.targets)).long()
         tensors = {name: table[self.prompt_rows[index]] for name, table in self.texts.items()}
         images = render_codes(self.targets[index], self.image_size, self.rendering)
         clean = self.family.encode(images)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from danceflow.data.checks import BadRow
-from danceflow.errors import DataError
+from danceflow.errors import DataError, brief
 from danceflow.fields import seed_for
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _distinct(
             continue
         seen.add(key)
         if row["uid"] in uids:
-            reason = f"{row['uid']!r} is the name of {uids[row['uid']]}, too"
+            reason = f"'{brief(row['uid'])}' is the name of {uids[row['uid']]}, too"
             selection.bad.append(BadRow(row["place"], "uid", reason))
             continue
         uids[row["uid"]] = row["place"]

@@ -8,13 +8,16 @@ import csv
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from danceflow.errors import DataError
+from tqdm import tqdm
+
+from danceflow.errors import DanceflowError, DataError, brief
 from danceflow.ops.files import sha256
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 TABLE_ENDINGS = (".csv", ".jsonl", ".parquet")
 _BLOCK = 64
 """Rows that one shard takes in turn; rows of a parquet file read at once."""
+_LONG = 400
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,15 @@ class Record:
 class Source(Protocol):
     """A sequence of records that can be read in parts."""
 
-    folder: Path
-    """Where the pictures lie that a cell names by path."""
+    folder: Path | None
+    """Where the pictures lie that a cell names by path; None where there are none."""
 
-    def columns(self) -> list[str]:
-        """Returns the names of the columns."""
+    def columns(self) -> Iterator[str]:
+        """Yields the names of the columns, each once."""
         ...
 
     def fingerprint(self) -> str:
-        """Returns what stands for the source's content, so far as it is cheap to know."""
+        """Returns what stands for the source's content, without pictures that rows name."""
         ...
 
     def num_rows(self) -> int | None:
@@ -87,15 +92,24 @@ def open_source(kind: str, config: "InputParams", root: Path) -> Source:
         source = TableSource(_metadata(path))
     else:
         source = DatasetSource(path, config)
-    known = source.columns()
-    missing = [
-        f"{name} ({column})" for name, column in config.columns.items() if column not in known
-    ]
-    if missing:
-        raise DataError(
-            f"{config.path}: lacks the columns for {', '.join(missing)}; it has {', '.join(known)}"
-        )
+    _require_columns(source, config)
     return source
+
+
+def _require_columns(source: Source, config: "InputParams") -> None:
+    """Checks that the source has every column, and reads no further than it must to know."""
+    lacking = set(config.columns.values())
+    known = []
+    for column in source.columns():
+        known.append(column)
+        lacking.discard(column)
+        if not lacking:
+            return
+    missing = [f"{name} ({column})" for name, column in config.columns.items() if column in lacking]
+    raise DataError(
+        f"{config.path}: lacks the columns for {', '.join(missing)}; "
+        f"it has {brief(', '.join(known), _LONG)}"
+    )
 
 
 def _metadata(folder: Path) -> Path:
@@ -117,24 +131,35 @@ class TableSource:
     """A CSV, JSON lines or parquet file; paths in it are relative to its folder."""
 
     def __init__(self, path: Path) -> None:
-        """Takes the file; raises ``DataError`` if it is not there or of another kind."""
-        self.path, self.folder = path, path.parent
+        """Takes the file.
+
+        Raises:
+            DataError: it is not there, of another kind, or text that is not UTF-8.
+        """
+        self.path = path
+        self.folder: Path | None = path.parent
         if not path.is_file():
             raise DataError(f"{path}: there is no such table")
         if path.suffix not in TABLE_ENDINGS:
             raise DataError(f"{path}: should end in {', '.join(TABLE_ENDINGS)}")
+        if path.suffix != ".parquet":
+            _require_utf8(path)
 
-    def columns(self) -> list[str]:
-        """Returns the names of the columns; of JSON lines, those of the first row."""
+    def columns(self) -> Iterator[str]:
+        """Yields the names of the columns; of JSON lines, as the rows show them."""
         if self.path.suffix == ".parquet":
-            return list(self._parquet().schema_arrow.names)
-        if self.path.suffix == ".csv":
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                return self._header(csv.reader(file))
-        first = next(iter(self._lines()), None)
-        if first is None or first.fault is not None:
-            raise DataError(f"{self.path}: row 1 is no JSON object")
-        return list(first.cells)
+            yield from self._parquet().schema_arrow.names
+        elif self.path.suffix == ".csv":
+            with self._csv_reader() as reader:
+                yield from self._header(reader)
+        else:
+            seen: dict[str, None] = {}
+            for record in self._lines():
+                new = [name for name in record.cells if name not in seen]
+                seen |= dict.fromkeys(new)
+                yield from new
+            if not seen:
+                raise DataError(f"{self.path}: holds no row that is a JSON object with columns")
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the table; its pictures are not looked at."""
@@ -162,48 +187,59 @@ class TableSource:
             raise DataError(f"{self.path}: its first line should name the columns, each once")
         return header
 
-    def _csv(self) -> Iterator[Record]:
+    @contextmanager
+    def _csv_reader(self) -> Iterator[Iterator[list[str]]]:
         csv.field_size_limit(sys.maxsize)
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file)
-                header = self._header(reader)
-                rows = (row for row in reader if row)
-                for number, row in enumerate(rows):
-                    fault = None
-                    if len(row) != len(header):
-                        fault = f"has {len(row)} fields, the first line has {len(header)}"
-                    cells = dict(zip(header, row, strict=False))
-                    yield Record(self._place(number), number, cells, fault)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{self.path}: is no CSV in UTF-8: {error}") from error
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+
+            def unreadable(_: int, error: Exception) -> DataError:
+                return DataError(f"{self.path}: line {reader.line_num}: {_reason(error)}")
+
+            yield _guarded(reader, unreadable)
+
+    def _csv(self) -> Iterator[Record]:
+        with self._csv_reader() as reader:
+            header = self._header(reader)
+            rows = (row for row in reader if row)
+            for number, row in enumerate(rows):
+                fault = None
+                if len(row) != len(header):
+                    fault = f"has {len(row)} fields, the first line has {len(header)}"
+                cells = dict(zip(header, row, strict=False))
+                yield Record(self._place(number), number, cells, fault)
 
     def _lines(self) -> Iterator[Record]:
         with self.path.open("rb") as file:
             for number, line in enumerate(row for row in file if row.strip()):
+                fault = None
                 try:
                     cells = json.loads(line)
                 except ValueError:
                     cells = None
-                good = isinstance(cells, dict)
-                fault = None if good else "is no JSON object"
-                yield Record(self._place(number), number, cells if good else {}, fault)
+                except RecursionError:
+                    cells, fault = None, "is nested too deeply"
+                if not isinstance(cells, dict):
+                    cells, fault = {}, fault or "is no JSON object"
+                yield Record(self._place(number), number, cells, fault)
 
     def _parquet(self) -> Any:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             return pq.ParquetFile(self.path, pre_buffer=False)  # or the whole file is held
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{self.path}: is no readable parquet file: {error}") from error
+        except Exception as error:
+            reason = _reason(error)
+            raise DataError(f"{self.path}: is no readable parquet file: {reason}") from error
 
     def _rows(self) -> Iterator[Record]:
-        number = 0
-        for batch in self._parquet().iter_batches(batch_size=_BLOCK, use_threads=False):
-            for cells in batch.to_pylist():
-                yield Record(self._place(number), number, cells)
-                number += 1
+        batches = self._parquet().iter_batches(batch_size=_BLOCK, use_threads=False)
+        rows = (cells for batch in batches for cells in batch.to_pylist())
+        for number, cells in enumerate(_guarded(rows, self._unreadable)):
+            yield Record(self._place(number), number, cells)
+
+    def _unreadable(self, number: int, error: Exception) -> DataError:
+        return DataError(f"{self.path}: is damaged behind row {number}: {_reason(error)}")
 
 
 class DatasetSource:
@@ -215,8 +251,8 @@ class DatasetSource:
         Raises:
             DataError: it is not there or cannot be opened.
         """
-        self.folder = path if path.is_dir() else path.parent
-        self.local, self.config = path.exists(), config
+        self.path, self.local, self.config = path, path.exists(), config
+        self.folder = None if not self.local else path if path.is_dir() else path.parent
         self.stream = self._open(path)
 
     def _open(self, path: Path) -> Any:
@@ -242,22 +278,36 @@ class DatasetSource:
                 stream = stream._resolve_features()
         except DatasetNotFoundError as error:
             raise DataError(f"{name}: there is no such folder and no such data set") from error
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{name}: cannot be opened as a data set: {error}") from error
+        except Exception as error:  # of many libraries, one for each format
+            reason = self._damage() or _reason(error)
+            raise DataError(f"{name}: cannot be opened as a data set: {reason}") from error
         return stream.decode(False)
 
-    def columns(self) -> list[str]:
-        """Returns the names of the columns."""
-        return list(self.stream.features)
+    def columns(self) -> Iterator[str]:
+        """Yields the names of the columns."""
+        yield from self.stream.features
 
     def fingerprint(self) -> str:
-        """Returns a digest of name and revision, or of the sizes and times of local files."""
-        text = json.dumps([self.config.path, self.config.config, self.config.revision])
-        if self.local:
-            files = sorted(p for p in self.folder.rglob("*") if p.is_file())
-            facts = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-            text += json.dumps(facts)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Returns a digest of name and revision, and of the content of local files."""
+        facts: list[Any] = [self.config.path, self.config.config, self.config.revision]
+        files = tqdm(self._files(), desc="source", unit="file", mininterval=5, delay=5)
+        facts += [[path.relative_to(self.path).as_posix(), sha256(path)] for path in files]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _files(self) -> list[Path]:
+        """Returns the data set's files on this machine."""
+        if not self.local:
+            return []
+        return sorted(p for p in (self.path, *self.path.rglob("*")) if p.is_file())
+
+    def _damage(self) -> str | None:
+        """Returns which of the local files cannot be read, and why."""
+        for path in self._files():
+            try:
+                _read_through(path)
+            except Exception as error:
+                return f"{path.relative_to(self.path.parent)}: {_reason(error)}"
+        return None
 
     def num_rows(self) -> int | None:
         """Returns the number of rows where the data set tells it."""
@@ -279,5 +329,84 @@ class DatasetSource:
             part = self.stream.skip(start)
         name = self.config.path
         label = f"{name}, part {shard}" if num_shards > 1 else name
-        for index, cells in enumerate(part, start=start):
+
+        def unreadable(number: int, error: Exception) -> DanceflowError:
+            text = f"{label}: cannot be read behind row {start + number}"
+            if not self.local:  # perhaps the network: it may be tried again
+                return DanceflowError(f"{text}: {_reason(error)}")
+            return DataError(f"{text}: {self._damage() or _reason(error)}")
+
+        for index, cells in enumerate(_guarded(iter(part), unreadable), start=start):
             yield Record(f"{label}: row {index + 1}", index * num_shards + shard, cells)
+
+
+def _guarded(rows: Iterator[T], failure: Callable[[int, Exception], DanceflowError]) -> Iterator[T]:
+    """Yields what a library reads; its error, of whatever kind, becomes ours.
+
+    Args:
+        rows: what is read.
+        failure: makes an error of the number of rows read before, and the library's.
+    """
+    number = 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise failure(number, error) from error
+        yield row
+        number += 1
+
+
+def _reason(error: Exception) -> str:
+    return brief(str(error), _LONG) or type(error).__name__
+
+
+def _require_utf8(path: Path) -> None:
+    """Checks that a text file is UTF-8 as a whole, before any of its rows is worked on.
+
+    Raises:
+        DataError: naming the file, the line and the encoding that it seems to have.
+    """
+    mend = "save it as UTF-8"
+    try:
+        with path.open("rb") as file:
+            encoding = json.detect_encoding(file.read(4))
+            if not encoding.startswith("utf-8"):
+                raise DataError(f"{path}: is encoded in {encoding.upper()}; {mend}")
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError:
+                    guess = _single_byte_encoding(line)
+                    raise DataError(
+                        f"{path}: line {number} is not UTF-8 but {guess}; {mend}"
+                    ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _single_byte_encoding(line: bytes) -> str:
+    try:
+        line.decode("cp1252")
+    except UnicodeDecodeError:
+        return "of another encoding"
+    return "seems to be cp1252 (Windows-1252)"
+
+
+def _read_through(path: Path) -> None:
+    """Reads a data file to its end; raises whatever its library does if it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    batches: Iterable[Any] = ()
+    if path.suffix == ".parquet":
+        batches = pq.ParquetFile(path, pre_buffer=False).iter_batches(use_threads=False)
+    elif path.suffix == ".arrow":
+        batches = pa.ipc.open_stream(pa.memory_map(str(path)))
+    elif path.suffix in (".csv", ".json", ".jsonl"):
+        _require_utf8(path)
+    for batch in batches:
+        batch.validate(full=True)

@@ -32,7 +32,7 @@ def read_curves(path: Path) -> Curves:
 
     Args:
         path: JSON lines: ``{"step", "capability", "loss", "sigma_bins", "seconds", ...}`` for
-            losses and ``{"step", "scores": {capability: score}}`` for validations.
+            losses and ``{"step", "num_steps", "scores": {capability: score}}`` for validations.
 
     Raises:
         DataError: the file is missing, or a line is not what it should be.

@@ -3,8 +3,8 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from danceflow.evaluate.endpoint import Endpoint
 from danceflow.evaluate.evaluator import (
     SCORE,
     Evaluator,
+    Row,
     Task,
     build_task,
     category_means,
@@ -41,7 +42,7 @@ from danceflow.evaluate.records import (
     Training,
     write_evaluation,
 )
-from danceflow.evaluate.reuse import code_digest, folder_digests, reused
+from danceflow.evaluate.reuse import folder_digests, reused
 from danceflow.evaluate.scenes import shading
 from danceflow.evaluate.weighted import open_metrics
 from danceflow.fields import GuidedField, VelocityField
@@ -53,7 +54,8 @@ from danceflow.models.package import (
     Teachers,
     load_package,
 )
-from danceflow.ops.files import atomic_directory, fingerprint, sha256
+from danceflow.ops import keys
+from danceflow.ops.files import atomic_directory, sha256
 from danceflow.train.start import MERGE, start_backbone, start_shares, trained_teachers
 
 if TYPE_CHECKING:
@@ -114,35 +116,19 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         for name in fields
     }
     gap_task = task.select(task.first_of_each(STANDARD, _GAP_ROWS))
-    answers, results = {}, {}
+    asked = _Asked(task, fields, own, places, gap_task, config, metrics)
     total = sum(len(rows) for rows in places.values())
-    inputs = _inputs(params, paths, capability, student.meta)
     with tqdm(total=total, desc=f"evaluate {capability}", unit="image", mininterval=2) as bar:
-
-        def answer(name: str) -> tuple[FieldResult, Sequence[Tensor]]:
-            part = task.select(places[name])
-            images = _finite_images(part, fields[name], config, name, bar.update)
-            result = _judged(part, images, metrics, model, name, asked=(STUDENT, START, own))
-            if name in (STUDENT, START):
-                gap = field_gap(fields[name], fields[own], gap_task, config.num_steps)
-                result = result.model_copy(update={"field_gap": gap})
-            return result, images
-
-        for name, field in fields.items():
-            before = bar.n
-            if name == STUDENT or model is not None:  # a judge keeps its own answers
-                results[name], images = answer(name)
-            else:
-                start = _start(params) if name == START else {}
-                key = fingerprint({**inputs, **start, "field": [name, field.scale]})
-                results[name], images = reused(
-                    paths.work(f"evaluation-{key}"), partial(answer, name)
-                )
-            bar.update(before + len(images) - bar.n)
-            scores = [row.score for row in results[name].rows]
-            answers[name] = Answers(places[name], images, scores)
+        if model is None:
+            images, results = _answers(asked, params, paths, student.meta, bar)
+        else:
+            asked, images, results = _judged_answers(asked, model, bar)
+    answers = {
+        name: Answers(asked.places[name], images[name], [row.score for row in results[name].rows])
+        for name in fields
+    }
     with atomic_directory(paths.evaluation_images(capability)) as folder:
-        draw_gallery(folder, task, own, answers)
+        draw_gallery(folder, asked.task, own, answers)
     evaluation = Evaluation(
         capability=capability,
         scale=main_evaluator(task)[1],
@@ -152,40 +138,150 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         training=_training(student.meta),
         seconds=round(time.monotonic() - started, 1),
         notes=(*notes, *([] if model is None else [model.note()])),
+        left_out=() if model is None else model.rows_left_out(),
         fields=results,
     )
     write_evaluation(paths.evaluation(capability), evaluation)
     _LOG.info("%s: %s", capability, _line(results))
 
 
-def _judged(
-    task: Task,
-    images: Sequence[Tensor],
-    metrics: Sequence[Evaluator],
-    model: Judge | None,
-    name: str,
-    asked: Sequence[str],
-) -> FieldResult:
-    """Returns the scores of a field's images, with the answers of the judge if there is one.
+@dataclass(frozen=True)
+class _Asked:
+    """What the fields of an evaluation are asked.
 
-    A judge that does not give the score is asked about the fields in ``asked`` alone.
+    Attributes:
+        task: every row.
+        fields: by name.
+        own: name of the capability's own teacher.
+        places: rows of the task that each field is asked.
+        gap_task: rows that the field gap is measured on.
+        config: the section ``evaluate``.
+        metrics: evaluators beside the usual ones.
     """
-    judged = {}
-    if model is not None and (model.config.is_score or name in asked):
-        judged = model.score(name, task, images)
-        model.require_all()
-    result = judge(task, images, metrics, judged if _scores(model) else None)
-    if judged and not _scores(model):
-        further = {**result.metrics, **_judged_means(task, judged)}
-        result = result.model_copy(update={"metrics": further})
-    return result
+
+    task: Task
+    fields: Mapping[str, GuidedField]
+    own: str
+    places: Mapping[str, Sequence[int]]
+    gap_task: Task
+    config: "EvaluateParams"
+    metrics: Sequence[Evaluator]
+
+    def part(self, name: str) -> Task:
+        """Returns what a field is asked."""
+        return self.task.select(self.places[name])
+
+    def images(self, name: str, on_batch: Callable[[int], object]) -> Sequence[Tensor]:
+        """Returns a field's answers, all of them finite."""
+        return _finite_images(self.part(name), self.fields[name], self.config, name, on_batch)
+
+    def result(
+        self,
+        name: str,
+        images: Sequence[Tensor],
+        judged: Mapping[Row, Judged] | None = None,
+        further: Mapping[str, float] | None = None,
+    ) -> FieldResult:
+        """Returns the scores of a field's answers.
+
+        Args:
+            name: of the field.
+            images: its answers.
+            judged: a judge's marks that take the place of the data's scores.
+            further: metrics that were measured elsewhere.
+        """
+        found = judge(self.part(name), images, self.metrics, judged)
+        gap = {}
+        if name in (STUDENT, START):
+            field, own = self.fields[name], self.fields[self.own]
+            gap = field_gap(field, own, self.gap_task, self.config.num_steps)
+        metrics = {**found.metrics, **(further or {})}
+        return found.model_copy(update={"metrics": metrics, "field_gap": gap})
+
+    def without(
+        self, left_out: Collection[Row], images: Mapping[str, Sequence[Tensor]]
+    ) -> "tuple[_Asked, dict[str, Sequence[Tensor]]]":
+        """Returns the same without some rows, and the answers to the others."""
+        kept = [place for place, row in enumerate(self.task.rows) if row not in left_out]
+        moved = {place: number for number, place in enumerate(kept)}
+        rest: dict[str, Sequence[Tensor]] = {
+            name: [
+                image
+                for place, image in zip(self.places[name], found, strict=True)
+                if place in moved
+            ]
+            for name, found in images.items()
+        }
+        places = {
+            name: [moved[place] for place in found if place in moved]
+            for name, found in self.places.items()
+        }
+        return replace(self, task=self.task.select(kept), places=places), rest
+
+
+def _answers(
+    asked: _Asked,
+    params: "Params",
+    paths: "Paths",
+    student: Mapping[str, Any],
+    bar: "tqdm[Any]",
+) -> tuple[dict[str, Sequence[Tensor]], dict[str, FieldResult]]:
+    """Returns the images and scores of every field; those that were found before are taken up."""
+    images: dict[str, Sequence[Tensor]] = {}
+    results: dict[str, FieldResult] = {}
+    inputs = _inputs(params, paths, asked.task.capability, student)
+
+    def answer(name: str) -> tuple[FieldResult, Sequence[Tensor]]:
+        found = asked.images(name, bar.update)
+        return asked.result(name, found), found
+
+    for name, field in asked.fields.items():
+        before = bar.n
+        if name == STUDENT:
+            results[name], images[name] = answer(name)
+        else:
+            start = _start(params) if name == START else {}
+            key = keys.answered({**inputs, **start, "field": [name, field.scale]})
+            results[name], images[name] = reused(key.folder(paths), partial(answer, name))
+        bar.update(before + len(images[name]) - bar.n)
+    return images, results
+
+
+def _judged_answers(
+    asked: _Asked, model: Judge, bar: "tqdm[Any]"
+) -> tuple[_Asked, dict[str, Sequence[Tensor]], dict[str, FieldResult]]:
+    """Returns what was asked, images and scores, all without the rows that cannot be judged.
+
+    A judge that does not give the score is asked about the student, its start and the own teacher
+    alone, and only its own means lack those rows.
+    """
+    images: dict[str, Sequence[Tensor]] = {}
+    marks: dict[str, dict[Row, Judged]] = {}
+    for name in asked.fields:
+        images[name] = asked.images(name, bar.update)
+        if model.config.is_score or name in (STUDENT, START, asked.own):
+            marks[name] = model.score(name, asked.part(name), images[name])
+    model.require_all(asked.task)
+    if model.config.is_score:
+        asked, images = asked.without(model.left_out, images)
+        results = {name: asked.result(name, images[name], marks[name]) for name in asked.fields}
+        return asked, images, results
+    common = set.intersection(*(set(found) for found in marks.values()))
+    means = {
+        name: _judged_means({row: item for row, item in found.items() if row in common})
+        for name, found in marks.items()
+    }
+    results = {
+        name: asked.result(name, images[name], further=means.get(name)) for name in asked.fields
+    }
+    return asked, images, results
 
 
 def judge(
     task: Task,
     images: Sequence[Tensor],
     further: Sequence[Evaluator] = (),
-    judged: Mapping[int, Judged] | None = None,
+    judged: Mapping[Row, Judged] | None = None,
 ) -> FieldResult:
     """Returns the scores of a field's images; the field gap is left empty.
 
@@ -240,11 +336,6 @@ def _metrics(
     }
 
 
-def _scores(model: Judge | None) -> bool:
-    """Returns whether the score goes by a judge."""
-    return model is not None and model.config.is_score
-
-
 def _judge_model(params: "Params", paths: "Paths", capability: str) -> Judge | None:
     """Returns the judge that the parameters name; questions of an earlier run are removed."""
     config = params.evaluate.judge
@@ -255,29 +346,27 @@ def _judge_model(params: "Params", paths: "Paths", capability: str) -> Judge | N
     return Judge(config, Endpoint(config, paths.judge_answers), export)
 
 
-def _judged_rows(task: Task, judged: Mapping[int, Judged]) -> dict[str, tuple[float, ...]]:
+def _judged_rows(task: Task, judged: Mapping[Row, Judged]) -> dict[str, tuple[float, ...]]:
     """Returns a judge's scores as an evaluator would give them."""
-    places = range(task.num_rows)
-    rows = {SCORE: tuple(judged[place].score for place in places)}
+    rows = {SCORE: tuple(judged[row].score for row in task.rows)}
     if task.is_edit:
         for kind in ("sc", "pq"):
-            rows[kind] = tuple(judged[place].marks[kind] for place in places)
+            rows[kind] = tuple(judged[row].marks[kind] for row in task.rows)
     return rows
 
 
-def _judged_means(task: Task, judged: Mapping[int, Judged]) -> dict[str, float]:
+def _judged_means(judged: Mapping[Row, Judged]) -> dict[str, float]:
     """Returns the means over categories of a judge's marks, as further metrics."""
     names = {mark for item in judged.values() for mark in item.marks} - {"right"}
-    values = {SCORE: {place: item.score for place, item in judged.items()}}
+    values = {SCORE: {row: item.score for row, item in judged.items()}} if judged else {}
     values |= {
-        name: {place: item.marks[name] for place, item in judged.items()} for name in sorted(names)
+        name: {row: item.marks[name] for row, item in judged.items()} for name in sorted(names)
     }
     return {
         JUDGE + name: round(
-            mean_of_categories((task.rows[place].category, value) for place, value in rows.items()),
-            5,
+            mean_of_categories((row.category, value) for row, value in marks.items()), 5
         )
-        for name, rows in values.items()
+        for name, marks in values.items()
     }
 
 
@@ -342,10 +431,9 @@ def _teacher_fields(
 def _inputs(
     params: "Params", paths: "Paths", capability: str, student: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns everything but the field itself that decides what a field answers."""
+    """Returns everything but the field itself, and the code, that decides what a field answers."""
     config = params.capabilities[capability]
     return {
-        "code": code_digest(),
         "rows": folder_digests(paths.bucket(config.bucket) / _SPLIT),
         "teachers": sha256(paths.teachers / MANIFEST),
         # The student's own frozen parts read the prompts.

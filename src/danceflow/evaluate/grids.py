@@ -3,9 +3,10 @@
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from danceflow.pictures import to_picture
 
 _PAPER = (255, 255, 255)
 _INK = (38, 42, 48)
@@ -96,9 +97,3 @@ def _longest_side(columns: Iterable[Sequence[Tensor]]) -> int:
 def _middle(image: Image.Image, x: int, y: int, side: int) -> tuple[int, int]:
     """Returns where an image lies in the middle of the square of ``side`` at (x, y)."""
     return x + (side - image.width) // 2, y + (side - image.height) // 2
-
-
-def to_picture(image_3HW: Tensor) -> Image.Image:
-    """Returns an image in [0, 1] as a PIL image."""
-    pixels = (image_3HW.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

@@ -1,6 +1,7 @@
 """Scores by a vision model: VIEScore for edits, GenEval's question for pictures from prompts."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,18 +12,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from danceflow.data.pictures import png_bytes
 from danceflow.errors import JudgeError
-from danceflow.evaluate.endpoint import Endpoint
+from danceflow.evaluate.endpoint import Endpoint, Unusable
 from danceflow.evaluate.evaluator import Row, Task
-from danceflow.evaluate.grids import to_picture
 from danceflow.evaluate.questions import Question, overall, questions_about
-from danceflow.evaluate.records import STANDARD
+from danceflow.evaluate.records import STANDARD, LeftOut
 from danceflow.ops.files import write_bytes
+from danceflow.pictures import png_bytes, to_picture
 
 if TYPE_CHECKING:
     from danceflow.schema import JudgeParams
 
+_LOG = logging.getLogger(__name__)
 _NUM_THREADS = 4
 _MIN_SIDE = 256
 """Pixels of a picture's side that the judge sees at least; small pictures are enlarged."""
@@ -50,15 +51,20 @@ class Judge:
         endpoint: where to ask.
         export: folder for the questions that an offline judge leaves.
         num_open: questions that nobody has answered yet.
+        asked: the rows that were to be judged.
+        left_out: the rows without a usable answer about some field, with the reasons; they count
+            for no field, so that scores stay paired.
     """
 
     config: "JudgeParams"
     endpoint: Endpoint
     export: Path
     num_open: int = field(default=0)
+    asked: set[Row] = field(default_factory=set)
+    left_out: dict[Row, list[str]] = field(default_factory=dict)
 
     def rows(self, task: Task) -> list[int]:
-        """Returns the rows of a task that are judged.
+        """Return the rows of a task that are judged.
 
         All of them when the judge gives the score, else the first standard ones of every category.
         """
@@ -73,10 +79,11 @@ class Judge:
                 rows.append(place)
         return rows
 
-    def score(self, name: str, task: Task, images: Sequence[Tensor]) -> dict[int, Judged]:
-        """Returns the marks of a field's answers, by row of the task.
+    def score(self, name: str, task: Task, images: Sequence[Tensor]) -> dict[Row, Judged]:
+        """Return the marks of a field's answers, by row.
 
-        An offline judge sends nothing: rows whose answers are not kept are missing, and their
+        A row without a usable answer is left out, and no further field is asked about it. An
+        offline judge sends nothing: rows whose answers are not kept are missing, and their
         questions and pictures are exported.
 
         Args:
@@ -85,48 +92,115 @@ class Judge:
             images: its answers.
 
         Raises:
-            JudgeError: the endpoint refuses or gives no usable answer.
+            JudgeError: the endpoint takes no question, or more rows than may be are left out.
         """
-        rows = self.rows(task)
+        places = self.rows(task)
+        self.asked |= {task.rows[place] for place in places}
         sources = task.sources
         asked = {
-            place: self._questions(
+            task.rows[place]: self._questions(
                 task.rows[place], sources[place] if sources else None, images[place]
             )
-            for place in rows
+            for place in places
+            if task.rows[place] not in self.left_out
         }
         if self.config.offline:
             return self._offline(name, task, asked)
-        import httpx
-
-        flat = [(place, question) for place, items in asked.items() for question in items]
-        marks: dict[int, dict[str, float]] = {place: {} for place in rows}
-        with httpx.Client() as client, ThreadPoolExecutor(_NUM_THREADS) as pool:
+        flat = [(row, question) for row, items in asked.items() for question in items]
+        marks: dict[Row, dict[str, float]] = {row: {} for row in asked}
+        with self.endpoint.client() as client, ThreadPoolExecutor(_NUM_THREADS) as pool:
             jobs = [pool.submit(self.endpoint.ask, question, client) for _, question in flat]
             try:
-                for (place, question), job in zip(
+                for (row, question), job in zip(
                     flat, tqdm(jobs, desc=f"judge {name}", mininterval=2), strict=True
                 ):
-                    marks[place][question.kind] = job.result()
+                    found = job.result()
+                    if isinstance(found, Unusable):
+                        self._leave_out(row, name, task, question, found)
+                    else:
+                        marks[row][question.kind] = found
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return {place: Judged(overall(found), found) for place, found in marks.items()}
+        return {
+            row: Judged(overall(found), found)
+            for row, found in marks.items()
+            if row not in self.left_out
+        }
 
-    def require_all(self) -> None:
-        """Checks that no answer is missing where the score goes by them.
+    def require_all(self, task: Task) -> None:
+        """Check that what the score goes by is there, where it goes by the judge.
+
+        Args:
+            task: what was to be judged.
 
         Raises:
-            JudgeError: some are.
+            JudgeError: answers are missing, or every standard row of a category is left out.
         """
-        if self.config.is_score and self.num_open:
+        if not self.config.is_score:
+            return
+        if self.num_open:
             raise JudgeError(
                 f"evaluate.judge: {self.num_open} answers are missing and the judge is offline; "
                 f"the questions are in {self.export / QUESTIONS}"
             )
+        standard = [task.rows[place] for place in task.where(STANDARD)]
+        kept = {row.category for row in standard if row not in self.left_out}
+        if lost := {row.category for row in standard} - kept:
+            raise JudgeError(
+                f"evaluate.judge: no row of {', '.join(sorted(lost))} in {task.capability} has "
+                f"usable answers:{self._listed()}"
+            )
+
+    def rows_left_out(self) -> tuple[LeftOut, ...]:
+        """Return the rows without a usable answer, for the record."""
+        return tuple(
+            LeftOut(
+                uid=row.uid,
+                category=row.category,
+                variant=row.variant,
+                seed=row.seed,
+                reasons=tuple(reasons),
+            )
+            for row, reasons in self.left_out.items()
+        )
+
+    def _leave_out(
+        self, row: Row, name: str, task: Task, question: Question, found: Unusable
+    ) -> None:
+        """Note a row that cannot be judged.
+
+        Raises:
+            JudgeError: these are more rows than may be.
+        """
+        reason = f"{name}, {question.kind}, key {self.endpoint.key(question)}: {found.reason}"
+        self.left_out.setdefault(row, []).append(reason)
+        _LOG.warning(
+            "%s: row %s, noise seed %d, is left out of every field: %s",
+            task.capability,
+            row.uid,
+            row.seed,
+            reason,
+        )
+        share = len(self.left_out) / len(self.asked)
+        if share > self.config.max_unusable:
+            raise JudgeError(
+                f"evaluate.judge.max_unusable: {self.config.model} gives no usable answer about "
+                f"{len(self.left_out)} of {len(self.asked)} rows of {task.capability} so far, more "
+                f"than {self.config.max_unusable:.4g} of them; usable answers are kept, the same "
+                f"command asks for the others again:{self._listed()}"
+            )
+
+    def _listed(self) -> str:
+        """Return the rows that are left out and why, a line each."""
+        return "".join(
+            f"\n  row {row.uid}, noise seed {row.seed}: {reason}"
+            for row, reasons in self.left_out.items()
+            for reason in reasons
+        )
 
     def note(self) -> str:
-        """Returns a line for the report: what was asked, what it cost and what is left."""
+        """Return a line for the report: what was asked, what it cost and what is left."""
         usage, config = self.endpoint.usage, self.config
         if config.offline:
             left = f"{self.num_open} questions are exported to {self.export / QUESTIONS}"
@@ -142,19 +216,26 @@ class Judge:
         return questions_about(row.prompt, row.category, shown, _png(image))
 
     def _offline(
-        self, name: str, task: Task, asked: Mapping[int, Sequence[Question]]
-    ) -> dict[int, Judged]:
-        """Returns what kept answers say, and exports the other questions with their pictures."""
-        judged: dict[int, Judged] = {}
+        self, name: str, task: Task, asked: Mapping[Row, Sequence[Question]]
+    ) -> dict[Row, Judged]:
+        """Return what kept answers say, and export the other questions with their pictures."""
+        judged: dict[Row, Judged] = {}
         lines = []
-        for place, items in asked.items():
-            found = {question.kind: self.endpoint.known(question) for question in items}
-            marks = {kind: mark for kind, mark in found.items() if mark is not None}
+        for row, items in asked.items():
+            marks: dict[str, float] = {}
+            missing = []
+            for question in items:
+                found = self.endpoint.known(question)
+                if isinstance(found, Unusable):
+                    self._leave_out(row, name, task, question, found)
+                elif found is None:
+                    missing.append(question)
+                else:
+                    marks[question.kind] = found
             if len(marks) == len(items):
-                judged[place] = Judged(overall(marks), marks)
-                continue
-            missing = [question for question in items if question.kind not in marks]
-            lines += [self._exported(name, task.rows[place], question) for question in missing]
+                judged[row] = Judged(overall(marks), marks)
+            elif row not in self.left_out:
+                lines += [self._exported(name, row, question) for question in missing]
         self.num_open += len(lines)
         if lines:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -163,7 +244,7 @@ class Judge:
         return judged
 
     def _exported(self, name: str, row: Row, question: Question) -> dict[str, Any]:
-        """Writes a question's pictures and returns its line."""
+        """Write a question's pictures and returns its line."""
         key = self.endpoint.key(question)
         pictures = [f"{key}-{number}.png" for number in range(len(question.pictures))]
         for picture, content in zip(pictures, question.pictures, strict=True):

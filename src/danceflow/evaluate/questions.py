@@ -10,8 +10,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 BEST_MARK = 10.0
+
+_LONGEST_ANSWER = 100_000
+_THINKING_ENDS = re.compile(r"</(?:think|thinking|thought|reasoning)>")
+_THINKING_BEGINS = re.compile(r"<(?:think|thinking|thought|reasoning)>")
+_BEGINS_WITH_OBJECT = re.compile(r"\s*(?:```\w*\s*)?\{")
+_WRITTEN_MARK = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:(?:/|out of)\s*10(?:\.0+)?)?\s*")
+_WORDS: Mapping[str, bool] = {"yes": True, "true": True, "no": False, "false": False}
 
 _EDIT_HINTS: Mapping[str, str] = {
     "subject_add": "The new object must be there, once, in a fitting place.",
@@ -90,7 +98,7 @@ class Question:
 def questions_about(
     prompt: str, category: str, source: bytes | None, picture: bytes
 ) -> tuple[Question, ...]:
-    """Returns what is asked about one answer.
+    """Return what is asked about one answer.
 
     Args:
         prompt: what the field was asked.
@@ -105,41 +113,110 @@ def questions_about(
 
 
 def _filled(text: str, prompt: str, hints: Mapping[str, str], category: str) -> str:
-    """Returns a question with its prompt, and with its hint where the category has one."""
+    """Return a question with its prompt, and with its hint where the category has one."""
     return text.format(prompt=prompt, hint=hints.get(category, "")).replace("\n\n", "\n")
 
 
-def read_answer(kind: str, text: str) -> float:
-    """Returns the mark of an answer: 0 to 10, or 0 and 1 for ``right``.
+class UnusableAnswerError(ValueError):
+    """What the model wrote gives no mark; the text says why."""
+
+
+def read_answer(kind: str, text: str, *, is_cut: bool = False) -> dict[str, Any]:
+    """Return what an answer says: ``{"right": bool}``, or ``{"marks": [a, b]}`` from 0 to 10.
+
+    The last complete JSON object that holds the key decides, whatever stands around it; thinking,
+    up to its closing tag, is not read. Marks may be written ``"7"``, ``"7/10"`` or
+    ``"7 out of 10"``; right and wrong ``"yes"`` and ``"no"``, ``"true"`` and ``"false"``, 1 and 0.
 
     Args:
         kind: of the question.
-        text: what the model wrote; JSON, perhaps with words around it.
+        text: what the model wrote.
+        is_cut: whether it was cut off; then the object must stand at its beginning, since a
+            later one may be a draft of an answer that never came.
 
     Raises:
-        ValueError: it holds no usable answer.
+        UnusableAnswerError: it holds no usable answer.
     """
-    found = re.search(r"\{.*\}", text, re.DOTALL)
-    if found is None:
-        raise ValueError("it holds no JSON object")
-    content = json.loads(found[0])
-    if kind == "right":
-        right = content.get("right")
-        if not isinstance(right, bool):
-            raise ValueError(f"'right' should be true or false, found {right!r}")
-        return float(right)
-    marks = content.get("marks")
+    if len(text) > _LONGEST_ANSWER:
+        raise UnusableAnswerError(f"it has {len(text):,} characters")
+    spoken = _without_thinking(text)
+    key = "right" if kind == "right" else "marks"
+    found = _objects(spoken, key, only_first=is_cut)
+    if not found:
+        cut = ", is cut off" if is_cut else ""
+        raise UnusableAnswerError(f"it holds no JSON object with {key!r}{cut}")
+    if key == "right":
+        return {key: _right(found[-1][key])}
+    marks = found[-1][key]
     if not isinstance(marks, list) or len(marks) != 2:
-        raise ValueError(f"'marks' should be two numbers, found {marks!r}")
-    for mark in marks:
-        is_number = isinstance(mark, int | float) and not isinstance(mark, bool)
-        if not is_number or not 0 <= mark <= BEST_MARK:
-            raise ValueError(f"marks go from 0 to 10, found {mark!r}")
-    return float(min(marks))
+        raise UnusableAnswerError("'marks' should be two numbers")
+    return {key: [_mark(mark) for mark in marks]}
+
+
+def mark_of(answer: Mapping[str, Any]) -> float:
+    """Return the mark of an answer: the lower of its two, or 0 and 1 for wrong and right."""
+    return float(answer["right"]) if "right" in answer else float(min(answer["marks"]))
+
+
+def _without_thinking(text: str) -> str:
+    """Return what is said after the last thinking, none of one that has no end."""
+    begins = 0
+    for closing in _THINKING_ENDS.finditer(text):
+        begins = closing.end()
+    return _THINKING_BEGINS.split(text[begins:], maxsplit=1)[0]
+
+
+def _objects(text: str, key: str, *, only_first: bool) -> list[dict[str, Any]]:
+    """Return the complete JSON objects that hold a key, as they end.
+
+    Args:
+        text: words and JSON.
+        key: what they hold.
+        only_first: read the object that the text begins with, perhaps as a code block, alone.
+    """
+    found: list[dict[str, Any]] = []
+
+    def keep(item: dict[str, Any]) -> dict[str, Any]:
+        if key in item:
+            found.append(item)
+        return item
+
+    decoder = json.JSONDecoder(object_hook=keep)
+    place = text.find("{")
+    if only_first and not _BEGINS_WITH_OBJECT.match(text):
+        return []
+    while place >= 0:
+        try:
+            _, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            if only_first:
+                return []
+            end = place + 1
+        if only_first:
+            return found
+        place = text.find("{", end)
+    return found
+
+
+def _right(value: Any) -> bool:
+    if isinstance(value, str):
+        value = _WORDS.get(value.strip().lower())
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    raise UnusableAnswerError("'right' should be true or false")
+
+
+def _mark(value: Any) -> float:
+    if isinstance(value, str) and (written := _WRITTEN_MARK.fullmatch(value)):
+        value = float(written[1])
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= BEST_MARK:
+        raise UnusableAnswerError("marks should be numbers from 0 to 10")
+    return float(value)
 
 
 def overall(marks: Mapping[str, float]) -> float:
-    """Returns the score of one answer from the marks of its questions."""
+    """Return the score of one answer from the marks of its questions."""
     if "right" in marks:
         return marks["right"]
     return math.sqrt(marks["sc"] * marks["pq"])

@@ -65,6 +65,24 @@ class Training(Record):
     field_evaluations: int
 
 
+class LeftOut(Record):
+    """A row that no field is judged by, since a judge gave no usable answer about one of them.
+
+    Attributes:
+        uid: of the row in the data.
+        category: of the prompt.
+        variant: of the row.
+        seed: of the noise.
+        reasons: field, question, key of the question and what the judge said.
+    """
+
+    uid: str
+    category: str
+    variant: str
+    seed: int
+    reasons: tuple[str, ...]
+
+
 class Evaluation(Record):
     """The scores of every field on one capability.
 
@@ -77,6 +95,7 @@ class Evaluation(Record):
         training: what the student's training took; ``None`` where the student does not tell.
         seconds: how long the evaluation took.
         notes: what was not measured and why, and what measuring cost.
+        left_out: rows that a judge left out of every field that it judged.
         fields: by name: ``student``, ``start`` and ``teacher:<name>``.
     """
 
@@ -88,6 +107,7 @@ class Evaluation(Record):
     training: Training | None = None
     seconds: float
     notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     fields: Mapping[str, FieldResult]
 
 

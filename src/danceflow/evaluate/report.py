@@ -90,14 +90,23 @@ def stage_seconds(
 
 
 def _notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """Returns every note once; one that not all capabilities share names those it is about."""
+    """Returns every note once; one that not all capabilities share names those it is about.
+
+    Every row that a judge left out is one, with its capability.
+    """
     about: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
         for note in evaluation.notes:
             about.setdefault(note, []).append(name)
-    return [
+    notes = [
         note if len(names) == len(evaluations) else f"{', '.join(names)}: {note}"
         for note, names in about.items()
+    ]
+    return notes + [
+        f"{name}: the judge left out row {row.uid} ({row.category}, noise seed {row.seed}) of "
+        f"every field: {'; '.join(row.reasons)}"
+        for name, evaluation in evaluations.items()
+        for row in evaluation.left_out
     ]
 
 

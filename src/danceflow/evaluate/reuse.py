@@ -4,6 +4,7 @@ They lie in the work folder, named by everything that decides them, code include
 reused is what would be computed. A sweep evaluates its teachers once, not once per student.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,24 +12,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import danceflow
 from danceflow.errors import DataError
 from danceflow.evaluate.records import FieldResult
-from danceflow.ops.files import atomic_directory, exclusive, fingerprint, sha256
+from danceflow.ops.files import atomic_directory, exclusive, sha256
 
 _IMAGES = "images.safetensors"
 _RESULT = "result.json"
 
 
-def folder_digests(folder: Path, pattern: str = "*") -> dict[str, str]:
+def folder_digests(folder: Path) -> dict[str, str]:
     """Returns the SHA-256 of every file below a folder, by its path there."""
-    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-
-
-def code_digest() -> str:
-    """Returns a digest of this package's code."""
-    return fingerprint(folder_digests(Path(danceflow.__file__).parent, "*.py"))
 
 
 def reused(
@@ -49,6 +44,7 @@ def reused(
 
     with exclusive(folder):
         if folder.is_dir():
+            os.utime(folder)  # `danceflow clean` goes by the last use
             return _read(folder)
         result, images = answer()
         with atomic_directory(folder) as place:

@@ -84,6 +84,7 @@ class Table:
         capabilities: all of them, in the order of the runs.
         trained: those that some variant was trained on.
         scale: the best possible score of each.
+        num_codes: how many states of code and data its cells ran with.
     """
 
     sweep: str
@@ -91,6 +92,7 @@ class Table:
     capabilities: tuple[str, ...]
     trained: frozenset[str]
     scale: Mapping[str, float]
+    num_codes: int = 1
 
     def names(self, capability: str, kind: str) -> list[str]:
         """Returns the names of a capability's categories or variants, in order of appearance."""
@@ -131,7 +133,8 @@ def make_table(sweep: str, cells: Sequence[CellRecord]) -> Table:
         shares = [row.estimates[_overall(name)].mean / scale[name] for name in trained]
         return -math.fsum(shares) / len(shares), row.variant
 
-    return Table(sweep, tuple(sorted(rows, key=rank)), capabilities, trained, scale)
+    num_codes = len({cell.code for cell in cells})
+    return Table(sweep, tuple(sorted(rows, key=rank)), capabilities, trained, scale, num_codes)
 
 
 def markdown(table: Table, missing: Sequence[str] = (), against: str | None = None) -> str:
@@ -360,6 +363,11 @@ def _notes(table: Table, missing: Sequence[str]) -> list[str]:
         lines.append(f"Scored but not trained: {', '.join(anchors)}.")
     if missing:
         lines.append(f"Not finished: {', '.join(missing)}.")
+    if table.num_codes > 1:
+        lines.append(
+            f"The cells ran with {table.num_codes} states of code and data; danceflow sweep runs "
+            "those again whose state is not the present one."
+        )
     return lines
 
 

@@ -1,16 +1,13 @@
 """An evaluation's tiles, cut up into pictures that a page can hold."""
 
-import base64
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from danceflow.errors import DataError
 from danceflow.evaluate.records import TILES, TILES_INDEX
+from danceflow.pictures import data_uri, png_bytes, read_own
 
 _ALWAYS = ("source", "target")
 
@@ -42,8 +39,7 @@ def read_tiles(folder: Path) -> list[TileRow]:
     """
     try:
         index = json.loads((folder / TILES_INDEX).read_text(encoding="utf-8"))
-        with Image.open(folder / TILES) as opened:
-            sheet = opened.convert("RGB")
+        sheet = read_own((folder / TILES).read_bytes())
         size, columns = int(index["size"]), list(index["columns"])
         if sheet.size != (size * len(columns), size * len(index["rows"])):
             raise ValueError(f"{TILES} is {sheet.width} x {sheet.height} pixels")
@@ -53,7 +49,7 @@ def read_tiles(folder: Path) -> list[TileRow]:
                 category=row["category"],
                 prompt=row["prompt"],
                 pictures={
-                    name: _data_uri(sheet.crop(_box(number, place, size)))
+                    name: data_uri(png_bytes(sheet.crop(_box(number, place, size)), 9))
                     for place, name in enumerate(columns)
                     if name in _ALWAYS or name in row["scores"]
                 },
@@ -61,7 +57,7 @@ def read_tiles(folder: Path) -> list[TileRow]:
             )
             for number, row in enumerate(index["rows"])
         ]
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder}: the pictures of this evaluation are missing or damaged ({error}); run the "
             f"stage: dvc repro evaluate@{folder.name}"
@@ -70,9 +66,3 @@ def read_tiles(folder: Path) -> list[TileRow]:
 
 def _box(row: int, column: int, size: int) -> tuple[int, int, int, int]:
     return column * size, row * size, (column + 1) * size, (row + 1) * size
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,43 +1,45 @@
 """LoRA files: diffusers', PEFT's and Kohya's spellings read into one, every tensor accounted for.
 
-| written by | a factor of module ``a.b`` is called | scale |
-|---|---|---|
-| diffusers | ``transformer.a.b.lora_A.weight`` | ``lora_adapter_metadata`` in the file |
-| PEFT | ``base_model.model.a.b.lora_A.weight`` | ``adapter_config.json`` beside the file |
-| Kohya | ``lora_unet_a_b.lora_down.weight`` | ``lora_unet_a_b.alpha`` |
+| written by | a factor of module ``a.b`` is called |
+|---|---|
+| diffusers | ``transformer.a.b.lora_A.weight`` |
+| PEFT | ``base_model.model.a.b.lora_A.weight`` |
+| Kohya | ``lora_unet_a_b.lora_down.weight`` |
 
-A file that calls modules by the names of a model's original code is translated by the family first;
-a tensor that its translation leaves out is an error, too.
+Scales are read where ``adapter_scales`` tells, and taken into the factors before all else. A file
+that calls modules by the names of a model's original code is translated by the family first; a
+tensor that its translation leaves out is an error, too.
 """
 
-import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
-from danceflow.models.weights import read_json, read_tensors
+from danceflow.models.adapter_scales import (
+    PEFT_FILE,
+    Stated,
+    module_scale,
+    require_own_settings,
+    stated_scales,
+)
+from danceflow.models.weights import read_metadata, read_tensors
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 """The name by which stock pipelines find an adapter in a folder."""
 PREFIX = "transformer."
-METADATA = "lora_adapter_metadata"
 
-_PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _DOTTED = ("", PREFIX, "base_model.model.", "diffusion_model.")
 _FLAT = ("lora_unet_", "lora_transformer_")
 _FACTORS = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B"}
 _KEY = re.compile(
     r"(?P<module>.+?)\.(?:(?P<factor>lora_A|lora_B|lora_down|lora_up)(?:\.\w+)?\.weight|alpha)"
 )
-_UNSUPPORTED = ("use_dora", "lora_bias")
 _DORA = ("dora_scale", "lora_magnitude_vector")
 
 Translate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -53,12 +55,14 @@ class AdapterFile:
         rank: the rank of most modules.
         alpha: updates are alpha / rank * B A, with the same quotient for every module.
         layout: whose spelling the file has.
+        source: where alpha was found, nothing if it is said nowhere.
     """
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
     rank: int
     alpha: float
     layout: str
+    source: str = ""
 
 
 def adapter_path(place: Path) -> Path:
@@ -69,7 +73,7 @@ def adapter_path(place: Path) -> Path:
     """
     if not place.is_dir():
         return place
-    for name in (ADAPTER_FILE, _PEFT_FILE):
+    for name in (ADAPTER_FILE, PEFT_FILE):
         if (place / name).is_file():
             return place / name
     found = sorted(place.glob("*.safetensors"))
@@ -93,18 +97,70 @@ def read_adapter(
         WeightsError: if the file is missing or damaged, a tensor belongs to no module, is lost in
             translation or has another shape, or the file asks for another kind of update.
     """
-    tensors, settings = read_tensors(path), _settings(path)
+    tensors, stated = read_tensors(path), stated_scales(path, read_metadata(path))
     if dora := [key for key in tensors if any(part in key for part in _DORA)]:
         raise WeightsError(f"{path}: {dora[0]} is DoRA's; such adapters are not supported")
+    tensors, common, source = _scaled(tensors, stated, modules, path)
     try:
-        return _fitted(tensors, settings, modules, f"{path}", network)
+        return _fitted(tensors, common, source, modules, f"{path}", network)
     except WeightsError:
         if translate is None:
             raise
         translated = _translated(tensors, translate, path)
         if translated.keys() == tensors.keys():
             raise
-        return _fitted(translated, settings, modules, f"{path} (translated)", network)
+        if stated and (odd := [key for key in tensors if not _KEY.fullmatch(key)]):
+            raise WeightsError(
+                f"{path}: {odd[0]} has a spelling to which the scale of {stated[0].place} cannot "
+                "be given"
+            ) from None
+        return _fitted(translated, common, source, modules, f"{path} (translated)", network)
+
+
+def _scaled(
+    tensors: Mapping[str, Tensor],
+    stated: Sequence[Stated],
+    modules: Mapping[str, nn.Module],
+    path: Path,
+) -> tuple[dict[str, Tensor], float, str]:
+    """Returns tensors whose updates are one number times B A, that number, and who said it.
+
+    Scales belong to the names that the file has, and translations treat them differently or not at
+    all: the alphas of factors are used up here.
+    """
+    flat = {name.replace(".", "_"): name for name in modules}
+    keys: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        if match := _KEY.fullmatch(key):
+            part = _FACTORS[match["factor"]] if match["factor"] else "alpha"
+            keys.setdefault(match["module"], {}).setdefault(part, key)
+    scales: dict[str, float] = {}
+    for name, parts in keys.items():
+        if not parts.keys() >= {"A", "B"} or not tensors[parts["A"]].numel():
+            continue
+        rank = len(tensors[parts["A"]])
+        own = tensors[parts["alpha"]] if "alpha" in parts else None
+        if own is None and not stated:
+            require_own_settings(path)
+        module = _module(name, modules, flat)[0] or _bare(name)
+        scales[name] = module_scale(module, rank, own, stated, path)
+    common = Counter(scales.values()).most_common(1)[0][0] if scales else 1.0
+    alphas = {keys[name]["alpha"] for name in scales if "alpha" in keys[name]}
+    scaled = {key: value for key, value in tensors.items() if key not in alphas}
+    for name, scale in scales.items():
+        if scale != common:
+            up = keys[name]["B"]
+            scaled[up] = scaled[up].float() * (scale / common)
+    sources = ["its alpha tensors"] * bool(alphas) + [item.place for item in stated]
+    return scaled, common, ", ".join(dict.fromkeys(sources))
+
+
+def _bare(name: str) -> str:
+    """Returns a file's name of a module without the prefix that its writer gives it."""
+    for prefix in sorted(_DOTTED, key=len, reverse=True):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    raise AssertionError("every name begins with the empty prefix")
 
 
 def _translated(
@@ -152,7 +208,8 @@ def _translated(
 
 def _fitted(
     tensors: Mapping[str, Tensor],
-    settings: Mapping[str, Any] | None,
+    common: float,
+    source: str,
     modules: Mapping[str, nn.Module],
     place: str,
     network: str,
@@ -176,26 +233,23 @@ def _fitted(
         shapes = {
             letter: tuple(parts[letter].shape) if letter in parts else None for letter in "AB"
         }
-        expected = _shapes(modules[module], (shapes["A"] or (0,))[0])
+        expected = _shapes(modules[module], max(1, (shapes["A"] or (0,))[0]))
         if shapes != expected:
             raise WeightsError(f"{place}: {module} needs factors {expected}, found {shapes}")
     ranks = {module: len(parts["A"]) for module, parts in found.items()}
     scales = {
-        module: float(parts["alpha"]) / ranks[module]
-        if "alpha" in parts
-        else _scale(module, ranks[module], settings, place)
+        module: float(parts["alpha"]) / ranks[module] if "alpha" in parts else 1.0
         for module, parts in found.items()
     }
     rank = Counter(ranks.values()).most_common(1)[0][0]
-    common = Counter(scales.values()).most_common(1)[0][0]
     pairs = {
         module: (
             parts["A"],
-            parts["B"] if scales[module] == common else parts["B"] * (scales[module] / common),
+            parts["B"] if scales[module] == 1 else parts["B"].float() * scales[module],
         )
         for module, parts in found.items()
     }
-    return AdapterFile(pairs, rank, common * rank, layouts.most_common(1)[0][0])
+    return AdapterFile(pairs, rank, common * rank, layouts.most_common(1)[0][0], source)
 
 
 def _module(
@@ -219,48 +273,6 @@ def _shapes(module: nn.Module, rank: int) -> dict[str, Sequence[int]]:
         return {"A": down, "B": (module.out_channels, rank, 1, 1)}
     assert isinstance(module, nn.Linear)
     return {"A": (rank, module.in_features), "B": (module.out_features, rank)}
-
-
-def _settings(path: Path) -> dict[str, Any] | None:
-    """Returns the arguments of ``peft.LoraConfig`` in or beside a file, if there are any.
-
-    Raises:
-        WeightsError: if they cannot be read or ask for another kind of update.
-    """
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(METADATA)
-    given: dict[str, Any]
-    if text is not None:
-        try:
-            items = json.loads(text).items()
-        except (ValueError, AttributeError) as error:
-            raise WeightsError(
-                f"{path}: the adapter's settings cannot be read: {error!r}"
-            ) from error
-        given = {key.removeprefix(PREFIX): value for key, value in items}
-    elif path.name == _PEFT_FILE and (path.parent / _PEFT_CONFIG).is_file():
-        given = read_json(path.parent / _PEFT_CONFIG)
-    else:
-        return None
-    if unknown := [name for name in _UNSUPPORTED if given.get(name)]:
-        raise WeightsError(f"{path}: adapters with {', '.join(unknown)} are not supported")
-    return given
-
-
-def _scale(module: str, rank: int, settings: Mapping[str, Any] | None, place: str) -> float:
-    """Returns alpha / rank of a module; without settings it is 1, as in diffusers."""
-    if settings is None:
-        return 1.0
-    try:
-        alpha = float(settings["lora_alpha"])
-        for pattern, value in (settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = float(value)
-    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
-        raise WeightsError(f"{place}: the adapter's settings cannot be read: {error!r}") from error
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def unscaled(pairs: Mapping[str, tuple[Tensor, Tensor]], layout: str) -> AdapterFile:

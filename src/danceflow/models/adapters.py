@@ -23,13 +23,13 @@ from danceflow.errors import WeightsError
 from danceflow.fields import Condition, normal, seed_for
 from danceflow.models.adapter_files import (
     ADAPTER_FILE,
-    METADATA,
     PREFIX,
     AdapterFile,
     Translate,
     adapter_path,
     read_adapter,
 )
+from danceflow.models.adapter_scales import METADATA
 from danceflow.models.family import ModelFamily
 from danceflow.models.weights import cast_copy
 from danceflow.ops.files import atomic_file
@@ -62,6 +62,7 @@ class AdapterReport:
         rank: the rank of most of them.
         alpha: their updates are scaled by alpha / rank.
         layout: whose spelling the file had: ``diffusers``, ``peft`` or ``kohya``.
+        source: where alpha was found, nothing if no place says it.
         num_candidates: linear and convolution modules that the backbone has.
     """
 
@@ -70,11 +71,13 @@ class AdapterReport:
     rank: int
     alpha: float
     layout: str
+    source: str
     num_candidates: int
 
     def __str__(self) -> str:
         """Returns one line for a log."""
-        size = f"rank {self.rank}, alpha {self.alpha:g}"
+        said = f"said by {self.source}" if self.source else "no place says it, so it is the rank"
+        size = f"rank {self.rank}, alpha {self.alpha:g} ({said})"
         matched = f"{len(self.modules)} of {self.num_candidates} modules"
         return f"adapter {self.name!r} ({self.layout}): {matched}, {size}"
 
@@ -218,7 +221,9 @@ def add_adapter(backbone: nn.Module, file: AdapterFile, name: str) -> AdapterRep
                 _set(factor, value)
                 factor.requires_grad_(False)
     modules = tuple(sorted(file.pairs))
-    return AdapterReport(name, modules, file.rank, file.alpha, file.layout, num_candidates)
+    return AdapterReport(
+        name, modules, file.rank, file.alpha, file.layout, file.source, num_candidates
+    )
 
 
 def merge_adapter(

@@ -107,11 +107,3 @@ def load_vae(folder: Path) -> VaeCodec:
     from diffusers import AutoencoderKL
 
     return VaeCodec(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=torch.float32))
-
-
-def to_pictures(images_B3HW: Tensor) -> list[Any]:
-    """Returns images in [0, 1] as ``PIL`` pictures, as vision encoders take them."""
-    from PIL import Image
-
-    levels = (images_B3HW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(level) for level in levels]

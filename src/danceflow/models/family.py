@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError, unknown_name
 from danceflow.fields import Condition, GuidedField, VelocityField
+from danceflow.models.reading import Reading
 
 
 class ModelFamily(Protocol):
@@ -75,6 +76,15 @@ class ModelFamily(Protocol):
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Returns the words of ``prompt`` that the text encoder has no token for."""
+        ...
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        """Returns how much of ``prompt`` each text encoder reads; what is dropped counts nowhere.
+
+        Args:
+            prompt: a text.
+            edits: whether it is read beside a source.
+        """
         ...
 
     def field(self, backbone: nn.Module) -> VelocityField:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from danceflow.fields import Condition, VelocityField
 from danceflow.models.codec import Codec
 from danceflow.models.language import LanguageEncoder, load_language_encoder
+from danceflow.models.reading import Reading
 from danceflow.models.stock import StockFamily, StockSettings, by_layout, with_prompts
 from danceflow.models.weights import load_pretrained
 
@@ -178,9 +179,16 @@ class Flux2Family(StockFamily):
         images: Sequence[Tensor | None],  # noqa: ARG002
     ) -> dict[str, Tensor]:
         """Returns the prompts' hidden states of three layers, feature by feature."""
-        texts = [self.language.chat(prompt, thinking=False) for prompt in prompts]
-        states, _ = self.language.hidden(texts, NUM_PROMPT_TOKENS)
+        states, _ = self.language.hidden(list(map(self._text, prompts)), NUM_PROMPT_TOKENS)
         return {"prompt_embeds": torch.cat([states[layer] for layer in PROMPT_LAYERS], dim=-1)}
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:  # noqa: ARG002
+        """Returns how much of ``prompt`` the language model reads."""
+        return (self.language.reading(prompt, self._text, NUM_PROMPT_TOKENS),)
+
+    def _text(self, prompt: str) -> str:
+        """Returns what the language model reads for ``prompt``."""
+        return self.language.chat(prompt, thinking=False)
 
     def null(self, condition: Condition) -> Condition:
         """Returns ``condition`` with the empty prompt and the same source."""

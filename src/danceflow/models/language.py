@@ -1,6 +1,6 @@
 """Language models as prompt encoders: hidden states of a chat, one row per prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import pad_length
+from danceflow.models.reading import Reading, read_text
 from danceflow.models.weights import load_pretrained, save_half
+
+_ANY = "\ue000"  # no prompt's: it shows where a template puts one
 
 
 class LanguageEncoder:
@@ -72,6 +75,22 @@ class LanguageEncoder:
         )
         mask: Tensor = batch.attention_mask.bool()
         return tuple(state.float() for state in output.hidden_states), mask
+
+    def reading(
+        self, prompt: str, text_of: Callable[[str], str], num_tokens: int | None
+    ) -> Reading:
+        """Returns how much of ``prompt`` the model reads.
+
+        Args:
+            prompt: a text.
+            text_of: gives what the model is given for a prompt.
+            num_tokens: every text is cut to this length, ``None``: none is.
+        """
+        before, after = text_of(_ANY).split(_ANY)
+        text = text_of(prompt)
+        return read_text(
+            self.tokenizer, "text_encoder", text, num_tokens, len(before), len(text) - len(after)
+        )
 
     def to(self, device: torch.device | str) -> "LanguageEncoder":
         """Moves the model to ``device`` and returns this object."""

@@ -6,6 +6,7 @@ instruction beside the source picture. Guidance keeps the length of every token'
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.fields import Condition, GuidedField, VelocityField
-from danceflow.models.codec import Codec, to_pictures
+from danceflow.models.codec import Codec
 from danceflow.models.language import LanguageEncoder, load_language_encoder, load_part, ragged
 from danceflow.models.pipeline_folder import interpolated_mu
+from danceflow.models.reading import Reading
 from danceflow.models.stock import StockFamily, StockSettings, by_layout, with_prompts
 from danceflow.models.weights import load_pretrained
+from danceflow.pictures import to_picture
 
 _EDIT = "QwenImageEditPipeline"
 _CHAT = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -94,7 +97,7 @@ class Pictures:
 
     def __call__(self, image_3HW: Tensor) -> tuple[Tensor, Tensor, int]:
         """Returns patches, their grid and the number of tokens of an image in [0, 1]."""
-        inputs = self.processor(images=to_pictures(image_3HW[None]), return_tensors="pt")
+        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt")
         grid: Tensor = inputs.image_grid_thw
         return inputs.pixel_values, grid, int(grid[0].prod()) // self.processor.merge_size**2
 
@@ -237,6 +240,15 @@ class QwenImageFamily(StockFamily):
             null, null_mask = ragged([self._null(image) for image in images])
             tensors |= {"null_embeds": null, "null_mask": null_mask}
         return tensors
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        """Returns how much of ``prompt`` the language model reads; beside a picture, all."""
+        if edits:
+            text_of, window = partial(_CHAT.format, _EDIT_SYSTEM), None
+        else:
+            text_of = partial(_CHAT.format, _CREATE_SYSTEM)
+            window = _CREATE_DROPPED + _CREATE_TOKENS
+        return (self.language.reading(prompt, text_of, window),)
 
     def null(self, condition: Condition) -> Condition:
         """Returns ``condition`` with the empty prompt and the same source."""

@@ -27,6 +27,7 @@ from danceflow.models.pipeline_folder import (
     read_transformer_config,
     scheduler_grid,
 )
+from danceflow.models.reading import Reading
 from danceflow.models.sd3_names import diffusers_names
 from danceflow.models.text import (
     STOCK_T5_TOKENS,
@@ -317,6 +318,10 @@ class Sd3Family:
     def unknown_words(self, prompt: str) -> list[str]:
         """Returns the words of ``prompt`` that the tokenizer does not know."""
         return self.prompts.unknown_words(prompt)
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:  # noqa: ARG002
+        """Returns how much of ``prompt`` each text encoder reads."""
+        return self.prompts.readings(prompt)
 
     def field(self, backbone: nn.Module) -> VelocityField:
         """Returns the velocity field of ``backbone``."""

@@ -26,6 +26,7 @@ from danceflow.models.pipeline_folder import (
     read_scheduler,
     read_transformer_config,
 )
+from danceflow.models.reading import Reading
 from danceflow.models.weights import load_state, read_json, read_state, save_half
 
 FROZEN_FILE = "danceflow_family.json"
@@ -108,6 +109,10 @@ class StockFamily(ABC):
             images: the source images [3, H, W] in [0, 1] that the encoders see, ``None`` where a
                 row has no source.
         """
+
+    @abstractmethod
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        """Returns how much of ``prompt`` each text encoder reads."""
 
     @abstractmethod
     def null(self, condition: Condition) -> Condition:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
+from danceflow.models.reading import Reading, read_text
 from danceflow.models.weights import load_pretrained, save_half
 
 STOCK_T5_TOKENS = 256
@@ -76,6 +77,16 @@ class PromptEncoder:
         words = prompt.lower().split()
         return [w for w in words if unknown in tokenizer(w, add_special_tokens=False).input_ids]
 
+    def readings(self, prompt: str) -> tuple[Reading, ...]:
+        """Returns how much of ``prompt`` each encoder reads."""
+        found = [
+            read_text(tokenizer, f"text_encoder{suffix}", prompt, self.max_length)
+            for suffix, (tokenizer, _) in self._named_clips()
+        ]
+        if self.t5 is not None and self.num_t5_tokens:
+            found.append(read_text(self.t5[0], "text_encoder_3", prompt, self.num_t5_tokens))
+        return tuple(found)
+
     @property
     def max_length(self) -> int:
         """Number of tokens of the CLIP prompt window."""
@@ -89,12 +100,16 @@ class PromptEncoder:
 
     def save(self, folder: Path) -> None:
         """Writes encoders (float16) and tokenizers to ``folder``, laid out as in SD3 pipelines."""
-        parts = [("" if i == 0 else f"_{i + 1}", part) for i, part in enumerate(self.clips)]
+        parts = self._named_clips()
         if self.t5 is not None:
             parts.append(("_3", self.t5))
         for suffix, (tokenizer, encoder) in parts:
             tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
             save_half(encoder, folder / f"text_encoder{suffix}")
+
+    def _named_clips(self) -> list[tuple[str, tuple[Any, nn.Module]]]:
+        """Returns the CLIP encoders with the ends of their folders' names."""
+        return [("" if i == 0 else f"_{i + 1}", part) for i, part in enumerate(self.clips)]
 
     def _encoders(self) -> list[nn.Module]:
         return [encoder for _, encoder in (*self.clips, *((self.t5,) if self.t5 else ()))]

@@ -30,15 +30,47 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a safetensors file by name.
 
     Raises:
-        WeightsError: if the file is missing, truncated or damaged.
+        WeightsError: if the file is missing, truncated or damaged, or a value is not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
+    tensors = {}
     try:
-        return dict(load_file(path))
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118, it is no mapping
+                tensors[name] = file.get_tensor(name)
+                require_finite_tensor(tensors[name], name, path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: weights are missing or truncated: {error}") from error
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns the texts in the head of a safetensors file by name.
+
+    Raises:
+        WeightsError: if the file is missing, truncated or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: weights are missing or truncated: {error}") from error
+
+
+def require_finite_tensor(value: Tensor, name: str, place: Path) -> None:
+    """Raises ``WeightsError`` if a tensor that was read holds NaN or infinity."""
+    if not value.is_floating_point():
+        return
+    wide = value.float() if value.element_size() == 1 else value  # 8-bit floats cannot be asked
+    finite = wide.isfinite()
+    if not bool(finite.all()):
+        raise WeightsError(
+            f"{place}: {name} holds NaN or infinity ({int((~finite).sum())} of {value.numel()} "
+            "values); these weights are damaged, or their training diverged"
+        )
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
@@ -90,7 +122,8 @@ def load_pretrained(network_class: Any, folder: Path, **dtype: torch.dtype) -> n
         dtype: how the library spells the dtype, ``dtype=...`` or ``torch_dtype=...``.
 
     Raises:
-        WeightsError: if a tensor is missing or of another shape, or a file cannot be read.
+        WeightsError: if a tensor is missing, of another shape or not finite, or a file cannot be
+            read.
     """
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder / 'config.json'}: this file of the model is missing")
@@ -103,6 +136,8 @@ def load_pretrained(network_class: Any, folder: Path, **dtype: torch.dtype) -> n
     for problem in ("missing", "mismatched"):
         if names := sorted(map(str, info[f"{problem}_keys"])):
             raise WeightsError(f"{folder}: {len(names)} tensors are {problem}, first {names[0]}")
+    for name, value in network.state_dict().items():
+        require_finite_tensor(value, name, folder)
     loaded: nn.Module = network
     return loaded
 

@@ -6,6 +6,7 @@ stands between two fixed pieces of text. The network counts time upwards and pre
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.fields import Condition, VelocityField
-from danceflow.models.codec import Codec, load_vae, to_pictures
+from danceflow.models.codec import Codec, load_vae
 from danceflow.models.language import LanguageEncoder, load_language_encoder, load_part, ragged
 from danceflow.models.pipeline_folder import interpolated_mu
+from danceflow.models.reading import Reading
 from danceflow.models.stock import (
     StockFamily,
     StockSettings,
@@ -24,6 +26,7 @@ from danceflow.models.stock import (
     with_prompts,
 )
 from danceflow.models.weights import load_pretrained, save_half
+from danceflow.pictures import to_picture
 
 NUM_PROMPT_TOKENS = 512
 """The stock pipelines' ``max_sequence_length``."""
@@ -49,7 +52,7 @@ class Vision:
     def __call__(self, image_3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Returns the features [h * w, C] of an image in [0, 1], and (h, w)."""
         device = next(self.model.parameters()).device
-        inputs = self.processor(images=to_pictures(image_3HW[None]), return_tensors="pt").to(device)
+        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt").to(device)
         height, width = (int(side) for side in inputs.spatial_shapes[0])
         features: Tensor = self.model(**inputs).last_hidden_state[0, : height * width]
         return features.float(), (height, width)
@@ -216,6 +219,11 @@ class ZImageFamily(StockFamily):
             "vision": ragged([features for features, _ in seen])[0],
             "vision_size": torch.tensor([size for _, size in seen], device=embeds.device),
         }
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        """Returns how much of ``prompt`` the language model reads."""
+        text_of = partial(self._text, edits=edits)
+        return (self.language.reading(prompt, text_of, NUM_PROMPT_TOKENS),)
 
     def null(self, condition: Condition) -> Condition:
         """Returns ``condition`` with the empty prompt in each row's own layout."""

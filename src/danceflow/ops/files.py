@@ -88,7 +88,7 @@ def atomic_directory(path: Path, *, flush: bool = True) -> Iterator[Path]:
             path.replace(former)
         partial.replace(path)
         _sync_folder(path.parent)
-        _remove(former)
+        remove(former)
 
 
 @contextlib.contextmanager
@@ -98,14 +98,26 @@ def exclusive(folder: Path) -> Iterator[None]:
     Args:
         folder: It need not exist; the lock is a file beside it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _LOG.info("%s: another process works on the same; waiting for it", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(folder, waits=True):
         yield
+
+
+@contextlib.contextmanager
+def exclusive_if_free(folder: Path) -> Iterator[bool]:
+    """Do as ``exclusive`` and give True; where another process has the folder, give False.
+
+    Args:
+        folder: It need not exist; its lock is removed at the end where it does not.
+    """
+    with _locked(folder, waits=False) as is_ours:
+        yield is_ours
+        if is_ours and not folder.exists():
+            lock_of(folder).unlink(missing_ok=True)
+
+
+def lock_of(folder: Path) -> Path:
+    """Return the file by which processes keep each other out of a folder."""
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -179,6 +191,14 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that it holds; it need not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def is_alive(process_id: int) -> bool:
     """Return whether a process of this machine is running."""
     try:
@@ -188,6 +208,35 @@ def is_alive(process_id: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, waits: bool) -> Iterator[bool]:
+    """Lock a folder and give True; where it is taken, wait for it or give False."""
+    path = lock_of(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waits:
+                    yield False
+                    return
+                _LOG.info("%s: another process works on the same; waiting for it", folder)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_at(lock.fileno(), path):
+                continue  # whoever had it removed it, and others may have made a new one
+            yield True
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -204,7 +253,7 @@ def _writing(path: Path) -> Iterator[Path]:
         except PermissionError as error:
             raise DanceflowError(f"{path}: cannot be written: {error.strerror}") from error
         finally:
-            _remove(partial)
+            remove(partial)
 
 
 def _no_room(error: BaseException | None) -> str | None:
@@ -230,14 +279,7 @@ def _remove_leftovers(path: Path) -> None:
     for sibling in path.parent.iterdir():
         found = pattern.fullmatch(sibling.name)
         if found and not is_alive(int(found[1])):
-            _remove(sibling)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+            remove(sibling)
 
 
 def _sync_folder(folder: Path) -> None:

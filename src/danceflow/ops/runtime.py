@@ -1,23 +1,18 @@
-"""The surroundings of a process: environment, logging, threads, determinism, disk space.
+"""The surroundings of a process: environment, logging, disk space, which checkout's code runs.
 
-Nothing here happens at import time. A command calls ``start``; a stage, whose parameters decide
-its numbers, then calls ``prepare``.
+Nothing here happens at import time. A command calls ``start``. What decides a stage's numbers is
+``danceflow.ops.determinism``.
 """
 
 import logging
 import os
-import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from danceflow.errors import DiskSpaceError, UsageError
-
-if TYPE_CHECKING:
-    from danceflow.config import RunParams
 
 # Off unless the user chose otherwise; the Makefile sets the same.
 TELEMETRY_OFF = {
@@ -71,47 +66,6 @@ def end_progress_bars() -> None:
 
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
-
-
-def prepare(run: "RunParams") -> None:
-    """Let a run's parameters, and nothing from outside, decide the numbers of this process.
-
-    Sets the number of threads, seeds the global generators (the library itself draws from
-    counter-based seeds only) and asks torch for deterministic algorithms. Torch is not imported
-    for it: where it comes later, the environment tells it the number of threads.
-
-    Args:
-        run: The ``run`` section.
-    """
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(run.num_threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    random.seed(run.seed)
-    if "torch" in sys.modules:
-        prepare_torch(run)
-
-
-def prepare_torch(run: "RunParams") -> None:
-    """Set torch's threads, seed and deterministic algorithms; imports torch.
-
-    Args:
-        run: The ``run`` section.
-
-    Raises:
-        UsageError: The device is not there.
-    """
-    import torch
-
-    torch.set_num_threads(run.num_threads)
-    torch.manual_seed(run.seed)
-    torch.use_deterministic_algorithms(True)
-    # Filling fresh memory would cost time and hide reads of it, not prevent them.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    device = torch.device(run.device)
-    num_devices = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.mps.device_count()}
-    if (device.index or 0) >= num_devices[device.type]:
-        raise UsageError(f"run.device: there is no {run.device!r} on this machine")
 
 
 def require_disk_space(folder: Path, num_bytes: int) -> None:

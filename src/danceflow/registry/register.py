@@ -55,13 +55,12 @@ def register_student(
     folder: Path,
     name: str,
     summary: Mapping[str, Any],
-    num_steps: int,
     tags: Mapping[str, str] | None = None,
 ) -> Registration:
     """Return the student's version in the registry.
 
     The same content is one version, however often it is registered; its evaluation is brought up
-    to date.
+    to date. By default the served model takes as many solver steps as the student's manifest says.
 
     Args:
         store: the registry.
@@ -69,11 +68,10 @@ def register_student(
         folder: what the training wrote.
         name: the registered model.
         summary: ``reports/summary.json``; what the gate compares is kept with the version.
-        num_steps: the default number of solver steps of the served model.
         tags: what else to keep with a new version, such as the commit.
 
     Raises:
-        WeightsError: there is no student.
+        WeightsError: there is no student, or it is damaged.
         TrackingError: the registry refuses.
     """
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -88,7 +86,7 @@ def register_student(
             store.client.set_model_version_tag(name, known.version, SUMMARY_TAG, scores)
             return Registration(known, made=False, judged_anew=True)
         run = run_id()
-        source = _log_model(store, run, folder, digest, num_steps)
+        source = _log_model(store, run, folder, digest)
         _require_model(store, name)
         with store.as_current():  # MLflow looks the model up in its global store
             made = store.client.create_model_version(
@@ -151,9 +149,21 @@ def signature(num_steps: int) -> ModelSignature:
     )
 
 
-def _log_model(store: Store, run_id: str, folder: Path, digest: str, num_steps: int) -> str:
+def requirements() -> list[str]:
+    """Return what a served student needs, pinned to what is installed.
+
+    A build's local suffix (``2.13.0+cpu``) is left out: indexes know the version without it.
+    """
+    return [f"{item}=={installed_version(item).partition('+')[0]}" for item in _REQUIREMENTS]
+
+
+def _log_model(store: Store, run_id: str, folder: Path, digest: str) -> str:
     """Log the student as a model of a run and return its URI, ``models:/m-<id>``."""
     import mlflow
+
+    from danceflow.models.package import read_manifest
+
+    num_steps = int(read_manifest(folder)["num_steps"])
 
     package = Path(__file__).parents[1]  # danceflow is on no index: its code goes along
     with store.as_current(), warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
@@ -166,7 +176,7 @@ def _log_model(store: Store, run_id: str, folder: Path, digest: str, num_steps: 
             code_paths=[str(package)],
             model_config={"digest": digest, "device": "cpu"},
             signature=signature(num_steps),
-            pip_requirements=[f"{item}=={installed_version(item)}" for item in _REQUIREMENTS],
+            pip_requirements=requirements(),
         )
     return str(model.model_uri)
 

@@ -1,15 +1,15 @@
 """The student behind ``mlflow models serve``: MLflow runs this file when it loads the model.
 
-One row is a prompt and, for an edit, the image to edit as base64 PNG; the answer is base64 PNG.
-Seed, steps, guidance and size are parameters of the request. The weights are checked against the
-digest that was registered before they are loaded.
+One row is a prompt and, for an edit, the picture to edit as base64 text of its file; the answer is
+a base64 PNG. Seed, steps, guidance and size are parameters of the request. The weights are checked
+against the digest that was registered before they are loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd  # type: ignore[import-untyped]
@@ -17,9 +17,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from danceflow.data.sizes import read_size
-from danceflow.errors import DanceflowError
-from danceflow.registry.images import image_from_base64, image_to_base64
+from danceflow.errors import DanceflowError, DataError
+from danceflow.pictures import decode, png_base64, png_bytes, read_base64
 from danceflow.registry.package import open_folder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_ROWS = 64
+"""Of one request: as many can be asked for in others."""
+
+MAX_STEPS = 1000
 
 
 class ServedStudent(PythonModel):
@@ -42,7 +50,8 @@ class ServedStudent(PythonModel):
 
         Args:
             context: unused here; ``load_context`` took what it holds.
-            model_input: columns ``prompt`` and, optional, ``image`` (base64 PNG; null: generate).
+            model_input: columns ``prompt`` and, optional, ``image`` (base64 text of a picture's
+                file, with or without a ``data:`` address; null or empty: generate).
             params: ``seed``, ``steps``, ``guidance`` and ``size`` (WIDTHxHEIGHT of what is
                 generated; empty: the usual one); the signature gives their defaults.
 
@@ -50,25 +59,52 @@ class ServedStudent(PythonModel):
             MlflowException: a row or a parameter cannot be used (the server answers 400).
         """
         given = dict(params or {})
-        images = model_input["image"] if "image" in model_input else [None] * len(model_input)
         try:
-            sources = [
-                image_from_base64(text, f"row {row}, image")
-                if isinstance(text, str) and text
-                else None
-                for row, text in enumerate(images)
-            ]
+            if len(model_input) > MAX_ROWS:
+                raise DataError(f"{len(model_input)} rows, at most {MAX_ROWS} can be asked at once")
+            steps = int(given["steps"]) if given.get("steps") else None
+            if steps is not None and steps > MAX_STEPS:
+                raise DataError(f"steps: {steps} are asked for, at most {MAX_STEPS} are made")
+            prompts = [_prompt(row, cell) for row, cell in enumerate(model_input["prompt"])]
+            images = model_input["image"] if "image" in model_input else [None] * len(prompts)
+            # One after the other, and kept in the student's size: not all large ones at a time.
+            sources = [self._source(row, cell) for row, cell in enumerate(images)]
             results = self._student.run(
-                list(model_input["prompt"]),
+                prompts,
                 sources,
                 seed=int(given.get("seed", 0)),
-                num_steps=int(given["steps"]) if given.get("steps") else None,
+                num_steps=steps,
                 guidance=float(given.get("guidance", 1.0)),
                 size=read_size(given["size"]) if given.get("size") else None,
             )
         except DanceflowError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        return pd.DataFrame({"image": [image_to_base64(image) for image in results]})
+        answers = [png_base64(png_bytes(image, compress_level=6)) for image in results]
+        return pd.DataFrame({"image": answers})
+
+    def _source(self, row: int, cell: object) -> Image | None:
+        """Return the picture in a cell as the student sees it, None where it is empty."""
+        if _is_empty(cell):
+            return None
+        try:
+            if not isinstance(cell, str):
+                raise DataError(f"should be base64 text, found {type(cell).__name__}")
+            return self._student.framed(decode(read_base64(cell)))
+        except DataError as error:
+            raise DataError(f"row {row}, image: {error}") from error
+
+
+def _prompt(row: int, cell: object) -> str:
+    if _is_empty(cell) or (isinstance(cell, str) and not cell.strip()):
+        raise DataError(f"row {row}, prompt: is empty")
+    if not isinstance(cell, str):
+        raise DataError(f"row {row}, prompt: should be text, found {type(cell).__name__}")
+    return cell
+
+
+def _is_empty(cell: object) -> bool:
+    """Whether a cell holds nothing, for which pandas has several words."""
+    return cell == "" or (pd.api.types.is_scalar(cell) and bool(pd.isna(cell)))
 
 
 mlflow.models.set_model(ServedStudent())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from danceflow.errors import UsageError
-from danceflow.registry.images import to_images, to_pixels
+from danceflow.errors import DataError, UsageError
+from danceflow.pictures import FIT, PAPER, Frame, fit_picture, plain, to_picture, to_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +39,10 @@ class StudentPackage(Protocol):
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """How it was made: ``num_steps`` (of its rollouts) at least."""
+        """How it was made: ``num_steps`` (of its rollouts) at least.
+
+        ``framing`` says how its training's pictures were framed; older students have none.
+        """
 
     @property
     def image_sizes(self) -> tuple[Size, ...]:
@@ -56,6 +58,9 @@ class Student:
 
     def __init__(self, package: StudentPackage) -> None:
         self._package = package
+        framing = package.meta.get("framing", {"fit": FIT, "paper": PAPER})
+        sizes = tuple((width, height) for height, width in package.image_sizes)
+        self._frame = Frame(sizes, framing["fit"], framing["paper"])
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -66,6 +71,17 @@ class Student:
     def image_sizes(self) -> tuple[Size, ...]:
         """Height and width in pixels of the images it makes, the usual one first."""
         return self._package.image_sizes
+
+    def framed(self, image: Image) -> Image:
+        """Return a picture as the student sees it, as its training's were; again, it is the same.
+
+        It is upright, opaque RGB, of the size of nearest aspect that the student makes.
+
+        Raises:
+            DataError: nothing of it would be left.
+        """
+        image = plain(image, self._frame.paper)
+        return fit_picture(image, self._frame.size_for(image), self._frame)
 
     def generate(
         self,
@@ -101,7 +117,7 @@ class Student:
         """Return every image changed as its prompt says.
 
         Args:
-            images: what to change; each is cropped and resized to the size of nearest aspect.
+            images: what to change, of any mode; ``framed`` is what the student sees of it.
             prompts: one instruction per image.
             seed: decides the noise.
             num_steps: solver steps; None: as many as it was trained for.
@@ -110,6 +126,7 @@ class Student:
         Raises:
             UsageError: the numbers of images and prompts differ, a prompt is empty, or a number
                 makes no sense.
+            DataError: an image cannot be framed.
         """
         if len(images) != len(prompts):
             raise UsageError(f"{len(images)} images and {len(prompts)} prompts do not pair up")
@@ -133,29 +150,33 @@ class Student:
         from danceflow.data.sizes import by_size
         from danceflow.fields import sample
         from danceflow.fields.seeds import normal, seed_for
+        from danceflow.models.reading import told
 
         steps = int(self.meta["num_steps"]) if num_steps is None else num_steps
         _check_request(prompts, steps, guidance)
         family = self._package.family
-        for prompt in prompts:
+        for row, (prompt, image) in enumerate(zip(prompts, sources, strict=True)):
             if unknown := family.unknown_words(prompt):
                 _log.warning(
                     "%r: the model does not know %s", prompt, ", ".join(map(repr, unknown))
                 )
+            if cut := told(family.readings(prompt, edits=image is not None)):
+                _log.warning("prompt %d is cut: %s", row, cut)
         field = family.guided(self._package.field, guidance)
         usual = self._usual(size)
-        sizes = [usual if image is None else self._nearest(image) for image in sources]
+        framed = [self._source(row, image) for row, image in enumerate(sources)]
+        sizes = [usual if image is None else (image.height, image.width) for image in framed]
         results: dict[int, Image] = {}
         with torch.no_grad():
             for found, places in by_size(sizes).items():
                 sized = family.sized(*found)
                 for rows in _batches(places):
-                    latents, pixels = self._encode(sized, [sources[row] for row in rows])
+                    latents, pixels = self._encode(sized, [framed[row] for row in rows])
                     condition = sized.condition([prompts[row] for row in rows], latents, pixels)
                     seeds = [seed_for(seed, "student", 0, row) for row in rows]
                     noise = normal(sized.latent_shape, seeds).to(self._package.device)
                     clean = sample(field, noise, condition, sized.grid(steps).to(noise.device))
-                    results.update(zip(rows, to_images(sized.decode(clean)), strict=True))
+                    results.update(zip(rows, map(to_picture, sized.decode(clean)), strict=True))
         return [results[row] for row in range(len(prompts))]
 
     def _usual(self, size: Size | None) -> Size:
@@ -172,10 +193,12 @@ class Student:
             )
         return size
 
-    def _nearest(self, image: Image) -> Size:
-        """Return the size whose aspect is nearest to an image's."""
-        aspect = math.log(image.width / image.height)
-        return min(self.image_sizes, key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
+    def _source(self, row: int, image: Image | None) -> Image | None:
+        """Return the framed source of a row, None where it has none."""
+        try:
+            return None if image is None else self.framed(image)
+        except DataError as error:
+            raise DataError(f"image {row}: {error}") from error
 
     def _encode(
         self, family: ModelFamily, sources: Sequence[Image | None]
@@ -190,7 +213,7 @@ class Student:
         if not given:
             return None, None
         device = self._package.device
-        images = [to_pixels(image, *family.image_size) for image in sources if image is not None]
+        images = [to_pixels(image) for image in sources if image is not None]
         pixels = torch.zeros(len(sources), *images[0].shape, device=device)
         pixels[given] = torch.stack(images).to(device)
         latents = torch.zeros(len(sources), *family.latent_shape, device=device)

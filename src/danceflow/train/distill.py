@@ -22,21 +22,25 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from danceflow.capability import Capability, Router, TeacherSpec
-from danceflow.data.condition_cache import CachedRows, ConditionCache
+from danceflow.data.buckets import VALIDATION, bucket_digest, read_framing
+from danceflow.data.condition_cache import INDEX, CachedRows, ConditionCache
 from danceflow.data.sizes import Size, by_size
 from danceflow.errors import ConfigError
 from danceflow.fields import Condition, Request, VelocityField, seed_for
 from danceflow.method import Method, resolve_method
 from danceflow.models.adapters import merge_adapter
 from danceflow.models.memory import Memory, memory_of, recompute_activations
-from danceflow.models.package import Teachers, save_package
-from danceflow.ops.files import atomic_directory, exclusive, fingerprint, sha256
+from danceflow.models.package import MANIFEST, Teachers, save_package
+from danceflow.ops import keys
+from danceflow.ops.files import atomic_directory, sha256
+from danceflow.ops.keys import Key
 from danceflow.ops.tracking import Tracker, TrackingSettings, start_run
 from danceflow.train.balance import LossBalance
 from danceflow.train.budget import FORWARD_AND_BACKWARD, Ledger
 from danceflow.train.guards import (
     require_different,
     require_finite,
+    require_finite_velocities,
     require_frozen,
     require_gradient,
 )
@@ -69,40 +73,38 @@ def run(params: "Params", paths: "Paths") -> None:
     )
     caches = {name: ConditionCache(paths.cache(name)) for name in params.capabilities}
     key = training_key(params, paths)
-    work = paths.work(f"distill-{key[:16]}")
     settings = TrackingSettings.of(paths.root, params.tracking)
     # Experiments that differ in later stages only train the same: the second one waits, and goes
     # on at the first one's end.
-    with (
-        exclusive(work),
-        start_run(
+    with key.working(paths) as work:
+        with start_run(
             settings,
             work / "run.json",
-            name=f"{method.name}-{key[:8]}",
-            key=key,
+            name=f"{method.name}-{key.digest[:8]}",
+            key=key.digest,
             params=params.model_dump(mode="json"),
-        ) as tracker,
-    ):
-        observer = Observer(params, paths, teachers, work, tracker)
-        trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
-        trainer.train()
-    meta = {
-        "image_sizes": trainer.sizes,
-        "num_steps": params.distill.evaluate_steps,
-        "method": method.name,
-        "num_updates": trainer.step,
-        "field_evaluations": trainer.ledger.spent,
-        "key": key,
-        "teachers_digest": teachers.digest,
-    }
-    with atomic_directory(paths.student) as folder:
-        trainer.package(folder, meta)
-    with exclusive(work), atomic_directory(paths.distill_report) as folder:
-        for name in ("metrics.jsonl", "run.json"):
-            shutil.copy2(work / name, folder / name)
-        if (work / "grids").is_dir():
-            shutil.copytree(work / "grids", folder / "grids")
-        write_curves(work / "metrics.jsonl", folder / "curves.csv")
+        ) as tracker:
+            observer = Observer(params, paths, teachers, work, tracker)
+            trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
+            trainer.train()
+        meta = {
+            "image_sizes": trainer.sizes,
+            "framing": read_framing(paths.buckets),
+            "num_steps": params.evaluate.num_steps,
+            "method": method.name,
+            "num_updates": trainer.step,
+            "field_evaluations": trainer.ledger.spent,
+            "key": key.digest,
+            "teachers_digest": teachers.digest,
+        }
+        with atomic_directory(paths.student) as folder:
+            trainer.package(folder, meta)
+        with atomic_directory(paths.distill_report) as folder:
+            for name in ("metrics.jsonl", "run.json"):
+                shutil.copy2(work / name, folder / name)
+            if (work / "grids").is_dir():
+                shutil.copytree(work / "grids", folder / "grids")
+            write_curves(work / "metrics.jsonl", folder / "curves.csv")
     _LOG.info("distilled in %.0f s", time.monotonic() - started)
 
 
@@ -147,16 +149,16 @@ def teacher_names(params: "Params") -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def training_key(params: "Params", paths: "Paths") -> str:
-    """Returns a digest of everything that decides the training: parameters, teachers, caches."""
-    return fingerprint(
+def training_key(params: "Params", paths: "Paths") -> Key:
+    """Returns the key of everything that decides the training, code included."""
+    return keys.trained(
+        params,
+        sha256(paths.teachers / MANIFEST),
+        {name: sha256(paths.cache(name) / INDEX) for name in params.capabilities},
         {
-            "params": params.select(("run", "family", "capabilities", "distill")),
-            "teachers": sha256(paths.teachers / "manifest.json"),
-            "caches": {
-                name: sha256(paths.cache(name) / "index.json") for name in params.capabilities
-            },
-        }
+            name: bucket_digest(paths.bucket(config.bucket), VALIDATION)
+            for name, config in params.capabilities.items()
+        },
     )
 
 
@@ -346,6 +348,9 @@ class Trainer:
             for chunk, piece in part.queries.split(_MAX_ROWS):
                 target = self.method.target_velocity(chunk, self.teachers, name)
                 velocity = self.trained_field(chunk.z, chunk.sigma, chunk.condition)
+                require_finite_velocities(
+                    chunk, target, velocity, name, self._target_of(name), self.step
+                )
                 if self.step == 0 and name in self.must_differ:
                     require_different(velocity, target, name)
                 loss, rows = self.method.objective(velocity, target, chunk, self.ema_field)
@@ -360,6 +365,14 @@ class Trainer:
         self.ema.update(self.backbone)
         self.balance.close_update()
         return norm
+
+    def _target_of(self, name: str) -> str:
+        """Returns who says what a capability's rows are to become, for messages."""
+        if self.method.target == "data":
+            return "the data"
+        if self.method.routing == "soft":
+            return "the average of all teachers"
+        return f"teacher {self.params.capabilities[name].teacher!r}"
 
     def _num_rows(self, share: float) -> int:
         """Returns how many samples of a capability with this share are rolled out: whole groups."""
@@ -421,7 +434,13 @@ class Trainer:
         self.ema.copy_to(self.backbone)
         scores = self.observer.observe(self.student, self.step, score=score, draw=draw)
         if scores:
-            self.metrics.append({"step": self.step, "scores": scores})
+            self.metrics.append(
+                {
+                    "step": self.step,
+                    "num_steps": self.params.evaluate.num_steps,
+                    "scores": scores,
+                }
+            )
         with torch.no_grad():
             for name, param in self.backbone.named_parameters():
                 if name in live:

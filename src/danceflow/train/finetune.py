@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from danceflow.errors import TrainingError
-from danceflow.fields import Condition, VelocityField, seed_for
+from danceflow.fields import Condition, VelocityField, derive_seeds, normal, seed_for, uniform
 from danceflow.models.family import ModelFamily
 from danceflow.train.log import MetricsFile
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
@@ -92,11 +92,11 @@ def finetune(
     )
     for step in bar:
         set_learning_rate(optimizer, schedule(step, config.num_updates, config.warmup))
-        generator = torch.Generator().manual_seed(seed_for(seed, "finetune", step, 0))
         clean, condition = batches.batch(step, config.batch_size)
-        condition = _drop_captions(family, condition, config.caption_dropout, generator)
         clean, condition = clean.to(device), condition.to(device)
-        loss = _loss(family, field, clean, condition, config, generator)
+        seeds = [seed_for(seed, "finetune", step, index) for index in range(len(clean))]
+        condition = _drop_captions(family, condition, config.caption_dropout, seeds)
+        loss = _loss(family, field, clean, condition, config, seeds)
         _require_finite(float(loss.detach()), "loss", step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -139,11 +139,14 @@ def _loss(
     clean: Tensor,
     condition: Condition,
     config: "TeacherParams",
-    generator: torch.Generator,
+    seeds: Sequence[int],
 ) -> Tensor:
-    """Returns the weighted mean squared error of the field at one random state per sample."""
-    noise = torch.randn(clean.shape, generator=generator).to(clean)
-    sigma = torch.sigmoid(torch.randn(len(clean), generator=generator)).to(clean)
+    """Returns the weighted mean squared error of the field at one random state per sample.
+
+    Noise and sigma of a sample come from its own seed.
+    """
+    noise = normal(clean.shape[1:], derive_seeds(seeds, "noise")).to(clean)
+    sigma = torch.sigmoid(normal((), derive_seeds(seeds, "sigma"))).to(clean)
     sigma = config.sigma_shift * sigma / (1 + (config.sigma_shift - 1) * sigma)
     wide = sigma[:, None, None, None]
     z = (1 - wide) * clean + wide * noise
@@ -158,10 +161,13 @@ def _require_finite(value: float, what: str, step: int) -> None:
 
 
 def _drop_captions(
-    family: ModelFamily, condition: Condition, share: float, generator: torch.Generator
+    family: ModelFamily, condition: Condition, share: float, seeds: Sequence[int]
 ) -> Condition:
-    """Returns the condition with a random ``share`` of prompts replaced by the empty one."""
-    drop = torch.rand(condition.num_samples, generator=generator) < share
+    """Returns the condition with a random ``share`` of prompts replaced by the empty one.
+
+    Whether a sample's prompt is dropped comes from its own seed.
+    """
+    drop = uniform(derive_seeds(seeds, "caption")) < share
     null = family.null(condition).tensors
     return Condition(
         {

@@ -3,18 +3,51 @@
 import math
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from danceflow.errors import TrainingError
+from danceflow.fields import Queries
 
 
 def require_finite(value: float, what: str, step: int) -> None:
     """Raises ``TrainingError`` if ``value`` is not finite."""
     if not math.isfinite(value):
         raise TrainingError(
-            f"update {step}: the {what} is {value}; lower distill.learning_rate or check the "
-            "teachers"
+            f"update {step}: the {what} is {value}, though the student's and the teachers' "
+            "velocities are finite; lower distill.learning_rate"
         )
+
+
+def require_finite_velocities(
+    queries: Queries, target: Tensor, velocity: Tensor, capability: str, asked: str, step: int
+) -> None:
+    """Raises ``TrainingError`` that tells whose values are not finite, if any are.
+
+    Args:
+        queries: the states and their conditions.
+        target: what the student is to learn there.
+        velocity: the student's velocity there.
+        capability: of the rows.
+        asked: who gave the target.
+        step: the update.
+    """
+    causes = {
+        "the cached prompts or sources are not finite; run the stage cache again": tuple(
+            queries.condition.tensors.values()
+        ),
+        "the student's rollout reached states that are not finite; lower distill.learning_rate": (
+            queries.z,
+        ),
+        f"{asked} gives velocities that are not finite at states that are: its weights are damaged "
+        "or its guidance is too strong; the learning rate is not the cause": (target,),
+        f"the student's velocities are not finite, though the states and those of {asked} are; "
+        "lower distill.learning_rate": (velocity,),
+    }
+    finite = [torch.stack([v.isfinite().all() for v in values]).all() for values in causes.values()]
+    for cause, is_finite in zip(causes, torch.stack(finite).tolist(), strict=True):
+        if not is_finite:
+            raise TrainingError(f"update {step}, capability {capability!r}: {cause}")
 
 
 def require_gradient(norm: float, step: int) -> None:

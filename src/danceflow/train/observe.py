@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from danceflow.data.buckets import read_bucket
+from danceflow.data.buckets import VALIDATION, read_bucket
 from danceflow.evaluate.grids import image_grid
 from danceflow.evaluate.quick import quick_batch
 from danceflow.fields import VelocityField
@@ -38,7 +38,7 @@ class Observer:
         self.folder = work / "grids"
         self.batches = {
             name: quick_batch(
-                read_bucket(paths.bucket(config.bucket), "validation"),
+                read_bucket(paths.bucket(config.bucket), VALIDATION),
                 teachers.family,
                 params.distill.evaluate_samples,
                 params.run.seed,
@@ -46,7 +46,7 @@ class Observer:
             )
             for name, config in params.capabilities.items()
         }
-        self.steps = params.distill.evaluate_steps
+        self.steps = params.evaluate.num_steps
         self.teacher_images = {
             name: self.batches[name]
             .head(_GRID_ROWS)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from danceflow.fields import seed_for
+from danceflow.fields import seed_for, uniform
 from danceflow.scenes.prompts import CATEGORIES, CORNERS, RELATIONS, Request, draw_sample
 from danceflow.scenes.world import BACKGROUND_NAMES, COLOR_NAMES, SHAPES, STYLES, Split
 from danceflow.train.optim import schedule, set_learning_rate
@@ -63,7 +63,7 @@ def pretrain_text_encoder(
     num_samples: int = 40_000,
     num_validation: int = 2_000,
 ) -> float:
-    """Trains ``encoder`` in place and returns the share of validation requests read whole.
+    """Trains ``encoder`` in place, where it is, and returns the share of requests read whole.
 
     Args:
         tokenizer: the ``transformers`` tokenizer of the encoder.
@@ -73,10 +73,11 @@ def pretrain_text_encoder(
         learning_rate: peak of the cosine schedule.
         seed: decides prompts, order and the heads' initial weights.
         num_samples: prompts drawn for training.
-        num_validation: prompts of the validation split that are read afterwards.
+        num_validation: prompts of the validation split that are read afterwards, for the share.
     """
     categories = list(dict.fromkeys(c for group in CATEGORIES.values() for c in group))
-    tokens, labels = _draw(tokenizer, categories, num_samples, seed, "train")
+    device = next(encoder.parameters()).device
+    tokens, labels = _draw(tokenizer, categories, num_samples, seed, "train", device)
     heads = _heads(encoder, [len(names) for names in _LABELS.values()], seed)
 
     def loss_of(pooled: Tensor, index: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def pretrain_text_encoder(
         ).sum()
 
     _fit(encoder, heads, tokens, loss_of, num_updates, batch_size, learning_rate, seed)
-    tokens, labels = _draw(tokenizer, categories, num_validation, seed + 1, "validation")
+    tokens, labels = _draw(tokenizer, categories, num_validation, seed + 1, "validation", device)
     with torch.no_grad():
         pooled = encoder(tokens).text_embeds
         right = torch.stack([head(pooled).argmax(-1) for head in heads], dim=1) == labels
@@ -112,7 +113,7 @@ def pretrain_on_prompts(
     learning_rate: float,
     seed: int,
 ) -> float:
-    """Trains ``encoder`` in place and returns the share of the prompts whose words are all read.
+    """Trains ``encoder`` in place, where it is, and returns the share of prompts read whole.
 
     Args:
         tokenizer: the ``transformers`` tokenizer of the encoder.
@@ -124,10 +125,12 @@ def pretrain_on_prompts(
         seed: decides the order and the head's initial weights.
     """
     words = {word: column for column, word in enumerate(words_in(prompts))}
-    tokens = _tokens(tokenizer, prompts)
+    device = next(encoder.parameters()).device
+    tokens = _tokens(tokenizer, prompts).to(device)
     holds = torch.zeros(len(prompts), len(words))
     for row, prompt in enumerate(prompts):
         holds[row, [words[word] for word in prompt.lower().split()]] = 1
+    holds = holds.to(device)
     heads = _heads(encoder, [len(words)], seed)
 
     def loss_of(pooled: Tensor, index: Tensor) -> Tensor:
@@ -146,7 +149,8 @@ def _heads(encoder: nn.Module, sizes: Sequence[int], seed: int) -> nn.ModuleList
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "heads", 0, 0))
         width = int(encoder.config.projection_dim)  # type: ignore[union-attr,arg-type]
-        return nn.ModuleList([nn.Linear(width, size) for size in sizes])
+        heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
+    return heads.to(next(encoder.parameters()).device)
 
 
 def _fit(
@@ -167,8 +171,8 @@ def _fit(
     bar = tqdm(range(num_updates), desc="text encoder", unit="update", mininterval=5)
     for step in bar:
         set_learning_rate(optimizer, schedule(step, num_updates, warmup=50))
-        generator = torch.Generator().manual_seed(seed_for(seed, "batch", step, 0))
-        index = torch.randint(len(tokens), (batch_size,), generator=generator)
+        seeds = [seed_for(seed, "batch", step, place) for place in range(batch_size)]
+        index = (uniform(seeds) * len(tokens)).long().to(tokens.device)
         loss = loss_of(encoder(tokens[index]).text_embeds, index)
         optimizer.zero_grad()
         loss.backward()
@@ -180,14 +184,20 @@ def _fit(
 
 
 def _draw(
-    tokenizer: object, categories: Sequence[str], num_samples: int, seed: int, split: Split
+    tokenizer: object,
+    categories: Sequence[str],
+    num_samples: int,
+    seed: int,
+    split: Split,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
+    """Returns tokens and labels of random prompts, on a device."""
     samples = [
         draw_sample(Random(seed_for(seed, "prompts", 0, i)), categories[i % len(categories)], split)
         for i in range(num_samples)
     ]
     labels = torch.tensor([request_labels(s.request) for s in samples])
-    return _tokens(tokenizer, [s.prompt for s in samples]), labels
+    return _tokens(tokenizer, [s.prompt for s in samples]).to(device), labels.to(device)
 
 
 def _tokens(tokenizer: object, prompts: Sequence[str]) -> Tensor:

@@ -1,0 +1,69 @@
+"""DVC's own command line, run as ``python -m flows.dvc_command``, kinder to a checkout.
+
+- ``--thaw NAME``, before everything else, takes a stage as not frozen within this process.
+  ``dvc.yaml`` stays as it is: who edits it and is killed leaves a graph in which the next
+  ``dvc repro`` would run the stage.
+- ``dvc.lock`` is written as every file of the project: all of it or nothing. DVC empties the file
+  and then writes it, and a process killed in between leaves none or half of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from danceflow.ops.files import atomic_file
+
+THAW = "--thaw"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code of a DVC command.
+
+    Args:
+        arguments: what stands behind ``dvc``, perhaps after ``--thaw NAME``.
+    """
+    from dvc import dvcfile
+    from dvc.cli import main as dvc
+
+    dvcfile.modify_yaml = _modify_yaml
+    if arguments and arguments[0] == THAW:
+        _thaw(arguments[1])
+        arguments = arguments[2:]
+    return int(dvc(list(arguments)))
+
+
+def _thaw(name: str) -> None:
+    """Let every stage of this name be loaded as one that is not frozen."""
+    from dvc.stage.loader import StageLoader
+
+    load = StageLoader.load_stage  # bound: a class method
+
+    def load_thawed(*args: Any, **kwargs: Any) -> Any:
+        stage = load(*args, **kwargs)
+        if stage.addressing == name:
+            stage.frozen = False
+        return stage
+
+    StageLoader.load_stage = staticmethod(load_thawed)
+
+
+@contextlib.contextmanager
+def _modify_yaml(path: str, fs: Any = None) -> Iterator[Any]:  # noqa: ARG001
+    """Give a local YAML file's content to be changed, as DVC's function of this name."""
+    from dvc.utils.serialize import modify_yaml
+
+    file = Path(path)
+    with atomic_file(file) as partial:
+        if file.exists():
+            shutil.copyfile(file, partial)
+        with modify_yaml(str(partial)) as data:
+            yield data
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
