@@ -40,10 +40,10 @@ _HINT = re.compile(
     r"To track the changes with git, run:|To enable auto staging, run:|\s+git add .*"
     r"|\s+dvc config core\.autostage true|Use `dvc push` to send your updates to remote storage\."
 )
-_BUSY = re.compile(r"' is busy, it is being blocked by:$")
-_BLOCKER = re.compile(r"\s*\(PID (\d+)\): ")
 _ERROR = "error: "  # what the command line puts before an error
 _DVC_ERROR = "ERROR: "
+_BUSY = re.compile(r"' is busy, it is being blocked by:$")
+_BLOCKER = re.compile(r"\s*\(PID (\d+)\): ")
 _STAGE_EXIT = re.compile(r"exited with (-?\d+)\s*$")
 
 

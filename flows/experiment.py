@@ -284,10 +284,6 @@ def snapshot(root: Path) -> str:
         return _git(top, "write-tree", environment=environment)
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _add_tree(root: Path, folder: Path, *, is_clone: bool) -> None:
     """Make a worktree of the checkout's commit, without its files yet.
 
@@ -304,6 +300,10 @@ def _add_tree(root: Path, folder: Path, *, is_clone: bool) -> None:
 def _common(folder: Path) -> str:
     """Return the git folder that a checkout's worktrees share."""
     return _git(folder, "rev-parse", "--path-format=absolute", "--git-common-dir")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _share_work(main: Paths, inside: Paths) -> None:

@@ -12,14 +12,7 @@ from danceflow.errors import ConfigError, DataError, UsageError
 from danceflow.ops.tracking import main_checkout
 from danceflow.paths import Paths
 from flows.dvc_graph import DvcError
-from flows.experiment import (
-    Plan,
-    check_raw,
-    experiment,
-    kept_experiments,
-    kept_file,
-    plan,
-)
+from flows.experiment import Plan, check_raw, experiment, kept_experiments, kept_file, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -74,11 +74,20 @@ def test_an_interrupt_ends_both_quietly(started: list[subprocess.Popen[bytes]]) 
 
 
 @pytest.mark.parametrize(
-    ("uri", "names"), [("sqlite:////tmp/x.db", {"MLflow", "Prefect"}), ("http://a.b", {"Prefect"})]
+    ("uri", "names"),
+    [("sqlite:///x.db", {"MLflow", "Prefect"}), ("http://127.0.0.1:9", {"Prefect"})],
 )
 def test_a_server_elsewhere_is_not_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, names: set[str]
+    tmp_path: Path,
+    mlflow_template: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    uri: str,
+    names: set[str],
 ) -> None:
+    """The project's own page is told as the address of its runs; without it MLflow shows traces."""
+    caplog.set_level("INFO")
+    shutil.copyfile(mlflow_template, tmp_path / "x.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     found: dict[str, Server] = {}
     monkeypatch.setattr(pages, "keep_running", found.update)
@@ -86,8 +95,13 @@ def test_a_server_elsewhere_is_not_started(
     pages.serve_pages(tmp_path, tracking, 5001, 4201)
     assert set(found) == names
     assert found["Prefect"].command[-1] == "4201"
+    page = "MLflow: http://127.0.0.1:5001/#/experiments/1?workflowType=machine_learning"
     if "MLflow" in names:
-        assert (uri, "--port", "5001") == found["MLflow"].command[-5:-2]
+        place = f"sqlite:///{tmp_path}/x.db"
+        assert found["MLflow"].command[-5:-2] == (place, "--port", "5001")
+        assert page in caplog.messages
+    else:
+        assert "MLflow at http://127.0.0.1:9 does not answer" in caplog.text
 
 
 def test_an_address_that_the_user_has_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,7 @@ def run(params: "Params", paths: "Paths") -> None:
     """
     started = time.monotonic()
     method = method_of(params.distill)
+    framing = read_framing(paths.buckets)
     teachers = Teachers(
         paths.teachers, params.family.name, asked(params).teachers, memory_of(params.run)
     )
@@ -89,7 +90,7 @@ def run(params: "Params", paths: "Paths") -> None:
             trainer.train()
         meta = {
             "image_sizes": trainer.sizes,
-            "framing": read_framing(paths.buckets),
+            "framing": framing,
             "num_steps": params.evaluate.num_steps,
             "method": method.name,
             "num_updates": trainer.step,
