@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from danceflow.config import load_params
 from danceflow.errors import ConfigError, DanceflowError, UsageError, unknown_name
-from danceflow.evaluate.cells import CELL_FILE, CellRecord, from_tags, read_cell, tags_of
-from danceflow.evaluate.table import Table, make_table
 from danceflow.ops.files import fingerprint
 from danceflow.ops.tracking import TrackingSettings, open_store, record_run, recorded_runs
+from danceflow.params.read import load_params
+from danceflow.params.sections import Params, TrackingParams
+from danceflow.params.sweep import Cell, SweepParams, cells_of, read_sweep
 from danceflow.paths import Paths
-from danceflow.schema import Params, TrackingParams
-from danceflow.sweeps import Cell, SweepParams, cells_of, read_sweep
+from danceflow.report.tables.cells import CELL_FILE, CellRecord, from_tags, read_cell, tags_of
+from danceflow.report.tables.table import Table, make_table
 from flows import dvc_graph
 from flows.experiment import Plan, entries, kept_experiments, kept_file, plan
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danceflow.config import Params, override, parse_params, read_yaml
 from danceflow.errors import DataError, StageError, UsageError
 from danceflow.ops.files import fingerprint
 from danceflow.ops.runtime import git_identity
 from danceflow.ops.tracking import mark_experiment
+from danceflow.params.read import Params, override, parse_params, read_yaml
 from danceflow.paths import Paths
 from flows import dvc_graph, dvc_stage
 

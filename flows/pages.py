@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from danceflow.config import TrackingParams
 from danceflow.errors import DanceflowError, TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store, resolve_uri, runs_page
+from danceflow.params.read import TrackingParams
 from flows.processes import ProcessGroups
 from flows.servers import Server, mlflow_server, prefect_server
 

@@ -19,9 +19,9 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.tasks import Task, exponential_backoff
 
-from danceflow.config import Params, load_params, require_trained_here, require_weights
 from danceflow.errors import DanceflowError, TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store
+from danceflow.params.read import Params, load_params, require_trained_here, require_weights
 from danceflow.paths import Paths, find_root
 from danceflow.registry.promotion import Standing
 from flows import dvc_graph, dvc_stage, promote

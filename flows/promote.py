@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from danceflow.config import Params, load_params
 from danceflow.errors import StageError, TrackingError, UsageError
 from danceflow.ops.tracking import (
     RunFiles,
@@ -22,6 +21,7 @@ from danceflow.ops.tracking import (
     resume_run,
     source_tags,
 )
+from danceflow.params.read import Params, load_params
 from danceflow.paths import Paths
 from danceflow.registry.promotion import Change, Promotions, Standing
 from danceflow.registry.register import register_student

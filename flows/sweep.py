@@ -29,11 +29,11 @@ from prefect.artifacts import (
 from prefect.futures import PrefectFuture
 
 from danceflow.errors import DanceflowError
-from danceflow.evaluate.cells import CELL_FILE, CellRecord, scores_of, write_cell
 from danceflow.evaluate.records import read_evaluation
 from danceflow.ops.files import fingerprint
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
-from danceflow.schema import Params
+from danceflow.report.tables.cells import CELL_FILE, CellRecord, scores_of, write_cell
 from danceflow.stages import STAGES
 from flows import dvc_graph, dvc_stage
 from flows.cells import (

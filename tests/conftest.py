@@ -8,6 +8,8 @@ import pytest
 from danceflow.ops.runtime import TELEMETRY_OFF
 from danceflow.ops.tracking import TrackingSettings
 
+pytest_plugins = ["evaluated"]  # of tests/support: a project that is evaluated and reported once
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

@@ -16,19 +16,19 @@ from tiny_models import shake
 from tiny_project import as_a_stage_runs, small_data, write_project
 
 from danceflow.capability import MERGE, Capability, TeacherSpec, asked
-from danceflow.config import override, parse_params
 from danceflow.data import cache, prepare
 from danceflow.errors import ConfigError
-from danceflow.evaluate import evaluate
+from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.records import START, STUDENT, TEACHER, read_evaluation
 from danceflow.method import require_training
-from danceflow.models.adapters import add_student_adapter, save_adapter
+from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.family import open_family
 from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
+from danceflow.params.read import override, parse_params
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.plan.training import training_of
-from danceflow.schema import Params
-from danceflow.train import distill
+from danceflow.train.distill import stage as distill
 
 OWN = {"t2i": "base", "local_edit": "local"}
 NAMES = ("base", "local", "spare")

@@ -5,10 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from danceflow.check import find_problems
-from danceflow.config import read_yaml
+from danceflow.cli import app
 from danceflow.errors import ConfigError
+from danceflow.params.read import read_yaml
 from danceflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,13 +36,19 @@ def checkout(tmp_path: Path) -> Path:
     for stage in STAGES.values():
         _write(tmp_path, stage.function.partition(":")[0], RUN)
     # The only stage that calls another's function.
-    _write(tmp_path, "danceflow.train.teachers", f"from danceflow.worlds import prepare\n{RUN}")
+    text = f"from danceflow.worlds import prepare\n{RUN}"
+    _write(tmp_path, "danceflow.train.teachers.stage", text)
     return tmp_path
+
+
+def found_in(root: Path) -> list[str]:
+    """What disagrees, with the real command line."""
+    return find_problems(root, typer.main.get_command(app).commands)
 
 
 def of_prepare(checkout: Path) -> list[str]:
     """What is said about the stage whose code the tests change."""
-    return [problem for problem in find_problems(checkout) if "stage 'prepare'" in problem]
+    return [problem for problem in found_in(checkout) if "stage 'prepare'" in problem]
 
 
 def _write(root: Path, module: str, text: str) -> None:
@@ -60,11 +68,11 @@ def _replace(file: Path, old: str, new: str) -> None:
 
 
 def test_the_repository_agrees_with_itself() -> None:
-    assert find_problems(ROOT) == []
+    assert found_in(ROOT) == []
 
 
 def test_a_checkout_that_agrees_has_no_problem(checkout: Path) -> None:
-    assert find_problems(checkout) == []
+    assert found_in(checkout) == []
 
 
 @pytest.mark.parametrize(
@@ -152,37 +160,37 @@ def test_a_graph_that_says_something_else_is_told(
     checkout: Path, old: str, new: str, problem: str
 ) -> None:
     _replace(checkout / "dvc.yaml", old, new)
-    problems = find_problems(checkout)
+    problems = found_in(checkout)
     assert any(problem in text for text in problems), problems
 
 
 def test_a_graph_without_stages_is_refused(checkout: Path) -> None:
     (checkout / "dvc.yaml").write_text("metrics: []\n")
     with pytest.raises(ConfigError, match="holds no stages"):
-        find_problems(checkout)
+        found_in(checkout)
 
 
 def test_a_stage_without_its_function_is_told(checkout: Path) -> None:
     _write(checkout, "danceflow.worlds.prepare", "def walk(): ...\n")
-    (checkout / "src/danceflow/train/distill.py").unlink()
-    assert find_problems(checkout) == [
+    (checkout / "src/danceflow/train/distill/stage.py").unlink()
+    assert found_in(checkout) == [
         "danceflow.stages: stage 'prepare': there is no danceflow.worlds.prepare:run",
-        "danceflow.stages: stage 'distill': there is no danceflow.train.distill:run",
+        "danceflow.stages: stage 'distill': there is no danceflow.train.distill.stage:run",
     ]
 
 
 def test_code_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
-    _write(checkout, "danceflow.models.sd3", "WIDTH = 1\n")
+    _write(checkout, "danceflow.models.families.sd3", "WIDTH = 1\n")
     _write(checkout, "danceflow.worlds.prepare", f"from danceflow.models import sd3\n{RUN}")
     missing = "dvc.yaml: stage 'prepare': deps: its imports reach src/danceflow/{}, which is not"
-    assert of_prepare(checkout) == [f"{missing.format('models/sd3.py')} among them"]
+    assert of_prepare(checkout) == [f"{missing.format('models/families/sd3.py')} among them"]
     (checkout / "src/danceflow/data/look.css").write_text("body {}")
     _write(checkout, "danceflow.data.buckets", "LOOK = 'look.css'\n")
     text = f"from danceflow.data import buckets\nfrom danceflow.models import sd3\n{RUN}"
     _write(checkout, "danceflow.worlds.prepare", text)
     assert of_prepare(checkout) == [
         f"{missing.format('data/look.css')} among them",
-        f"{missing.format('models/sd3.py')} among them",
+        f"{missing.format('models/families/sd3.py')} among them",
     ]
     _replace(
         checkout / "dvc.yaml",
@@ -195,36 +203,36 @@ def test_code_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
 
 def test_code_that_a_key_covers_for_nothing_is_told(checkout: Path) -> None:
     """A style sheet in the key of a training would make the training stale."""
-    _write(checkout, "danceflow.data.sources", "WIDTH = 1\n")
+    _write(checkout, "danceflow.data.intake.sources", "WIDTH = 1\n")
     place = "dvc.yaml: stage 'prepare': deps: its imports do not reach src/danceflow/"
-    assert of_prepare(checkout) == [f"{place}data/sources.py"]
+    assert of_prepare(checkout) == [f"{place}data/intake/sources.py"]
     _write(checkout, "danceflow.worlds.prepare", f"from danceflow.data import sources\n{RUN}")
     assert of_prepare(checkout) == []
     deps = "      - src/danceflow/columns.py\n"
     _replace(checkout / "dvc.yaml", deps, f"{deps}      - src/danceflow/evaluate\n")
     folder = checkout / "src/danceflow/evaluate"
-    _write(checkout, "danceflow.evaluate.evaluate", RUN)
+    _write(checkout, "danceflow.evaluate.stage", RUN)
     (folder / "report.py").write_text("")
     (folder / "templates" / "report.css").write_text("body {}")
     (folder / "__pycache__").mkdir()
     (folder / "__pycache__" / "evaluate.pyc").write_bytes(b"x")
     assert of_prepare(checkout) == [
-        f"{place}evaluate/evaluate.py of src/danceflow/evaluate",
-        f"{place}evaluate/templates/report.css of src/danceflow/evaluate",
+        f"{place}evaluate/stage.py of src/danceflow/evaluate",
+        f"{place}report/page/templates/report.css of src/danceflow/evaluate",
     ]
 
 
 def test_a_dep_that_is_not_there_is_told(checkout: Path) -> None:
-    (checkout / "src/danceflow/data/sources.py").unlink()
+    (checkout / "src/danceflow/data/intake/sources.py").unlink()
     assert of_prepare(checkout) == [
-        "dvc.yaml: stage 'prepare': deps: there is no src/danceflow/data/sources.py"
+        "dvc.yaml: stage 'prepare': deps: there is no src/danceflow/data/intake/sources.py"
     ]
 
 
 def test_a_parameter_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
     text = "def run(params, paths):\n    return params.data, params.tracking, params.distill.eta\n"
     _write(checkout, "danceflow.worlds.prepare", text)
-    assert find_problems(checkout) == [
+    assert found_in(checkout) == [
         (
             "danceflow.stages: stage 'prepare': danceflow.worlds.prepare reads params.distill, "
             "which is not in its params"
@@ -235,7 +243,7 @@ def test_a_parameter_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
 def test_a_wrong_params_file_or_recipe_is_told(checkout: Path) -> None:
     _replace(checkout / "params.yaml", "seed: 0", "sed: 0")
     _replace(checkout / "recipes" / "smoke.yaml", "method: danceopd", "method: dance")
-    problems = find_problems(checkout)
+    problems = found_in(checkout)
     assert len(problems) == 3
     assert problems[2].startswith("the flow cannot start: ")
     assert "params.yaml: run.sed: unknown parameter" in problems[0]
@@ -246,7 +254,7 @@ def test_a_flow_that_names_another_stage_is_told(checkout: Path) -> None:
     (checkout / "flows").mkdir()
     code = "nodes = dvc_stage.ancestry(graph, 'teacher')\nother.call('teacher')\n"
     (checkout / "flows" / "pipeline.py").write_text(code)
-    assert find_problems(checkout) == [
+    assert found_in(checkout) == [
         (
             "flows/pipeline.py: unknown stage 'teacher': did you mean 'teachers'? "
             f"known are {', '.join(sorted(STAGES))}"
@@ -257,7 +265,7 @@ def test_a_flow_that_names_another_stage_is_told(checkout: Path) -> None:
 def test_a_graph_that_the_flow_cannot_read_is_told(checkout: Path) -> None:
     with (checkout / "dvc.yaml").open("a") as graph:
         graph.write("vars: [nowhere.yaml]\n")
-    (problem,) = find_problems(checkout)
+    (problem,) = found_in(checkout)
     assert problem.startswith("the flow cannot start: ")
     assert "nowhere.yaml" in problem
 
@@ -266,11 +274,11 @@ def test_a_stage_that_the_flow_would_not_run_is_told(checkout: Path) -> None:
     (checkout / "sub").mkdir()
     (checkout / "sub" / "dvc.yaml").write_text("stages:\n  more:\n    cmd: danceflow check\n")
     changed = {name: stage for name, stage in STAGES.items() if name != "report"}
-    problems = find_problems(checkout, changed)
+    problems = found_in(checkout, changed)
     assert "the flow would run sub/dvc.yaml:more, which is not in danceflow.stages" in problems
     assert "the flow would run report, which is not in danceflow.stages" in problems
     _replace(checkout / "dvc.yaml", "  report:", "  reports:")
-    problems = find_problems(checkout)
+    problems = found_in(checkout)
     assert "the flow would not run report of danceflow.stages" in problems
 
 
@@ -281,7 +289,7 @@ def test_a_parameter_that_is_in_no_file_is_told(
 
     changed = {**STAGES, "prepare": replace(STAGES["prepare"], params=("data.sead",))}
     _replace(checkout / "dvc.yaml", "      - data\n", "      - data.sead\n")
-    assert find_problems(checkout, changed) == [
+    assert found_in(checkout, changed) == [
         "danceflow.stages: stage 'prepare': params.yaml has no 'data.sead'",
         *(
             f"danceflow.stages: stage 'prepare': {recipe.name} has no 'data.sead'"

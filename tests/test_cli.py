@@ -196,9 +196,9 @@ def test_teachers_of_a_recipe_are_added_to_those_that_are_there(
 ) -> None:
     asked: list[tuple[list[str], Path]] = []
     added = ["realism"]
-    fake = ModuleType("danceflow.train.teachers")
+    fake = ModuleType("danceflow.train.teachers.stage")
     fake.add = lambda params, paths: asked.append(([*params.teachers], paths.root)) or added  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "danceflow.train.teachers", fake)
+    monkeypatch.setitem(sys.modules, "danceflow.train.teachers.stage", fake)
     recipe = str(ROOT / "recipes" / "realism.yaml")
     assert danceflow("teachers", "--recipe", recipe)[:2] == (
         0,
@@ -295,8 +295,8 @@ def test_sigterm_leaves_as_an_exit_does(checkout: Path, command: list[str]) -> N
 def test_table_prints_and_writes(
     checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from danceflow.evaluate.cells import CellRecord
-    from danceflow.evaluate.table import make_table
+    from danceflow.report.tables.cells import CellRecord
+    from danceflow.report.tables.table import make_table
 
     scores = {"scale/t2i": 1.0, "trained/t2i": 1.0, "student/t2i/overall/overall": 0.25}
     record = CellRecord(
@@ -390,7 +390,7 @@ def test_check_lists_problems(
 @pytest.fixture
 def student(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A student that notes what it is asked for and returns images of one colour."""
-    from danceflow.registry import package
+    from danceflow.registry import open as package
 
     noted = SimpleNamespace(opened=None, asked=None)
 

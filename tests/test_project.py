@@ -105,7 +105,7 @@ def test_what_git_must_not_hold_is_ignored(path: str) -> None:
         "reports/summary.json",
         "reports/gate.json",
         "src/danceflow/data/cache.py",
-        "src/danceflow/models/sd3.py",
+        "src/danceflow/models/families/sd3.py",
     ],
 )
 def test_what_git_must_hold_is_not_ignored(path: str) -> None:

@@ -12,13 +12,13 @@ from dvc.utils.serialize import load_yaml, modify_yaml
 
 from danceflow import cli
 from danceflow.capability import asked
-from danceflow.config import load_params, override, parse_params, read_yaml
 from danceflow.fields import OBJECTIVES
 from danceflow.method import method_of, require_training
 from danceflow.models.family import FAMILIES
+from danceflow.params.read import load_params, override, parse_params, read_yaml
+from danceflow.params.sections import BROUGHT, InputParams, Params
+from danceflow.params.sweep import read_sweep
 from danceflow.plan.devices import device_of
-from danceflow.schema import BROUGHT, InputParams, Params
-from danceflow.sweeps import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

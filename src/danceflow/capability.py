@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from danceflow.schema import DistillParams, Params
+    from danceflow.params.sections import DistillParams, Params
 
 MERGE = "merge"
 """The start that is a weighted average of teachers, beside every teacher's own name."""

@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from danceflow.config import Params, load_params, read_yaml
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.ops.code import file_of, holds_code, reached_files
+from danceflow.params.read import Params, load_params, read_yaml
 from danceflow.stages import STAGES, Out, Stage
 
 # Sections that decide where something is recorded, never what.
@@ -26,11 +26,14 @@ _STAGE_KEYS = frozenset(
 _CODE = "src/danceflow/"
 
 
-def find_problems(root: Path, stages: Mapping[str, Stage] = STAGES) -> list[str]:
+def find_problems(
+    root: Path, commands: Mapping[str, Any], stages: Mapping[str, Stage] = STAGES
+) -> list[str]:
     """Return one sentence for everything that disagrees in a checkout.
 
     Args:
         root: The checkout.
+        commands: The command line's commands by name, as click has them.
         stages: The stage table.
 
     Raises:
@@ -42,7 +45,7 @@ def find_problems(root: Path, stages: Mapping[str, Stage] = STAGES) -> list[str]
     return [
         *_graph_problems(graph["stages"], stages),
         *_declaration_problems(graph, stages),
-        *_command_problems(graph["stages"]),
+        *_command_problems(graph["stages"], commands),
         *_code_problems(root, graph["stages"], stages),
         *_parameter_problems(root, stages),
         *_flow_problems(root, stages),
@@ -83,13 +86,8 @@ def _declaration_problems(graph: Mapping[str, Any], stages: Mapping[str, Stage])
             yield f"dvc.yaml: artifacts: no stage writes {artifact['path']}"
 
 
-def _command_problems(found: Mapping[str, Any]) -> Iterator[str]:
+def _command_problems(found: Mapping[str, Any], commands: Mapping[str, Any]) -> Iterator[str]:
     """Yield the commands that ``danceflow`` would not take."""
-    import typer.main
-
-    from danceflow.cli import app
-
-    commands: Mapping[str, Any] = getattr(typer.main.get_command(app), "commands", {})
     for name, entry in found.items():
         words = shlex.split(re.sub(r"\$\{[^}]*\}", "item", str(entry.get("cmd", ""))))
         if words[:1] != ["danceflow"] or len(words) < 2 or words[1] not in commands:

@@ -86,8 +86,14 @@ def run(
     """
     root = _checkout()
     _leave_on_sigterm()
-    from danceflow.config import load_params, override, parse_params, read_assignments, read_yaml
     from danceflow.method import require_training
+    from danceflow.params.read import (
+        load_params,
+        override,
+        parse_params,
+        read_assignments,
+        read_yaml,
+    )
 
     source = root / "params.yaml" if recipe is None else recipe
     values = read_assignments(assignments or [])
@@ -121,7 +127,7 @@ def sweep(
     """
     root = _checkout()
     _leave_on_sigterm()
-    from danceflow.sweeps import cells_of, read_sweep
+    from danceflow.params.sweep import cells_of, read_sweep
 
     cells_of(read_sweep(file), str(file))
     from flows.sweep import cells_table, run_sweep
@@ -148,7 +154,7 @@ def table(
     last for each variant and seed.
     """
     root = _checkout()
-    from danceflow.evaluate.table import write_table
+    from danceflow.report.tables.table import write_table
     from flows.cells import sweep_table
 
     found, missing = sweep_table(root, sweep, source.value)
@@ -176,9 +182,11 @@ def stage(
 def check() -> None:
     """Check that dvc.yaml, the stages, the command line and the flow agree."""
     root = _checkout()
+    import typer.main
+
     from danceflow.check import find_problems
 
-    problems = find_problems(root)
+    problems = find_problems(root, getattr(typer.main.get_command(app), "commands", {}))
     for problem in problems:
         typer.echo(problem)
     if problems:
@@ -230,10 +238,10 @@ def teachers(
 
         run_teachers(root)
         return
-    from danceflow.config import load_params
     from danceflow.ops import determinism
+    from danceflow.params.read import load_params
     from danceflow.paths import Paths
-    from danceflow.train.teachers import add
+    from danceflow.train.teachers.stage import add
 
     params = load_params(recipe)
     determinism.prepare(params.run)
@@ -314,7 +322,7 @@ def plan(
     if recipe is None:
         found = plan_reference(str(model), gpu, utilisation)
     else:
-        from danceflow.config import override, parse_params, read_assignments, read_yaml
+        from danceflow.params.read import override, parse_params, read_assignments, read_yaml
 
         values = read_assignments(assignments or [])
         source = f"{recipe} with --set" if values else str(recipe)
@@ -421,7 +429,7 @@ def ui(
     """Show runs in MLflow's and Prefect's pages until interrupted."""
     root = _checkout()
     _leave_on_sigterm()
-    from danceflow.config import load_params
+    from danceflow.params.read import load_params
     from flows.pages import serve_pages
 
     serve_pages(root, load_params(root / "params.yaml").tracking, mlflow_port, prefect_port)
@@ -478,13 +486,13 @@ def _teachers() -> Path | None:
 
 def _student(source: str, device: str) -> "Student":
     """Return the student of a folder, which may lie anywhere, or of the checkout's store."""
-    from danceflow.registry.package import open_student
+    from danceflow.registry.open import open_student
 
     if Path(source).is_dir():
         return open_student(source, device=device)
     root = _checkout()
-    from danceflow.config import load_params
     from danceflow.ops.tracking import TrackingSettings
+    from danceflow.params.read import load_params
 
     tracking = load_params(root / "params.yaml").tracking
     return open_student(source, TrackingSettings.of(root, tracking), device)

@@ -43,7 +43,7 @@ from danceflow.fields import (
 )
 
 if TYPE_CHECKING:
-    from danceflow.schema import DistillParams, Params
+    from danceflow.params.sections import DistillParams, Params
 
 Routing = Literal["hard", "soft"]
 Target = Literal["teacher", "data"]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danceflow.config import Params, load_params, require_weights
 from danceflow.errors import StageError, UsageError, unknown_name
 from danceflow.ops import determinism, files, runtime, timings
 from danceflow.ops.code import EVERY_STAGE
+from danceflow.params.read import Params, load_params, require_weights
 from danceflow.paths import Paths, find_root
 
 # A stage that starts on a nearly full disk would fail half-way.
@@ -110,7 +110,7 @@ _TABLE = (
     ),
     Stage(
         name="teachers",
-        function="danceflow.train.teachers:run",
+        function="danceflow.train.teachers.stage:run",
         params=("run", "family", "data", "capabilities", "teachers", "evaluate"),
         deps=("data/buckets",),
         outs=(
@@ -142,7 +142,7 @@ _TABLE = (
     ),
     Stage(
         name="distill",
-        function="danceflow.train.distill:run",
+        function="danceflow.train.distill.stage:run",
         params=(
             "run",
             "family",
@@ -160,7 +160,7 @@ _TABLE = (
     ),
     Stage(
         name="evaluate",
-        function="danceflow.evaluate.evaluate:run",
+        function="danceflow.evaluate.stage:run",
         params=(
             "run",
             "family",
@@ -186,7 +186,7 @@ _TABLE = (
     ),
     Stage(
         name="report",
-        function="danceflow.evaluate.report:run",
+        function="danceflow.report.stage:run",
         params=("capabilities", "evaluate", "gate"),
         deps=(
             "reports/data.json",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, normal, pad_length, sample
 from danceflow.models.family import FAMILIES, ModelFamily, open_family
-from danceflow.models.reading import one_to_all, told
+from danceflow.models.frozen.reading import one_to_all, told
 
 SIGMA = torch.tensor([0.9, 0.02])
 # Two batch sizes may take two paths through the processor's matrix kernels.

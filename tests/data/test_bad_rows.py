@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from user_rows import encoded, picture, row_data
 
-from danceflow.config import parse_params
 from danceflow.data import prepare
 from danceflow.data.buckets import read_bucket, read_sample
-from danceflow.data.prepare_rows import QUARANTINE
+from danceflow.data.intake.write import QUARANTINE
 from danceflow.errors import DanceflowError
+from danceflow.params.read import parse_params
 from danceflow.paths import Paths
 from danceflow.pictures import MAX_BYTES
 
@@ -244,8 +244,8 @@ def test_any_rows_end_in_buckets_or_in_one_error(lines: list[bytes]) -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(name=PATHS)
 def test_no_path_reaches_what_lies_outside(name: str) -> None:
-    from danceflow.data.checks import BadRow, RowReader
-    from danceflow.data.sources import Record
+    from danceflow.data.intake.reader import BadRow, RowReader
+    from danceflow.data.intake.sources import Record
 
     with TemporaryDirectory() as place:
         folder = Path(place) / "raw"

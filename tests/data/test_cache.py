@@ -11,7 +11,7 @@ from tiny_project import SIZES, small_data, write_project
 
 from danceflow.data import cache
 from danceflow.data.buckets import encode_png, images_of, read_bucket, write_bucket
-from danceflow.data.condition_cache import ConditionCache
+from danceflow.data.cached_rows import ConditionCache
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
 from danceflow.models.package import Teachers, write_manifest

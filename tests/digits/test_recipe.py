@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_project import ROOT, SMALL
 
-from danceflow.config import dump_yaml, load_params, override, read_yaml
 from danceflow.data.buckets import read_bucket
 from danceflow.digits.raw import write_digits
 from danceflow.evaluate.records import read_evaluation
 from danceflow.models.package import load_package, read_manifest
+from danceflow.params.read import dump_yaml, load_params, override, read_yaml
 from danceflow.paths import Paths
 from danceflow.stages import run_stage
 

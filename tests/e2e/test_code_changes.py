@@ -111,7 +111,7 @@ def test_a_change_of_what_is_prepared_prepares_it_anew(finished) -> None:
 
 def test_a_style_sheet_is_a_matter_of_the_report_alone(finished) -> None:
     checkout = finished.checkout
-    css = checkout.root / "src/danceflow/evaluate/templates/report.css"
+    css = checkout.root / "src/danceflow/report/page/templates/report.css"
     css.write_text(css.read_text() + "\n/* A further word. */\n")
     for file in ("cli.py", "check.py", "plan/cost.py", "registry/register.py", "ops/runtime.py"):
         path = checkout.root / "src/danceflow" / file

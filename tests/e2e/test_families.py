@@ -23,10 +23,10 @@ from stock_cases import CASES, StockCase, picture
 from tiny_models import shake, stock_pipeline
 from tiny_stock import stock_family
 
-from danceflow.config import read_yaml
 from danceflow.fields import normal, sample
-from danceflow.models.adapters import add_student_adapter, save_adapter
+from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.package import load_package
+from danceflow.params.read import read_yaml
 from danceflow.registry.student import Student
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]

@@ -8,7 +8,7 @@ from checkout import Checkout
 
 from danceflow.ops.tracking import open_store
 from danceflow.paths import Paths
-from danceflow.registry.package import open_student
+from danceflow.registry.open import open_student
 
 pytestmark = pytest.mark.pipeline
 

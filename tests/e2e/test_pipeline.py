@@ -9,7 +9,7 @@ from checkout import outcomes
 from PIL import Image
 
 from danceflow.ops.tracking import open_store
-from danceflow.registry.package import folder_digest
+from danceflow.registry.open import folder_digest
 from danceflow.registry.promotion import CHALLENGER, CHAMPION, Promotions
 from danceflow.stages import STAGES
 

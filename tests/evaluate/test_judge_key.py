@@ -17,13 +17,14 @@ import pytest
 from judge_server import RAW, REASON, Reply, Server, completion, settings, usual
 from tiny_project import small_data
 
-from danceflow.config import parse_params
 from danceflow.errors import ConfigError, DanceflowError, JudgeError, UsageError
-from danceflow.evaluate import evaluate, report
-from danceflow.evaluate.endpoint import Endpoint
-from danceflow.evaluate.questions import Question
-from danceflow.evaluate.secret import Secret
+from danceflow.evaluate import stage as evaluate
+from danceflow.evaluate.judge.endpoint import Endpoint
+from danceflow.evaluate.judge.questions import Question
+from danceflow.evaluate.judge.secret import Secret
+from danceflow.params.read import parse_params
 from danceflow.paths import Paths
+from danceflow.report import stage as report
 
 QUESTION = Question("right", "Is it there?", (b"png",))
 PLAIN = "Zq7Xw9Kv2Jb8Yf4GzT5p"

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from judge_server import RAW, Reply, Server, completion, settings, usual
 
 from danceflow.errors import DanceflowError, JudgeError
-from danceflow.evaluate import evaluate, report
-from danceflow.evaluate.completion import read_completion
-from danceflow.evaluate.endpoint import Endpoint, Unusable
-from danceflow.evaluate.judge import Judge
-from danceflow.evaluate.questions import Question, UnusableAnswerError, mark_of, read_answer
+from danceflow.evaluate import stage as evaluate
+from danceflow.evaluate.judge.completion import read_completion
+from danceflow.evaluate.judge.endpoint import Endpoint, Unusable
+from danceflow.evaluate.judge.judge import Judge
+from danceflow.evaluate.judge.questions import Question, UnusableAnswerError, mark_of, read_answer
 from danceflow.evaluate.records import STANDARD, read_evaluation
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
-from danceflow.schema import Params
+from danceflow.report import stage as report
 
 RIGHT = Question("right", "Is it there?", (b"png",))
 MARKS = Question("sc", "Give marks.", (b"png",))

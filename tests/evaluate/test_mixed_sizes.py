@@ -15,19 +15,20 @@ from tiny_stock import qwen_image_pipeline, stock_family
 
 from danceflow.data.buckets import images_of, read_bucket
 from danceflow.errors import WeightsError
-from danceflow.evaluate import evaluate, marks
-from danceflow.evaluate.evaluator import Evaluator, Measurement, Task, build_task, row_by_row
-from danceflow.evaluate.field_gap import field_gap
+from danceflow.evaluate import score as marks
+from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.gallery import Answers, draw_gallery
 from danceflow.evaluate.grids import image_grid, tile_sheet
-from danceflow.evaluate.images import Conv64, distribution, preservation
-from danceflow.evaluate.judge import Judge
+from danceflow.evaluate.judge.judge import Judge
+from danceflow.evaluate.metrics.field_gap import field_gap
+from danceflow.evaluate.metrics.pixels import Conv64, distribution, preservation
 from danceflow.evaluate.quick import QuickBatch, quick_batch
-from danceflow.evaluate.tiles import read_tiles
+from danceflow.evaluate.task import Evaluator, Measurement, Task, build_task, row_by_row
 from danceflow.fields import Condition, normal, sample
 from danceflow.models.family import open_family
 from danceflow.models.package import FROZEN_FOLDER, save_package
 from danceflow.paths import Paths
+from danceflow.report.page.tiles import read_tiles
 from danceflow.worlds.world import open_world
 
 ROWS = open_world("rows")

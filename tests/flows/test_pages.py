@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from danceflow.errors import DanceflowError
-from danceflow.schema import TrackingParams
+from danceflow.params.sections import TrackingParams
 from flows import pages
 from flows.servers import Server, prefect_server
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from danceflow.config import load_params
 from danceflow.errors import ConfigError, TrackingError
+from danceflow.params.read import load_params
 from flows.dvc_graph import DvcError
 from flows.dvc_stage import StageFailedError, StageStoppedError
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from danceflow.errors import StageError
-from danceflow.evaluate.gate import Check, Verdict
 from danceflow.registry.promotion import Standing
+from danceflow.report.gate import Check, Verdict
 from flows.dvc_stage import Outcome, StageResult
 from flows.promote import read_summary
 from flows.result import MAX_PICTURE_BYTES, picture, result_table, sample_sheets

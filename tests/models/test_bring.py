@@ -11,7 +11,7 @@ from tiny_stock import stock_family, zimage_pipeline
 
 from danceflow.errors import WeightsError
 from danceflow.fields import normal
-from danceflow.models.adapters import add_student_adapter, save_adapter
+from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.bring import bring_teachers
 from danceflow.models.family import open_family
 from danceflow.models.package import Teachers

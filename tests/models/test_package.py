@@ -9,7 +9,7 @@ from tiny_models import PROMPTS, awake, small_sd3
 
 from danceflow.errors import WeightsError
 from danceflow.fields import normal, sample
-from danceflow.models.adapters import (
+from danceflow.models.adapters.lora import (
     ADAPTER_FILE,
     AdapterField,
     add_student_adapter,

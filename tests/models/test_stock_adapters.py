@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import normal
-from danceflow.models.adapters import load_adapter, merge_adapter, read_adapter_for
+from danceflow.models.adapters.lora import load_adapter, merge_adapter, read_adapter_for
 from danceflow.models.family import ModelFamily
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

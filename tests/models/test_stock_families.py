@@ -17,7 +17,7 @@ from tiny_stock import SIDE, stock_family
 
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, normal, sample
-from danceflow.models.adapters import (
+from danceflow.models.adapters.lora import (
     ADAPTER_FILE,
     AdapterField,
     add_student_adapter,

@@ -13,7 +13,7 @@ from tiny_models import PROMPTS, shake, stock_pipeline
 
 from danceflow.errors import WeightsError
 from danceflow.fields import normal, sample, shifted_grid
-from danceflow.models.adapters import AdapterField, add_student_adapter, load_adapter
+from danceflow.models.adapters.lora import AdapterField, add_student_adapter, load_adapter
 from danceflow.models.family import open_family
 from danceflow.models.package import load_package, save_package
 

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounter
 from danceflow.errors import WeightsError
 from danceflow.fields import normal
 from danceflow.models import memory, package
-from danceflow.models.adapters import add_student_adapter, merge_adapter, save_adapter
+from danceflow.models.adapters.lora import add_student_adapter, merge_adapter, save_adapter
 from danceflow.models.memory import (
     Memory,
     WaitingField,

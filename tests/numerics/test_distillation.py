@@ -23,7 +23,7 @@ from danceflow.fields import (
     velocity_mse,
 )
 from danceflow.method import METHODS, resolve_method
-from danceflow.train.router import Router
+from danceflow.train.distill.router import Router
 
 SHAPE = (1, 2, 2)
 GRID = shifted_grid(8, 3.0)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from danceflow.config import read_yaml
 from danceflow.errors import StageError
 from danceflow.ops.code import SOURCE, code_digest, digest_of, reached_files, reached_modules
+from danceflow.params.read import read_yaml
 from danceflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,12 +20,12 @@ DEPS = {
 ELSEWHERE = {
     "danceflow/check.py": "",
     "danceflow/cli.py": "",
-    "danceflow/config.py": "",
+    "danceflow/params/read.py": "",
     "danceflow/errors.py": "",
-    "danceflow/evaluate/table.py": "",
-    "danceflow/evaluate/templates/report.css": "report",
-    "danceflow/evaluate/templates/report.html.j2": "report",
-    "danceflow/evaluate/page.py": "report",
+    "danceflow/report/tables/table.py": "",
+    "danceflow/report/page/templates/report.css": "report",
+    "danceflow/report/page/templates/report.html.j2": "report",
+    "danceflow/report/page/page.py": "report",
     "danceflow/models/bring.py": "",
     "danceflow/ops/clean.py": "",
     "danceflow/ops/keys.py": "",
@@ -34,7 +34,7 @@ ELSEWHERE = {
     "danceflow/paths.py": "",
     "danceflow/plan/cost.py": "",
     "danceflow/registry/register.py": "",
-    "danceflow/schema.py": "",
+    "danceflow/params/sections.py": "",
     "danceflow/stages.py": "",
 }
 
@@ -102,9 +102,9 @@ def test_neither_the_place_nor_compiled_files_count(source: Path, stage: str) ->
 
 def test_a_file_that_moved_or_went_makes_the_code_another(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "src")
-    before = digest_of(source, "danceflow.evaluate.report")
-    (tmp_path / "src/danceflow/evaluate/templates/report.css").unlink()
-    assert digest_of(tmp_path / "src", "danceflow.evaluate.report") != before
+    before = digest_of(source, "danceflow.report.stage")
+    (tmp_path / "src/danceflow/report/page/templates/report.css").unlink()
+    assert digest_of(tmp_path / "src", "danceflow.report.stage") != before
 
 
 def test_a_module_that_is_not_there_is_told(source: Path) -> None:
@@ -130,13 +130,13 @@ def _write(root: Path, module: str, text: str, name: str = "") -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "import danceflow.models.sd3",
+        "import danceflow.models.families.sd3",
         "from danceflow.models import sd3",
-        "from danceflow.models.sd3 import Family",
+        "from danceflow.models.families.sd3 import Family",
         "from ..models import sd3",
         "from ..models.sd3 import Family",
         "def load():\n    from danceflow.models import sd3",
-        "TABLE = {'sd3': 'danceflow.models.sd3:Family'}",
+        "TABLE = {'sd3': 'danceflow.models.families.sd3:Family'}",
         "from danceflow.scenes import world",
         "from danceflow.facade import Family",
         "from danceflow.facade import Other",
@@ -146,16 +146,16 @@ def _write(root: Path, module: str, text: str, name: str = "") -> None:
     ],
 )
 def test_every_kind_of_import_is_followed(tmp_path: Path, line: str) -> None:
-    _write(tmp_path, "danceflow.models.sd3", "Family = 1\n")
+    _write(tmp_path, "danceflow.models.families.sd3", "Family = 1\n")
     _write(tmp_path, "danceflow.scenes.world", "from danceflow.models import sd3\n")
     handing = "from danceflow.facade.inner import Renamed as Family, Other\n__all__ = ['Family']\n"
     _write(tmp_path, "danceflow.facade", handing, "__init__.py")
     inner = "from ..models.sd3 import Family as Renamed\nOther = 2\n"
     _write(tmp_path, "danceflow.facade.inner", inner)
-    busy = "import danceflow.models.sd3\nprint('it does something')\n"
+    busy = "import danceflow.models.families.sd3\nprint('it does something')\n"
     _write(tmp_path, "danceflow.busy", busy, "__init__.py")
     _write(tmp_path, "danceflow.data.prepare", f"{line}\n")
-    assert "danceflow/models/sd3.py" in reached_files(tmp_path, "danceflow.data.prepare")
+    assert "danceflow/models/families/sd3.py" in reached_files(tmp_path, "danceflow.data.prepare")
 
 
 def test_a_package_that_hands_names_on_is_no_import_of_the_others(tmp_path: Path) -> None:
@@ -173,9 +173,9 @@ def test_a_package_that_hands_names_on_is_no_import_of_the_others(tmp_path: Path
 
 
 def test_imports_for_types_and_of_the_frame_do_not_count(tmp_path: Path) -> None:
-    _write(tmp_path, "danceflow.models.sd3", "WIDTH = 1\n")
+    _write(tmp_path, "danceflow.models.families.sd3", "WIDTH = 1\n")
     for module in ("stages", "ops.tracking.store"):
-        _write(tmp_path, f"danceflow.{module}", "import danceflow.models.sd3\n")
+        _write(tmp_path, f"danceflow.{module}", "import danceflow.models.families.sd3\n")
     _write(
         tmp_path,
         "danceflow.data.prepare",

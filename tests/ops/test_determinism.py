@@ -9,7 +9,7 @@ import pytest
 
 from danceflow.errors import UsageError
 from danceflow.ops import determinism
-from danceflow.schema import RunParams
+from danceflow.params.sections import RunParams
 
 RUN = RunParams(seed=3, device="cpu", dtype="float32", num_threads=2, offload="none", compile=False)
 
@@ -29,7 +29,7 @@ def test_prepare_imports_no_torch_but_reaches_it_later() -> None:
     code = (
         "import sys\n"
         "from danceflow.ops import determinism\n"
-        "from danceflow.schema import RunParams\n"
+        "from danceflow.params.sections import RunParams\n"
         "determinism.prepare(RunParams(seed=3, device='cpu', dtype='float32', num_threads=1, "
         "offload='none', compile=False))\n"
         "assert 'torch' not in sys.modules\n"

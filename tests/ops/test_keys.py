@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from tiny_project import small_data, small_params
 
-from danceflow.config import dump_yaml, load_params, override, read_yaml
 from danceflow.ops import code, keys
 from danceflow.ops.code import SOURCE, reached_files
 from danceflow.ops.keys import Key
+from danceflow.params.read import dump_yaml, load_params, override, read_yaml
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
-from danceflow.schema import Params
 from danceflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,24 +39,24 @@ WORK: Mapping[str, tuple[str, Maker]] = {
 FILES = (
     "capability.py",
     "columns.py",
-    "config.py",
+    "params/read.py",
     "cli.py",
     "data/cache.py",
-    "data/condition_cache.py",
-    "data/ingest.py",
-    "train/stream.py",
+    "data/cached_rows.py",
+    "data/intake/parts.py",
+    "train/teachers/stream.py",
     "digits/score.py",
-    "evaluate/evaluator.py",
-    "evaluate/page.py",
+    "evaluate/task.py",
+    "report/page/page.py",
     "evaluate/quick.py",
-    "evaluate/questions.py",
-    "evaluate/templates/report.css",
+    "evaluate/judge/questions.py",
+    "report/page/templates/report.css",
     "fields/objective.py",
     "fields/rollout.py",
     "fields/seeds.py",
     "method.py",
     "models/bring.py",
-    "models/sd3.py",
+    "models/families/sd3.py",
     "ops/determinism.py",
     "ops/files.py",
     "ops/keys.py",
@@ -64,10 +64,10 @@ FILES = (
     "plan/cost.py",
     "registry/register.py",
     "scenes/render.py",
-    "train/distill.py",
-    "train/finetune.py",
-    "train/teacher_scores.py",
-    "train/text_encoder.py",
+    "train/distill/stage.py",
+    "train/teachers/finetune.py",
+    "train/teachers/scores.py",
+    "train/teachers/text_encoder.py",
 )
 
 
@@ -112,7 +112,7 @@ def test_the_loss_trains_anew_and_a_style_sheet_does_not(source: Path, params: P
     """What the parametrised test says for every file, said for the two that were seen."""
     before = all_keys(params)
     for file, expected in {
-        "evaluate/templates/report.css": set(),
+        "report/page/templates/report.css": set(),
         "fields/objective.py": {name for name in WORK if name.startswith("distill")},
     }.items():
         place = source / "danceflow" / file
@@ -191,7 +191,7 @@ def test_a_weight_of_a_capability_is_no_matter_of_its_cache() -> None:
     one = small_params()
     data = small_data(("t2i", "local_edit"))
     data["capabilities"]["t2i"]["weight"] = 3.0
-    from danceflow.config import parse_params
+    from danceflow.params.read import parse_params
 
     other = parse_params(data, "test")
     assert WORK["cache"][1](one, "d") == WORK["cache"][1](other, "d")

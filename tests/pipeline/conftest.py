@@ -109,7 +109,7 @@ if name == "distill":
     write("models/student/manifest.json", json.dumps(manifest))
     row = {"step": steps, "capability": "t2i", "loss": 1 / steps, "sigma_bins": {"low": 0.5}}
     write("reports/distill/metrics.jsonl", json.dumps(row) + chr(10))
-    from danceflow.config import load_params
+    from danceflow.params.read import load_params
     from danceflow.ops.tracking import TrackingSettings, start_run
     settings = TrackingSettings.of(Path.cwd(), load_params(Path("params.yaml")).tracking)
     pointer = Path("reports/distill/run.json")

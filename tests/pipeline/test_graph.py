@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from danceflow.config import read_yaml
 from danceflow.ops.runtime import TELEMETRY_OFF
+from danceflow.params.read import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 

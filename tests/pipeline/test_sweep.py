@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from danceflow.config import dump_yaml, load_params
 from danceflow.errors import ConfigError
-from danceflow.evaluate.table import csv_text, markdown
 from danceflow.ops.tracking import open_store
+from danceflow.params.read import dump_yaml, load_params
+from danceflow.report.tables.table import csv_text, markdown
 from flows.cells import (
     SweepFailedError,
     kept_cells,

@@ -9,10 +9,11 @@ from tiny_models import TINY_FAMILIES, stock_pipeline
 from tiny_project import small_data, small_params
 from tiny_stock import flux2_pipeline, qwen_image_pipeline, zimage_pipeline
 
-from danceflow.config import override, parse_params
 from danceflow.errors import UsageError, WeightsError
 from danceflow.models.bring import bring_teachers
 from danceflow.models.family import open_family
+from danceflow.params.read import override, parse_params
+from danceflow.params.sections import FAMILY_NAMES, Params
 from danceflow.plan.architecture import (
     architecture_of,
     folder_architecture,
@@ -20,7 +21,6 @@ from danceflow.plan.architecture import (
     published_architecture,
 )
 from danceflow.plan.measure import network_of
-from danceflow.schema import FAMILY_NAMES, Params
 
 CAPABILITIES = ("t2i", "local_edit")
 

@@ -9,10 +9,11 @@ from tiny_models import awake, small_sd3
 from tiny_project import cached_project, small_params
 
 from danceflow.capability import asked
-from danceflow.data.condition_cache import ConditionCache
-from danceflow.evaluate import evaluate
-from danceflow.models.adapters import merge_adapter
+from danceflow.data.cached_rows import ConditionCache
+from danceflow.evaluate import stage as evaluate
+from danceflow.models.adapters.lora import merge_adapter
 from danceflow.models.package import Teachers, load_package, save_package
+from danceflow.models.start import start_student
 from danceflow.paths import Paths
 from danceflow.plan.architecture import architecture_of, published_architecture
 from danceflow.plan.cost import Plan, plan_recipe, plan_training
@@ -20,7 +21,6 @@ from danceflow.plan.devices import device_of
 from danceflow.plan.memory import shares_base
 from danceflow.plan.show import REFERENCE
 from danceflow.train.optim import make_optimizer
-from danceflow.train.start import start_student
 from danceflow.train.state import Ema
 
 CAPABILITIES = ("t2i", "local_edit")

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from danceflow.errors import WeightsError
-from danceflow.models.adapters import add_student_adapter
+from danceflow.models.adapters.lora import add_student_adapter
 from danceflow.models.family import FAMILIES, ModelFamily
 from danceflow.plan.architecture import published, published_architecture
 from danceflow.plan.layouts import LAYOUTS, picture_tokens, tokens_of

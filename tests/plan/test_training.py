@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from tiny_project import Blind, as_a_stage_runs, cached_project, small_params
 
-from danceflow.data.condition_cache import ConditionCache
+from danceflow.data.cached_rows import ConditionCache
 from danceflow.method import method_of
 from danceflow.models.package import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.plan.cost import Plan, plan_recipe
 from danceflow.plan.training import MAX_ROWS, evaluations, rows_together, training_of
-from danceflow.train import distill
-from danceflow.train.budget import PARTS
+from danceflow.train.distill import stage as distill
+from danceflow.train.distill.budget import PARTS
 
 CAPABILITIES = ("t2i", "local_edit")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, GuidedField, VelocityField, uniform_grid
-from danceflow.models.reading import Reading
+from danceflow.models.frozen.reading import Reading
 
 SIZE = 8
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}

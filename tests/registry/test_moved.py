@@ -12,7 +12,7 @@ import pytest
 
 from danceflow.errors import TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store, start_run
-from danceflow.registry.package import open_student
+from danceflow.registry.open import open_student
 from danceflow.registry.promotion import CHALLENGER, CHAMPION, Promotions
 from danceflow.registry.register import register_student
 

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from danceflow.config import load_params
 from danceflow.errors import TrackingError, UsageError, WeightsError
 from danceflow.ops.tracking import Store, TrackingSettings, open_store, start_run
+from danceflow.params.read import load_params
 from danceflow.pictures import png_base64, png_bytes, read_base64, read_own
-from danceflow.registry.package import open_student
+from danceflow.registry.open import open_student
 from danceflow.registry.promotion import (
     CHALLENGER,
     CHAMPION,
@@ -412,5 +412,5 @@ def test_a_version_without_an_evaluation_cannot_be_judged(store, promotions):
 
 
 def test_opening_a_student_from_a_folder_does_not_import_mlflow():
-    code = "import danceflow.registry.package, sys; sys.exit('mlflow' in sys.modules)"
+    code = "import danceflow.registry.open, sys; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

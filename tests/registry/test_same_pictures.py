@@ -25,11 +25,11 @@ from user_rows import encoded, picture, row_params
 
 from danceflow import cli
 from danceflow.data.buckets import images_of, read_bucket, write_bucket
-from danceflow.data.checks import BadRow, Row, RowReader
-from danceflow.data.sources import Record
+from danceflow.data.intake.reader import BadRow, Row, RowReader
+from danceflow.data.intake.sources import Record
 from danceflow.errors import DataError
 from danceflow.pictures import frame_sizes
-from danceflow.registry.package import folder_digest
+from danceflow.registry.open import folder_digest
 from danceflow.registry.serving_model import MAX_ROWS, MAX_STEPS, ServedStudent
 
 RATIOS = ("1:1", "3:2", "2:3")

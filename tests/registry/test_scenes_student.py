@@ -8,7 +8,7 @@ from PIL import Image
 
 from danceflow.errors import WeightsError
 from danceflow.ops.tracking import TrackingSettings, open_store, start_run
-from danceflow.registry.package import open_student
+from danceflow.registry.open import open_student
 from danceflow.registry.register import register_student
 
 CONFIG = {
@@ -30,8 +30,8 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from danceflow.models.families.sd3 import Sd3Family
     from danceflow.models.package import save_package
-    from danceflow.models.sd3 import Sd3Family
 
     family = Sd3Family.new(CONFIG, ["a", "red", "circle", "make", "it", "blue"], seed=0)
     path = tmp_path_factory.mktemp("scenes") / "student"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from danceflow.errors import DataError, TrackingError, UsageError, WeightsError
-from danceflow.registry.package import folder_digest, open_folder, open_student
+from danceflow.registry.open import folder_digest, open_folder, open_student
 
 
 def pixels(image: Image.Image) -> np.ndarray:

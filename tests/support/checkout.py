@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from danceflow.config import dump_yaml, load_params, override, read_yaml
 from danceflow.ops.tracking import TrackingSettings
+from danceflow.params.read import dump_yaml, load_params, override, read_yaml
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
-from danceflow.schema import Params
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from danceflow.schema import JudgeParams
+from danceflow.params.sections import JudgeParams
 
 Reply = tuple[int, dict | str | bytes, dict]
 RAW = 0

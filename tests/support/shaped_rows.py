@@ -7,9 +7,9 @@ from PIL import Image
 from tiny_project import SIZES
 from user_rows import INPUT, picture, row_data, write_csv
 
-from danceflow.config import override, parse_params
+from danceflow.params.read import override, parse_params
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
-from danceflow.schema import Params
 from danceflow.worlds import prepare
 
 SQUARE, WIDE = (24, 24), (20, 28)

@@ -10,8 +10,8 @@ from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family, zimage
 from torch import nn
 
 from danceflow.fields import normal
+from danceflow.models.families.sd3 import Sd3Family
 from danceflow.models.family import ModelFamily, open_family
-from danceflow.models.sd3 import Sd3Family
 
 WORDS = ("a", "add", "blue", "circle", "red", "remove", "square", "the")
 PROMPTS = ("a red circle", "remove the blue square")

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from tiny_models import awake
 
-from danceflow.config import dump_yaml, override, parse_params, read_yaml
 from danceflow.data import cache
 from danceflow.models.family import family_class
 from danceflow.models.package import FROZEN_FOLDER, write_manifest
 from danceflow.ops import determinism
+from danceflow.params.read import dump_yaml, override, parse_params, read_yaml
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import vocabulary
-from danceflow.schema import Params
 from danceflow.worlds import prepare
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from tiny_project import small_data
 
-from danceflow.config import parse_params
-from danceflow.schema import Params
+from danceflow.params.read import parse_params
+from danceflow.params.sections import Params
 
 INPUT: Mapping[str, Any] = {
     "path": "data/raw/pets/pets.csv",

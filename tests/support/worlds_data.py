@@ -7,10 +7,10 @@ from typing import Any
 from shaped_rows import shaped_data, write_rows
 from tiny_project import ROOT, small_data
 
-from danceflow.config import override, parse_params, read_yaml
 from danceflow.digits.raw import write_digits
+from danceflow.params.read import override, parse_params, read_yaml
+from danceflow.params.sections import DataParams
 from danceflow.paths import Paths
-from danceflow.schema import DataParams
 from danceflow.worlds.world import open_world
 
 _SIZES = {"num_train": 24, "num_validation": 12, "num_test": 18}

@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_project import SIZES, small_data, write_project
 
-from danceflow.config import parse_params
 from danceflow.errors import ConfigError, WeightsError
 from danceflow.models.package import Teachers, read_manifest
+from danceflow.params.read import parse_params
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
-from danceflow.schema import Params
-from danceflow.train.teachers import add
+from danceflow.train.teachers.stage import add
 
 
 def recipe(**teacher: Any) -> Params:

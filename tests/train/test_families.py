@@ -14,12 +14,11 @@ from tiny_models import WORDS, shake, stock_pipeline
 from tiny_project import small_data
 from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family, zimage_pipeline
 
-from danceflow.config import dump_yaml, parse_params
 from danceflow.data import cache
-from danceflow.data.condition_cache import ConditionCache, load_tensors
-from danceflow.evaluate import evaluate
+from danceflow.data.cached_rows import ConditionCache, load_tensors
+from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.records import read_evaluation
-from danceflow.models.adapters import add_student_adapter, load_adapter, save_adapter
+from danceflow.models.adapters.lora import add_student_adapter, load_adapter, save_adapter
 from danceflow.models.family import FAMILIES
 from danceflow.models.package import (
     FROZEN_FOLDER,
@@ -29,10 +28,11 @@ from danceflow.models.package import (
     write_manifest,
 )
 from danceflow.ops import determinism
+from danceflow.params.read import dump_yaml, parse_params
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.registry.student import Student
-from danceflow.schema import Params
-from danceflow.train import distill
+from danceflow.train.distill import stage as distill
 from danceflow.worlds import prepare
 
 BOTH = ("t2i", "local_edit")

@@ -15,21 +15,23 @@ from tiny_models import awake
 from tiny_project import Blind, as_a_stage_runs, write_teachers
 from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family
 
-from danceflow.config import dump_yaml, override, parse_params
 from danceflow.data import cache
-from danceflow.data.condition_cache import ConditionCache
-from danceflow.evaluate import evaluate, report
+from danceflow.data.cached_rows import ConditionCache
+from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.records import read_evaluation
-from danceflow.evaluate.tiles import read_tiles
 from danceflow.fields import Queries, Request
 from danceflow.method import Method, method_of
 from danceflow.models.package import FROZEN_FOLDER, Teachers, load_package, write_manifest
 from danceflow.ops.tracking.tracker import NoTracker
+from danceflow.params.read import dump_yaml, override, parse_params
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
-from danceflow.registry.package import open_student
-from danceflow.schema import Params
-from danceflow.train import distill, teachers
-from danceflow.train.distill import Drawn, Trainer
+from danceflow.registry.open import open_student
+from danceflow.report import stage as report
+from danceflow.report.page.tiles import read_tiles
+from danceflow.train.distill import stage as distill
+from danceflow.train.distill.stage import Drawn, Trainer
+from danceflow.train.teachers import stage as teachers
 
 LONG = (12, 40)  # what a wide row becomes where the other ratio is 3:1
 SHIFTING = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 40}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from danceflow.schema import DistillParams
+from danceflow.params.sections import DistillParams
 from danceflow.train.optim import (
     FINAL_FACTORS,
     Muon,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_project import small_data, small_params
 
-from danceflow.config import parse_params
 from danceflow.data.buckets import FRAMING, images_of, read_bucket, read_framing
 from danceflow.errors import ConfigError, DataError
+from danceflow.params.read import parse_params
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import CATEGORIES, Request, draw_sample
 from danceflow.scenes.prompts import Sample as SceneSample

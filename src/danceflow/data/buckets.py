@@ -14,7 +14,7 @@ from danceflow.ops.files import write_json
 from danceflow.pictures import FIT, PAPER, png_bytes, read_own, to_picture, to_pixels
 
 if TYPE_CHECKING:
-    from danceflow.schema import DataParams
+    from danceflow.params.sections import DataParams
 
 COLUMNS = ("uid", "category", "variant", "prompt", "source", "target", "spec")
 VALIDATION = "validation"

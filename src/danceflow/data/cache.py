@@ -17,20 +17,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from danceflow.data.buckets import images_of, read_bucket
-from danceflow.data.condition_cache import INDEX, TEXTS, load_tensors
+from danceflow.data.cached_rows import INDEX, TEXTS, load_tensors
 from danceflow.data.sizes import Size, by_size, sizes_of
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
+from danceflow.models.frozen.reading import one_to_all, told
 from danceflow.models.memory import memory_of
 from danceflow.models.package import MANIFEST, Teachers
-from danceflow.models.reading import one_to_all, told
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, atomic_file, sha256
 
 if TYPE_CHECKING:
     from danceflow.models.family import ModelFamily
+    from danceflow.params.sections import Params
     from danceflow.paths import Paths
-    from danceflow.schema import Params
 
 _LOG = logging.getLogger(__name__)
 _ROWS_PER_SHARD = 512

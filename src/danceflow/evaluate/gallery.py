@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from danceflow.evaluate.evaluator import Task
 from danceflow.evaluate.grids import image_grid, tile_sheet
 from danceflow.evaluate.records import (
     HELD_OUT_VARIANTS,
@@ -20,6 +19,7 @@ from danceflow.evaluate.records import (
     TILES,
     TILES_INDEX,
 )
+from danceflow.evaluate.task import Task
 
 _NUM_ROWS = 8
 _NUM_OTHERS = 4

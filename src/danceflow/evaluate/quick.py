@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from danceflow.evaluate import marks
-from danceflow.evaluate.evaluator import Task, build_task, category_means
+from danceflow.evaluate import score as marks
 from danceflow.evaluate.records import STANDARD
+from danceflow.evaluate.task import Task, build_task, category_means
 from danceflow.fields import VelocityField
 from danceflow.models.family import ModelFamily
 from danceflow.worlds.world import SCORE, World

@@ -26,7 +26,7 @@ from danceflow.fields.objective import (
 from danceflow.fields.query import COUPLINGS, INDEPENDENT, QUERIES, draw_queries, require_single
 from danceflow.fields.rollout import Dynamics, Ode, Sde, States, rollout, sample
 from danceflow.fields.seeds import derive_seeds, normal, seed_for, uniform
-from danceflow.fields.source import (
+from danceflow.fields.states import (
     LOGIT_NORMAL,
     ForwardNoised,
     OnPolicy,

@@ -24,7 +24,7 @@ from danceflow.fields.rollout import (
     sde_transition,
     sde_velocity_gain,
 )
-from danceflow.fields.source import Queries
+from danceflow.fields.states import Queries
 
 Reduction = Literal["mean", "sum", "weighted"]
 REDUCTIONS: Mapping[str, Reduction] = {name: name for name in get_args(Reduction)}

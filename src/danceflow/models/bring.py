@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from danceflow.errors import WeightsError
-from danceflow.models.adapters import load_adapter, save_adapter
+from danceflow.models.adapters.lora import load_adapter, save_adapter
 from danceflow.models.family import open_family
 from danceflow.models.package import BACKBONE_FOLDER, FROZEN_FOLDER, write_manifest
 from danceflow.ops.files import atomic_directory

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError, unknown_name
 from danceflow.fields import Condition, GuidedField, VelocityField
-from danceflow.models.reading import Reading
+from danceflow.models.frozen.reading import Reading
 
 
 class ModelFamily(Protocol):
@@ -154,10 +154,10 @@ class ModelFamily(Protocol):
 
 
 FAMILIES = {
-    "flux2": "danceflow.models.flux2:Flux2Family",
-    "qwen_image": "danceflow.models.qwen_image:QwenImageFamily",
-    "sd3": "danceflow.models.sd3:Sd3Family",
-    "zimage": "danceflow.models.zimage:ZImageFamily",
+    "flux2": "danceflow.models.families.flux2:Flux2Family",
+    "qwen_image": "danceflow.models.families.qwen_image:QwenImageFamily",
+    "sd3": "danceflow.models.families.sd3:Sd3Family",
+    "zimage": "danceflow.models.families.zimage:ZImageFamily",
 }
 """Family name to ``module:class``; a family is one file and one line here."""
 

@@ -11,7 +11,7 @@ from danceflow.errors import WeightsError
 from danceflow.fields import Condition, VelocityField
 
 if TYPE_CHECKING:
-    from danceflow.schema import RunParams
+    from danceflow.params.sections import RunParams
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MOST_VARIANTS = 64

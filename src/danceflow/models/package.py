@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import GuidedField, VelocityField
-from danceflow.models.adapter_files import AdapterFile, merged_pairs, unscaled
-from danceflow.models.adapters import (
+from danceflow.models.adapters.files import AdapterFile, merged_pairs, unscaled
+from danceflow.models.adapters.lora import (
     AdapterField,
     AdapterReport,
     add_adapter,

@@ -31,14 +31,13 @@ _OUTSIDE = frozenset(
     for name in (
         "check",
         "cli",
-        "config",
         "errors",
         "ops.clean",
         "ops.code",
         "ops.keys",
         "ops.tracking",
+        "params",
         "paths",
-        "schema",
         "stages",
     )
 )
@@ -98,9 +97,9 @@ def reached_modules(source: Path, *modules: str) -> frozenset[str]:
     """Return the project's modules that some modules import, directly or not, themselves included.
 
     Imports inside functions count, imports for type checking only do not; a text that spells a
-    module (``"danceflow.models.sd3:Family"``) counts as an import. A package whose ``__init__``
-    does no more than import names hands them on: who takes a name from it reaches the module that
-    the name comes from, and not the others.
+    module, such as ``"danceflow.digits.score:DigitReader"``, counts as an import. A package whose
+    ``__init__`` does no more than import names hands them on: who takes a name from it reaches the
+    module that the name comes from, and not the others.
 
     Args:
         source: The folder that holds the package.

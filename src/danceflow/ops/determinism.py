@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from danceflow.errors import UsageError
 
 if TYPE_CHECKING:
-    from danceflow.schema import RunParams
+    from danceflow.params.sections import RunParams
 
 
 def prepare(run: "RunParams") -> None:

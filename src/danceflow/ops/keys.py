@@ -21,17 +21,17 @@ from danceflow.ops.code import code_digest
 from danceflow.ops.files import exclusive, fingerprint
 
 if TYPE_CHECKING:
+    from danceflow.params.sections import CapabilityParams, DataParams, Params
     from danceflow.paths import Paths
-    from danceflow.schema import CapabilityParams, DataParams, Params
 
 # Where each piece of work begins; what it reaches from there is its code.
 _MODULES = {
-    "prepare": "danceflow.data.prepare_rows",
+    "prepare": "danceflow.data.intake.write",
     "cache": "danceflow.data.cache",
-    "distill": "danceflow.train.distill",
-    "evaluation": "danceflow.evaluate.evaluate",
-    "text-encoder": "danceflow.train.teacher_training",
-    "teacher": "danceflow.train.teacher_training",
+    "distill": "danceflow.train.distill.stage",
+    "evaluation": "danceflow.evaluate.stage",
+    "text-encoder": "danceflow.train.teachers.training",
+    "teacher": "danceflow.train.teachers.training",
     "teachers-data": "danceflow.worlds.prepare",
 }
 # The stage that trains teachers needs the folders of all of them at its end: one lock for all.

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import UsageError, WeightsError, unknown_name
-from danceflow.models.family import family_class
-from danceflow.models.pipeline_folder import (
+from danceflow.models.families.pipeline_folder import (
     read_pipeline_class,
     read_transformer_config,
 )
-from danceflow.models.stock import FROZEN_FILE, StockFamily
+from danceflow.models.families.stock import FROZEN_FILE, StockFamily
+from danceflow.models.family import family_class
 from danceflow.models.weights import read_json
 from danceflow.plan.layouts import ASSUMED_PROMPT_TOKENS, LAYOUTS
 from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
-    from danceflow.schema import Params
+    from danceflow.params.sections import Params
 
 _EDIT_PIPELINES = ("QwenImageEditPipeline", "ZImageOmniPipeline", "Flux2KleinPipeline")
 _NOT_FROZEN = ("transformer", "scheduler")

@@ -28,11 +28,11 @@ from danceflow.plan.training import (
     training_of,
     warm_up,
 )
-from danceflow.train.budget import PARTS
+from danceflow.train.distill.budget import PARTS
 
 if TYPE_CHECKING:
+    from danceflow.params.sections import Params
     from danceflow.plan.network import Tokens
-    from danceflow.schema import Params
 
 SECONDS_PER_HOUR = 3600.0
 

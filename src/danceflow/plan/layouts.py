@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danceflow.models.text import STOCK_T5_TOKENS
+from danceflow.models.frozen.text import STOCK_T5_TOKENS
 from danceflow.models.weights import read_json
 from danceflow.plan.network import Tokens
 
@@ -140,7 +140,7 @@ def _flux2_prompt_values(transformer: Transformer, prompt: int, _: tuple[int, in
 
 
 def _flux2_prompt_tokens(_: Path) -> int:
-    from danceflow.models.flux2 import NUM_PROMPT_TOKENS
+    from danceflow.models.families.flux2 import NUM_PROMPT_TOKENS
 
     return NUM_PROMPT_TOKENS
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
-from danceflow.models.codec import Codec
+from danceflow.models.families.stock import StockFamily
 from danceflow.models.family import family_class
-from danceflow.models.stock import StockFamily
+from danceflow.models.frozen.codec import Codec
 from danceflow.plan.network import Attention, Linear, Network, Stream
 
 # Names of modules, and the stream of tokens they see; the first that fits counts.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from danceflow.capability import asked
 from danceflow.method import Method, method_of
 from danceflow.plan.depth import expected_depth
-from danceflow.train.budget import FORWARD_AND_BACKWARD, PARTS
+from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, PARTS
 
 if TYPE_CHECKING:
-    from danceflow.schema import Params
+    from danceflow.params.sections import Params
 
 MAX_ROWS = 256
 """States of one backward pass at most, as ``train.distill`` cuts them; a test holds it there."""

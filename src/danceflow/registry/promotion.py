@@ -15,9 +15,9 @@ from getpass import getuser
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from danceflow.errors import UsageError
-from danceflow.evaluate.gate import GatePolicy, Verdict, verdict
 from danceflow.ops.tracking import Store, store_errors
 from danceflow.registry.register import stored_summary
+from danceflow.report.gate import GatePolicy, Verdict, verdict
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import TrackingError, WeightsError
 from danceflow.ops.tracking import Store, store_errors
-from danceflow.registry.package import ARTIFACT, DIGEST_TAG, folder_digest
+from danceflow.registry.open import ARTIFACT, DIGEST_TAG, folder_digest
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

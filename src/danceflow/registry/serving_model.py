@@ -19,7 +19,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from danceflow.data.sizes import read_size
 from danceflow.errors import DanceflowError, DataError
 from danceflow.pictures import decode, png_base64, png_bytes, read_base64
-from danceflow.registry.package import open_folder
+from danceflow.registry.open import open_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -150,7 +150,7 @@ class Student:
         from danceflow.data.sizes import by_size
         from danceflow.fields import sample
         from danceflow.fields.seeds import normal, seed_for
-        from danceflow.models.reading import told
+        from danceflow.models.frozen.reading import told
 
         steps = int(self.meta["num_steps"]) if num_steps is None else num_steps
         _check_request(prompts, steps, guidance)

@@ -7,8 +7,8 @@ from danceflow.ops.files import write_json
 from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
+    from danceflow.params.sections import Params
     from danceflow.paths import Paths
-    from danceflow.schema import Params
 
 _LOG = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from danceflow.data import prepare_rows
 from danceflow.data.buckets import images_of
+from danceflow.data.intake import write as prepare_rows
 from danceflow.data.sizes import sizes_of
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.worlds.world import SCORE, Lesson, Marks, Reading, Sample, World
 
 if TYPE_CHECKING:
+    from danceflow.params.sections import DataParams
     from danceflow.paths import Paths
-    from danceflow.schema import DataParams
 
 LIKENESS_SCALE, EDIT_SCALE = 1.0, 10.0
 _CHANGE = 1 / 16

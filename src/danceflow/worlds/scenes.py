@@ -48,8 +48,8 @@ from danceflow.scenes.world import (
 from danceflow.worlds.world import REALISM, SCORE, Lesson, Marks, Reading, Sample, World
 
 if TYPE_CHECKING:
+    from danceflow.params.sections import BucketParams, DataParams
     from danceflow.paths import Paths
-    from danceflow.schema import BucketParams, DataParams
 
 GENEVAL_SCALE, VIESCORE_SCALE = 1.0, 10.0
 _HELD_OUT: tuple[Variant, ...] = ("reworded", "held_out_pair")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from danceflow.data.sizes import Size
+    from danceflow.params.sections import DataParams
     from danceflow.paths import Paths
-    from danceflow.schema import DataParams
 
 # Marks that mean something outside of their world.
 SCORE = "score"

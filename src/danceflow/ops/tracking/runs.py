@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danceflow.config import read_yaml
 from danceflow.errors import TrackingError
 from danceflow.ops.files import write_json
 from danceflow.ops.tracking.store import (
@@ -29,6 +28,7 @@ from danceflow.ops.tracking.tracker import (
     flatten,
     log_params,
 )
+from danceflow.params.read import read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What a team brings: sources, rows, pictures, parts and splits."""

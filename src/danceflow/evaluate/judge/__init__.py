@@ -1,0 +1,1 @@
+"""A vision model that scores."""

@@ -1,0 +1,1 @@
+"""LoRA adapters: on a network, and as files of every writer."""

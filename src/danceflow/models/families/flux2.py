@@ -1,0 +1,203 @@
+"""FLUX.2 klein family: ``diffusers.Flux2Transformer2DModel`` as a velocity field.
+
+One network makes images from text and edits: the reference's latents are tokens behind the
+image's, at another place in time, and their output is cut off. The language model's hidden states
+of three layers are the prompt, padding included, so every prompt has the same length.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from danceflow.fields import Condition, VelocityField
+from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
+from danceflow.models.frozen.codec import Codec
+from danceflow.models.frozen.language import LanguageEncoder, load_language_encoder
+from danceflow.models.frozen.reading import Reading
+from danceflow.models.weights import load_pretrained
+
+NUM_PROMPT_TOKENS = 512
+"""The stock pipeline's ``max_sequence_length``."""
+PROMPT_LAYERS = (9, 18, 27)
+"""The stock pipeline's ``text_encoder_out_layers``."""
+
+_REFERENCE_TIME = 10
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+_FEED_FORWARD = tuple(f"{ff}.linear_{end}" for ff in ("ff", "ff_context") for end in ("in", "out"))
+_SINGLE = ("to_qkv_mlp_proj", "attn.to_out")
+
+
+class Flux2Codec:
+    """``diffusers.AutoencoderKLFlux2``: latents in 2 x 2 patches, normalised per channel."""
+
+    def __init__(self, vae: Any) -> None:
+        """Takes a loaded float32 autoencoder and freezes it."""
+        self.vae = vae.eval().requires_grad_(False)
+        self.factor = 2 * 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        """Returns the normalised patches of the latent mode."""
+        pixels = images_B3HW.to(self.vae.device) * 2 - 1
+        latents = nn.functional.pixel_unshuffle(self.vae.encode(pixels).latent_dist.mode(), 2)
+        mean, deviation = self._statistics(latents)
+        return (latents - mean) / deviation
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Returns the decoded images."""
+        latents = latents_BCHW.to(self.vae.device)
+        mean, deviation = self._statistics(latents)
+        latents = nn.functional.pixel_shuffle(latents * deviation + mean, 2)
+        images: Tensor = self.vae.decode(latents).sample
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation, [1, C, 1, 1]."""
+        norm = self.vae.bn
+        mean = norm.running_mean.view(1, -1, 1, 1).to(latents)
+        variance = norm.running_var.view(1, -1, 1, 1).to(latents)
+        return mean, (variance + self.vae.config.batch_norm_eps).sqrt()
+
+    def to(self, device: torch.device | str) -> "Flux2Codec":
+        """Moves the autoencoder to ``device`` and returns this object."""
+        self.vae.to(device)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Writes the autoencoder to ``folder/vae``."""
+        self.vae.save_pretrained(folder / "vae")
+
+
+class Flux2Field:
+    """v(z, sigma, cond) of one FLUX.2 transformer: its output at time sigma."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        """Wraps ``backbone``."""
+        self.backbone = backbone
+
+    def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
+        """Returns the velocity, [B, C, H, W] float32."""
+        return by_layout(z_BCHW, sigma_B, condition, self._velocity)
+
+    def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
+        dtype = next(self.backbone.parameters()).dtype
+        prompts = condition.tensors["prompt_embeds"].to(dtype)
+        tokens, places = _tokens(z), _places(z, 0)
+        if edits:
+            source = condition.tensors["source"]
+            tokens = torch.cat([tokens, _tokens(source)], dim=1)
+            places = torch.cat([places, _places(source, _REFERENCE_TIME)])
+        output: Tensor = self.backbone(
+            hidden_states=tokens.to(dtype),
+            timestep=sigma,
+            guidance=None,
+            encoder_hidden_states=prompts,
+            txt_ids=_prompt_places(prompts),
+            img_ids=places,
+            return_dict=False,
+        )[0]
+        height, width = z.shape[-2:]
+        return output[:, : height * width].float().mT.reshape(z.shape)
+
+
+def _tokens(latents_BCHW: Tensor) -> Tensor:
+    """Returns latents as tokens, [B, H * W, C]."""
+    return latents_BCHW.flatten(2).mT
+
+
+def _places(latents: Tensor, time: int) -> Tensor:
+    """Returns (time, row, column, 0) of every token, [H * W, 4] long."""
+    height, width = latents.shape[-2:]
+    rows, columns, one = torch.arange(height), torch.arange(width), torch.zeros(1).long()
+    return torch.cartesian_prod(one + time, rows, columns, one).to(latents.device)
+
+
+def _prompt_places(prompts: Tensor) -> Tensor:
+    """Returns (0, 0, 0, position) of every token of the prompt, [L, 4] long."""
+    one = torch.zeros(1).long()
+    return torch.cartesian_prod(one, one, one, torch.arange(prompts.shape[1])).to(prompts.device)
+
+
+class Flux2Family(StockFamily):
+    """Frozen parts of a FLUX.2 klein model; see ``family.ModelFamily`` for the contract."""
+
+    name: ClassVar[str] = "flux2"
+    pipelines: ClassVar[tuple[str, ...]] = ("Flux2KleinPipeline",)
+    patch: ClassVar[int] = 1
+    adapter_targets: tuple[str, ...] = (*_ATTENTION, *_PROMPT_ATTENTION, *_FEED_FORWARD, *_SINGLE)
+
+    def __init__(self, settings: StockSettings, codec: Codec, language: LanguageEncoder) -> None:
+        """Joins the frozen parts."""
+        super().__init__(settings, codec)
+        self.language = language
+        self._empty: dict[str, Tensor] = {}
+
+    @staticmethod
+    def transformer_class() -> Any:
+        """Returns ``diffusers.Flux2Transformer2DModel``."""
+        from diffusers import Flux2Transformer2DModel
+
+        return Flux2Transformer2DModel
+
+    @classmethod
+    def open(cls, folder: Path, settings: StockSettings) -> Self:
+        """Returns the family of the frozen parts in ``folder``."""
+        from diffusers import AutoencoderKLFlux2
+        from transformers import Qwen3Model
+
+        vae = load_pretrained(AutoencoderKLFlux2, folder / "vae", torch_dtype=torch.float32)
+        return cls(settings, Flux2Codec(vae), load_language_encoder(folder, Qwen3Model))
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.settings.transformer["in_channels"])
+
+    @property
+    def takes_source(self) -> bool:
+        """Whether the backbone can edit: always."""
+        return True
+
+    def parts(self) -> Sequence[Any]:
+        """Returns the language model."""
+        return [self.language]
+
+    def mu(self, num_tokens: int, num_steps: int) -> float:
+        """Returns the stock pipeline's empirical shift."""
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+        return float(compute_empirical_mu(image_seq_len=num_tokens, num_steps=num_steps))
+
+    def prompt_tensors(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor | None],  # noqa: ARG002
+    ) -> dict[str, Tensor]:
+        """Returns the prompts' hidden states of three layers, feature by feature."""
+        states, _ = self.language.hidden(list(map(self._text, prompts)), NUM_PROMPT_TOKENS)
+        return {"prompt_embeds": torch.cat([states[layer] for layer in PROMPT_LAYERS], dim=-1)}
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:  # noqa: ARG002
+        """Returns how much of ``prompt`` the language model reads."""
+        return (self.language.reading(prompt, self._text, NUM_PROMPT_TOKENS),)
+
+    def _text(self, prompt: str) -> str:
+        """Returns what the language model reads for ``prompt``."""
+        return self.language.chat(prompt, thinking=False)
+
+    def null(self, condition: Condition) -> Condition:
+        """Returns ``condition`` with the empty prompt and the same source."""
+        if not self._empty:
+            self._empty.update(self.prompt_tensors([""], [None]))
+        shapes = condition.tensors
+        null = {name: value.expand_as(shapes[name]) for name, value in self._empty.items()}
+        return with_prompts(condition, null)
+
+    def field(self, backbone: nn.Module) -> VelocityField:
+        """Returns the velocity field of ``backbone``."""
+        return Flux2Field(backbone)

@@ -1,0 +1,319 @@
+"""Qwen-Image family: ``diffusers.QwenImageTransformer2DModel`` as a velocity field.
+
+A ``QwenImagePipeline`` folder makes images from text. A ``QwenImageEditPipeline`` folder also
+edits: the source's latents are tokens behind the image's, and the language model reads the
+instruction beside the source picture. Guidance keeps the length of every token's velocity.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from danceflow.fields import Condition, GuidedField, VelocityField
+from danceflow.models.families.pipeline_folder import interpolated_mu
+from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
+from danceflow.models.frozen.codec import Codec
+from danceflow.models.frozen.language import (
+    LanguageEncoder,
+    load_language_encoder,
+    load_part,
+    ragged,
+)
+from danceflow.models.frozen.reading import Reading
+from danceflow.models.weights import load_pretrained
+from danceflow.pictures import to_picture
+
+_EDIT = "QwenImageEditPipeline"
+_CHAT = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+_CREATE_SYSTEM = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:"
+)
+_CREATE_DROPPED = 34  # tokens of the system's message, which the stock pipelines leave out
+_CREATE_TOKENS = 512  # the stock pipeline's max_sequence_length
+_EDIT_SYSTEM = (
+    "Describe the key features of the input image (color, shape, size, texture, objects, "
+    "background), then explain how the user's text instruction should alter or modify the image. "
+    "Generate a new image that meets the user's requirements while maintaining consistency with "
+    "the original input where appropriate."
+)
+_EDIT_DROPPED = 64
+_PICTURE = "<|image_pad|>"
+_SEEN = f"<|vision_start|>{_PICTURE}<|vision_end|>"
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+_FEED_FORWARD = tuple(
+    f"{ff}.net.{part}" for ff in ("img_mlp", "txt_mlp") for part in ("0.proj", "2")
+)
+
+
+class QwenCodec:
+    """``diffusers.AutoencoderKLQwenImage`` on single frames, normalised per channel."""
+
+    def __init__(self, vae: Any) -> None:
+        """Takes a loaded float32 autoencoder and freezes it."""
+        self.vae = vae.eval().requires_grad_(False)
+        self.factor = 2 ** len(vae.config.temperal_downsample)
+        self.num_channels = int(vae.config.z_dim)
+
+    @torch.no_grad()
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        """Returns the normalised latent mode."""
+        pixels = images_B3HW.to(self.vae.device) * 2 - 1
+        latents = self.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
+        mean, deviation = self._statistics(latents)
+        normalised: Tensor = ((latents - mean) / deviation).squeeze(2)
+        return normalised
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Returns the decoded images."""
+        latents = latents_BCHW.to(self.vae.device).unsqueeze(2)
+        mean, deviation = self._statistics(latents)
+        images: Tensor = self.vae.decode(latents * deviation + mean).sample[:, :, 0]
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation, [1, C, 1, 1, 1]."""
+        config, shape = self.vae.config, (1, -1, 1, 1, 1)
+        mean = torch.tensor(config.latents_mean).view(shape).to(latents)
+        return mean, torch.tensor(config.latents_std).view(shape).to(latents)
+
+    def to(self, device: torch.device | str) -> "QwenCodec":
+        """Moves the autoencoder to ``device`` and returns this object."""
+        self.vae.to(device)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Writes the autoencoder to ``folder/vae``."""
+        self.vae.save_pretrained(folder / "vae")
+
+
+class Pictures:
+    """The image processor of a vision language model."""
+
+    def __init__(self, processor: Any) -> None:
+        """Keeps the processor."""
+        self.processor = processor
+
+    def __call__(self, image_3HW: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Returns patches, their grid and the number of tokens of an image in [0, 1]."""
+        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt")
+        grid: Tensor = inputs.image_grid_thw
+        return inputs.pixel_values, grid, int(grid[0].prod()) // self.processor.merge_size**2
+
+    def to(self, _device: torch.device | str) -> "Pictures":
+        """Returns this object, which has no weights."""
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Writes the processor to ``folder``."""
+        self.processor.save_pretrained(folder / "processor")
+
+
+class QwenImageField:
+    """v(z, sigma, cond) of one Qwen-Image transformer: its output at time sigma."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        """Wraps ``backbone``."""
+        self.backbone = backbone
+
+    def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
+        """Returns the velocity, [B, C, H, W] float32."""
+        return by_layout(z_BCHW, sigma_B, condition, self._velocity)
+
+    def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
+        dtype = next(self.backbone.parameters()).dtype
+        tensors = condition.tensors
+        states = [z, tensors["source"]] if edits else [z]
+        mask = tensors["prompt_mask"]
+        output: Tensor = self.backbone(
+            hidden_states=torch.cat([_tokens(state) for state in states], dim=1).to(dtype),
+            timestep=sigma,
+            guidance=None,
+            encoder_hidden_states=tensors["prompt_embeds"].to(dtype),
+            encoder_hidden_states_mask=None if bool(mask.all()) else mask,
+            img_shapes=[[(1, s.shape[2] // 2, s.shape[3] // 2) for s in states]] * len(z),
+            return_dict=False,
+        )[0]
+        return _latents(output[:, : z.shape[2] * z.shape[3] // 4].float(), z.shape)
+
+
+def _tokens(latents_BCHW: Tensor) -> Tensor:
+    """Returns latents as tokens of 2 x 2, [B, H * W / 4, 4 * C]."""
+    return nn.functional.pixel_unshuffle(latents_BCHW, 2).flatten(2).mT
+
+
+def _latents(tokens: Tensor, shape: torch.Size) -> Tensor:
+    """Returns tokens as latents of ``shape``."""
+    batch, channels, height, width = shape
+    patches = tokens.mT.reshape(batch, 4 * channels, height // 2, width // 2)
+    return nn.functional.pixel_shuffle(patches, 2)
+
+
+def keep_length(guided_BCHW: Tensor, conditional_BCHW: Tensor) -> Tensor:
+    """Returns the guided velocity with every token as long as in the conditional one."""
+    guided, conditional = _tokens(guided_BCHW), _tokens(conditional_BCHW)
+    length = conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+    return _latents(guided * length, guided_BCHW.shape)
+
+
+class QwenImageFamily(StockFamily):
+    """Frozen parts of a Qwen-Image model; see ``family.ModelFamily`` for the contract."""
+
+    name: ClassVar[str] = "qwen_image"
+    pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline", _EDIT)
+    patch: ClassVar[int] = 2
+    adapter_targets: tuple[str, ...] = (*_ATTENTION, *_PROMPT_ATTENTION, *_FEED_FORWARD)
+
+    def __init__(
+        self,
+        settings: StockSettings,
+        codec: Codec,
+        language: LanguageEncoder,
+        pictures: Pictures | None,
+    ) -> None:
+        """Joins the frozen parts; ``pictures`` makes it a model that edits."""
+        super().__init__(settings, codec)
+        self.language = language
+        self.pictures = pictures
+        self._empty: list[Tensor] = []
+
+    @staticmethod
+    def transformer_class() -> Any:
+        """Returns ``diffusers.QwenImageTransformer2DModel``."""
+        from diffusers import QwenImageTransformer2DModel
+
+        return QwenImageTransformer2DModel
+
+    @classmethod
+    def open(cls, folder: Path, settings: StockSettings) -> Self:
+        """Returns the family of the frozen parts in ``folder``."""
+        from diffusers import AutoencoderKLQwenImage
+        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+
+        language = load_language_encoder(folder, Qwen2_5_VLForConditionalGeneration)
+        pictures = None
+        if settings.pipeline == _EDIT:
+            pictures = Pictures(load_part(folder / "processor", Qwen2VLImageProcessor))
+        vae = load_pretrained(AutoencoderKLQwenImage, folder / "vae", torch_dtype=torch.float32)
+        return cls(settings, QwenCodec(vae), language, pictures)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.settings.transformer["in_channels"]) // 4
+
+    @property
+    def takes_source(self) -> bool:
+        """Whether the folder was an edit pipeline's."""
+        return self.pictures is not None
+
+    @property
+    def sees_source(self) -> bool:
+        """Whether the language model looks at the source image."""
+        return self.pictures is not None
+
+    def parts(self) -> Sequence[Any]:
+        """Returns the encoders."""
+        return [self.language] if self.pictures is None else [self.language, self.pictures]
+
+    def mu(self, num_tokens: int, num_steps: int) -> float:  # noqa: ARG002
+        """Returns the shift that grows with the number of tokens."""
+        return interpolated_mu(self.settings.scheduler, num_tokens)
+
+    def guided(self, field: VelocityField, scale: float) -> GuidedField:
+        """Returns ``field`` with classifier-free guidance that keeps every token's length."""
+        return GuidedField(field, self.null, scale, keep_length)
+
+    def prompt_tensors(
+        self, prompts: Sequence[str], images: Sequence[Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Returns prompt embeddings and their mask; where there is a source, empty ones too.
+
+        What the language model says of a source picture without an instruction is the row's null
+        embedding, since it depends on the picture.
+        """
+        rows = zip(prompts, images, strict=True)
+        embeds, mask = ragged([self._embed(prompt, image) for prompt, image in rows])
+        tensors = {"prompt_embeds": embeds, "prompt_mask": mask}
+        if self.pictures is not None:
+            null, null_mask = ragged([self._null(image) for image in images])
+            tensors |= {"null_embeds": null, "null_mask": null_mask}
+        return tensors
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        """Returns how much of ``prompt`` the language model reads; beside a picture, all."""
+        if edits:
+            text_of, window = partial(_CHAT.format, _EDIT_SYSTEM), None
+        else:
+            text_of = partial(_CHAT.format, _CREATE_SYSTEM)
+            window = _CREATE_DROPPED + _CREATE_TOKENS
+        return (self.language.reading(prompt, text_of, window),)
+
+    def null(self, condition: Condition) -> Condition:
+        """Returns ``condition`` with the empty prompt and the same source."""
+        tensors = condition.tensors
+        if self.pictures is not None:
+            return with_prompts(
+                condition,
+                {"prompt_embeds": tensors["null_embeds"], "prompt_mask": tensors["null_mask"]},
+            )
+        embeds, mask = ragged([self._null(None)] * condition.num_samples)
+        return with_prompts(condition, {"prompt_embeds": embeds, "prompt_mask": mask})
+
+    def field(self, backbone: nn.Module) -> VelocityField:
+        """Returns the velocity field of ``backbone``."""
+        return QwenImageField(backbone)
+
+    def _null(self, image: Tensor | None) -> Tensor:
+        """Returns the embedding [L, D] of the empty prompt beside ``image``."""
+        if image is not None:
+            return self._embed("", image)
+        if not self._empty:
+            self._empty.append(self._embed("", None))
+        return self._empty[0]
+
+    @torch.no_grad()
+    def _embed(self, prompt: str, image: Tensor | None) -> Tensor:
+        """Returns the embedding [L, D] of ``prompt``, read beside ``image`` if there is one.
+
+        The model was trained with a blank for the empty prompt. Positions of a picture's tokens
+        are those the stock pipeline gives them with the installed ``transformers``.
+        """
+        prompt = prompt or " "
+        model, tokenizer, device = (
+            self.language.model,
+            self.language.tokenizer,
+            self.language.device,
+        )
+        if image is None:
+            text, dropped, most = (
+                _CHAT.format(_CREATE_SYSTEM, prompt),
+                _CREATE_DROPPED,
+                _CREATE_TOKENS,
+            )
+            seen = {}
+        else:
+            assert self.pictures is not None
+            pixels, grid, num_tokens = self.pictures(image)
+            text = _CHAT.format(
+                _EDIT_SYSTEM, _SEEN.replace(_PICTURE, _PICTURE * num_tokens) + prompt
+            )
+            dropped, most = _EDIT_DROPPED, None
+            seen = {"pixel_values": pixels.to(device), "image_grid_thw": grid.to(device)}
+        batch = tokenizer(text, return_tensors="pt").to(device)
+        output = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            output_hidden_states=True,
+            use_cache=False,
+            logits_to_keep=1,
+            **seen,
+        )
+        hidden: Tensor = output.hidden_states[-1][0, dropped:][:most]
+        return hidden.float()

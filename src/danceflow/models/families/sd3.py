@@ -1,0 +1,476 @@
+"""Stable Diffusion 3 family: ``diffusers.SD3Transformer2DModel`` as a velocity field.
+
+One adapter serves the small pixel-space model of the embedded default and a pretrained SD3.5: the
+codec is the VAE when the folder has one, the pixels otherwise, and the prompt encoders are those
+the folder holds. Edits give the source latents as further input channels, and a source mask that
+tells them from no source at all.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from danceflow.errors import WeightsError, unknown_name
+from danceflow.fields import Condition, GuidedField, VelocityField, shifted_grid
+from danceflow.models.adapters.lora import save_adapter
+from danceflow.models.families.pipeline_folder import (
+    PIPELINE_FILE,
+    read_pipeline_class,
+    read_scheduler,
+    read_transformer_config,
+    scheduler_grid,
+)
+from danceflow.models.families.sd3_names import diffusers_names
+from danceflow.models.frozen.codec import Codec, PixelCodec, load_codec
+from danceflow.models.frozen.reading import Reading
+from danceflow.models.frozen.text import (
+    STOCK_T5_TOKENS,
+    PromptEncoder,
+    load_prompt_encoder,
+    small_clip,
+    word_tokenizer,
+)
+from danceflow.models.weights import load_state, read_json, read_state, save_half
+
+FROZEN_FILE = "danceflow_family.json"
+NUM_TIMESTEPS = 1000.0
+PREDICTIONS = ("clean", "velocity")
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+_FEED_FORWARD = tuple(f"{ff}.net.{part}" for ff in ("ff", "ff_context") for part in ("0.proj", "2"))
+_SOURCE_INPUT = ("pos_embed.proj",)
+_SOURCE_WEIGHT = "pos_embed.proj.weight"
+
+
+class Sd3Field:
+    """v(z, sigma, cond) of one SD3 transformer.
+
+    With ``prediction = "clean"`` the network gives the clean latents x and
+    v = (z - x) / max(sigma, sigma_min); with ``"velocity"`` it gives v.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, prediction: str, sigma_min: float, source_mask: bool
+    ) -> None:
+        """Wraps ``backbone``; see :class:`Sd3Family` for the parameters."""
+        self.backbone = backbone
+        self.prediction = prediction
+        self.sigma_min = sigma_min
+        self.source_mask = source_mask
+
+    def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
+        """Returns the velocity, [B, C, H, W] float32."""
+        dtype = next(self.backbone.parameters()).dtype
+        inputs = z_BCHW
+        if "source" in condition.tensors:
+            source = condition.tensors["source"]
+            inputs = torch.cat([z_BCHW, source], dim=1)
+            if self.source_mask:
+                inputs = torch.cat([inputs, _source_mask(source)], dim=1)
+        output: Tensor = self.backbone(
+            hidden_states=inputs.to(dtype),
+            encoder_hidden_states=condition.tensors["prompt_embeds"].to(dtype),
+            pooled_projections=condition.tensors["pooled"].to(dtype),
+            timestep=sigma_B * NUM_TIMESTEPS,
+            return_dict=False,
+        )[0].float()
+        if self.prediction == "velocity":
+            return output
+        sigma = sigma_B.clamp_min(self.sigma_min)[:, None, None, None]
+        return (z_BCHW - output) / sigma
+
+
+class Sd3Family:
+    """Frozen parts of an SD3 model; see ``family.ModelFamily`` for the contract."""
+
+    name = "sd3"
+    sees_source = False
+
+    def __init__(
+        self,
+        prompts: PromptEncoder,
+        codec: Codec,
+        transformer_config: dict[str, Any],
+        *,
+        prediction: str,
+        sigma_min: float,
+        shift: float,
+        scheduler: Mapping[str, Any] | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        """Joins the frozen parts.
+
+        Args:
+            prompts: the text encoders.
+            codec: pixels to latents and back.
+            transformer_config: arguments of ``SD3Transformer2DModel``; ``in_channels`` is twice
+                ``out_channels`` when the model takes source latents, and one more when it takes a
+                source mask too: 1 where there is a source, 0 where there is none.
+            prediction: ``velocity`` or ``clean``, what the network's output means.
+            sigma_min: smallest divisor of the clean prediction.
+            shift: timestep shift of the sigma grid.
+            scheduler: config of the stock scheduler whose grid is used instead, if any.
+            image_size: height and width in pixels; ``None`` is the transformer's own size.
+
+        Raises:
+            WeightsError: for an unknown prediction or a number of channels that makes no sense.
+        """
+        if prediction not in PREDICTIONS:
+            raise WeightsError(unknown_name("prediction", prediction, PREDICTIONS))
+        channels, size = transformer_config["out_channels"], transformer_config["sample_size"]
+        in_channels = transformer_config["in_channels"]
+        if in_channels not in (channels, 2 * channels, 2 * channels + 1):
+            raise WeightsError(
+                f"an SD3 transformer of {channels} output channels takes {channels} channels, or "
+                f"{2 * channels} with a source image, or {2 * channels + 1} with a source image "
+                f"and its mask, not {in_channels}"
+            )
+        self.prompts = prompts
+        self.codec = codec
+        self.transformer_config = transformer_config
+        self.prediction = prediction
+        self.sigma_min = sigma_min
+        self.shift = shift
+        self.scheduler = scheduler
+        self.latent_shape = (channels, size, size)
+        self.image_size = (size * codec.factor, size * codec.factor)
+        self.takes_source = in_channels > channels
+        self.source_mask = in_channels > 2 * channels
+        # Source channels start at zero weight: an adapter that learns to edit must reach them.
+        self.adapter_targets = (
+            *_ATTENTION,
+            *_PROMPT_ATTENTION,
+            *_FEED_FORWARD,
+            *(_SOURCE_INPUT if self.takes_source else ()),
+        )
+        embeds, pooled = prompts([""])
+        self._null = {"prompt_embeds": embeds, "pooled": pooled}
+        if image_size is not None:
+            self._set_size(*image_size)
+
+    def _set_size(self, height: int, width: int) -> None:
+        """Sets image and latent sizes; raises ``WeightsError`` if the network cannot do them."""
+        config = self.transformer_config
+        unit = self.codec.factor * config["patch_size"]
+        patches = config["pos_embed_max_size"] or config["sample_size"] // config["patch_size"]
+        most = unit * patches
+        if height % unit or width % unit or not 0 < max(height, width) <= most:
+            raise WeightsError(
+                f"this SD3 model makes images whose sides are multiples of {unit} up to {most} "
+                f"pixels, not {height} x {width}"
+            )
+        self.image_size = (height, width)
+        self.latent_shape = (
+            self.latent_shape[0],
+            height // self.codec.factor,
+            width // self.codec.factor,
+        )
+
+    def sized(self, height: int, width: int) -> "Sd3Family":
+        """Returns this family, sharing its frozen parts, for images of another size.
+
+        Raises:
+            WeightsError: if the sides are no multiples of a patch, or beyond the position table.
+        """
+        resized = copy.copy(self)
+        resized._set_size(height, width)
+        return resized
+
+    def editing(self) -> "Sd3Family":
+        """Returns this family with source channels and mask beside the state's: it can edit.
+
+        Its ``load_backbone`` takes a transformer without them and starts them at zero weight, so
+        that it gives the same velocities until it is trained. A family that can edit is itself.
+        """
+        if self.takes_source:
+            return self
+        return Sd3Family(
+            self.prompts,
+            self.codec,
+            {**self.transformer_config, "in_channels": 2 * self.latent_shape[0] + 1},
+            prediction=self.prediction,
+            sigma_min=self.sigma_min,
+            shift=self.shift,
+            scheduler=self.scheduler,
+            image_size=self.image_size,
+        )
+
+    @staticmethod
+    def new(config: Mapping[str, Any], words: Sequence[str], seed: int) -> "Sd3Family":
+        """Returns a family with an untrained small text encoder, a function of ``seed``.
+
+        Args:
+            config: the ``family`` section of the parameters as plain data.
+            words: the closed vocabulary of the prompts.
+            seed: decides the encoder's initial weights.
+        """
+        size, text = config["transformer"], config["text_encoder"]
+        tokenizer = word_tokenizer(words, text["max_length"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = small_clip(
+                len(tokenizer),
+                **{key: text[key] for key in ("num_layers", "num_heads", "width", "max_length")},
+            )
+        transformer = {
+            "num_layers": size["num_layers"],
+            "num_attention_heads": size["num_heads"],
+            "attention_head_dim": size["head_dim"],
+            "patch_size": size["patch_size"],
+            "sample_size": size["sample_size"],
+            "in_channels": size["in_channels"],
+            "out_channels": size["out_channels"],
+            "joint_attention_dim": text["width"],
+            "pooled_projection_dim": text["width"],
+            "caption_projection_dim": size["num_heads"] * size["head_dim"],
+            "pos_embed_max_size": size["sample_size"] // size["patch_size"],
+            "qk_norm": "rms_norm",
+        }
+        return Sd3Family(
+            PromptEncoder([(tokenizer, encoder)], None, text["width"]),
+            PixelCodec(),
+            transformer,
+            prediction=config["prediction"],
+            sigma_min=config["sigma_min"],
+            shift=config["shift"],
+        )
+
+    @staticmethod
+    def from_folder(folder: Path) -> "Sd3Family":
+        """Returns the family of a folder of :meth:`save_frozen`, or of a stock SD3 pipeline.
+
+        Raises:
+            WeightsError: if it is neither, or a file cannot be read.
+        """
+        path = folder / FROZEN_FILE
+        settings = read_json(path) if path.is_file() else _stock_settings(folder)
+        try:
+            transformer = settings["transformer"]
+            return Sd3Family(
+                load_prompt_encoder(
+                    folder, transformer["joint_attention_dim"], settings.get("num_t5_tokens", 0)
+                ),
+                load_codec(folder),
+                transformer,
+                prediction=settings["prediction"],
+                sigma_min=settings["sigma_min"],
+                shift=settings["shift"],
+                scheduler=settings.get("scheduler"),
+                image_size=settings.get("image_size"),
+            )
+        except KeyError as error:
+            raise WeightsError(f"{path}: the setting {error} is missing") from error
+
+    def save_frozen(self, folder: Path) -> None:
+        """Writes the text encoders, codec and settings to ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.prompts.save(folder)
+        self.codec.save(folder)
+        settings = {
+            "family": self.name,
+            "prediction": self.prediction,
+            "sigma_min": self.sigma_min,
+            "shift": self.shift,
+            "scheduler": self.scheduler,
+            "image_size": self.image_size,
+            "num_t5_tokens": self.prompts.num_t5_tokens,
+            "transformer": self.transformer_config,
+        }
+        (folder / FROZEN_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    def to(self, device: torch.device | str) -> "Sd3Family":
+        """Moves encoders and codec to ``device``, where conditions are then made."""
+        self.prompts.to(device)
+        self.codec.to(device)
+        return self
+
+    def condition(
+        self,
+        prompts: Sequence[str],
+        source_BCHW: Tensor | None = None,
+        images_B3HW: Tensor | None = None,  # noqa: ARG002
+    ) -> Condition:
+        """Returns the condition of ``prompts``; a missing source is a source of zeros."""
+        embeds, pooled = self.prompts(prompts)
+        tensors = {"prompt_embeds": embeds, "pooled": pooled}
+        if self.takes_source:
+            blank = embeds.new_zeros(len(prompts), *self.latent_shape)
+            tensors["source"] = blank if source_BCHW is None else source_BCHW
+        elif source_BCHW is not None:
+            raise WeightsError("this SD3 transformer has no source channels and cannot edit")
+        return Condition(tensors)
+
+    def null(self, condition: Condition) -> Condition:
+        """Returns ``condition`` with the empty prompt and the same source."""
+        null = {
+            key: value.to(condition.tensors[key]).expand_as(condition.tensors[key])
+            for key, value in self._null.items()
+        }
+        return Condition({**condition.tensors, **null})
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Returns the words of ``prompt`` that the tokenizer does not know."""
+        return self.prompts.unknown_words(prompt)
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:  # noqa: ARG002
+        """Returns how much of ``prompt`` each text encoder reads."""
+        return self.prompts.readings(prompt)
+
+    def field(self, backbone: nn.Module) -> VelocityField:
+        """Returns the velocity field of ``backbone``."""
+        return Sd3Field(backbone, self.prediction, self.sigma_min, self.source_mask)
+
+    def guided(self, field: VelocityField, scale: float) -> GuidedField:
+        """Returns ``field`` with classifier-free guidance."""
+        return GuidedField(field, self.null, scale)
+
+    def target_velocity(
+        self, z_BCHW: Tensor, clean_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor
+    ) -> Tensor:
+        """Returns eps - x, or (z - x) / max(sigma, sigma_min) for clean prediction.
+
+        The two are equal from ``sigma_min`` on; below it the second is what the field gives for
+        the right clean latents.
+        """
+        if self.prediction == "velocity":
+            return noise_BCHW - clean_BCHW
+        return (z_BCHW - clean_BCHW) / sigma_B.clamp_min(self.sigma_min)[:, None, None, None]
+
+    def grid(self, num_steps: int) -> Tensor:
+        """Returns the shifted sigma grid, or the stock scheduler's, [num_steps + 1]."""
+        if self.scheduler is None:
+            return shifted_grid(num_steps, self.shift)
+        patch = self.transformer_config["patch_size"]
+        num_tokens = (self.latent_shape[1] // patch) * (self.latent_shape[2] // patch)
+        return scheduler_grid(self.scheduler, num_steps, num_tokens)
+
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        """Returns the latents of images in [0, 1]."""
+        return self.codec.encode(images_B3HW)
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Returns the images of latents, clamped to [0, 1]."""
+        return self.codec.decode(latents_BCHW)
+
+    def new_backbone(self, seed: int) -> nn.Module:
+        """Returns an untrained transformer whose source channels start at zero weight.
+
+        Its position table (a buffer that is saved with the weights) holds a cosine basis of the
+        token grid in place of the stock frequencies, of which a small grid sees few.
+        """
+        from diffusers import SD3Transformer2DModel
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone = SD3Transformer2DModel(**self.transformer_config)
+        table = backbone.pos_embed.pos_embed
+        table.copy_(cosine_positions(math.isqrt(table.shape[1]), table.shape[2]))
+        if self.takes_source:
+            with torch.no_grad():
+                backbone.pos_embed.proj.weight[:, self.latent_shape[0] :] = 0
+        network: nn.Module = backbone
+        return network
+
+    def load_backbone(self, folder: Path) -> nn.Module:
+        """Returns the transformer in ``folder`` as float32; missing source channels are zeros.
+
+        Raises:
+            WeightsError: if the weights are missing, truncated or of another shape.
+        """
+        from diffusers import SD3Transformer2DModel
+
+        backbone: nn.Module = SD3Transformer2DModel(**self.transformer_config)
+        state = read_state(folder)
+        if self.takes_source:
+            state = _with_source_channels(state, self.latent_shape[0], self.source_mask)
+        load_state(backbone, state, folder)
+        return backbone
+
+    def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
+        """Writes the transformer to ``folder`` as float16 in diffusers' format."""
+        save_half(backbone, folder)
+
+    def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns an adapter's tensors under diffusers' names, from those of the original code."""
+        return diffusers_names(tensors, self.transformer_config["num_layers"])
+
+    def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
+        """Writes the student's adapter to ``folder``.
+
+        No stock pipeline takes source channels: ``folder / "stock"`` has the adapter without them,
+        with which a stock pipeline gives the student's text-to-image.
+        """
+        save_adapter(backbone, folder)
+        if self.takes_source:
+            inputs = dict.fromkeys(_SOURCE_INPUT, self.latent_shape[0])
+            save_adapter(backbone, folder / "stock", num_inputs=inputs)
+
+
+def _source_mask(source_BCHW: Tensor) -> Tensor:
+    """Returns 1 for a source and 0 for none (a source of zeros), [B, 1, H, W]."""
+    present_B = source_BCHW.flatten(1).any(dim=1).to(source_BCHW.dtype)
+    return present_B[:, None, None, None].expand(-1, 1, *source_BCHW.shape[2:])
+
+
+def _with_source_channels(
+    state: dict[str, Tensor], channels: int, source_mask: bool
+) -> dict[str, Tensor]:
+    """Returns ``state`` with zero weights for the source and its mask where it has none."""
+    weight = state.get(_SOURCE_WEIGHT)
+    if weight is None or weight.shape[1] not in (channels, 2 * channels):
+        return state
+    missing = 2 * channels + source_mask - weight.shape[1]
+    zeros = weight.new_zeros(len(weight), missing, *weight.shape[2:])
+    return {**state, _SOURCE_WEIGHT: torch.cat([weight, zeros], dim=1)}
+
+
+def cosine_positions(size: int, width: int) -> Tensor:
+    """Returns features of the places of a square grid, [1, size * size, width] float32.
+
+    Half of the features tell the column and half the row, by the discrete cosine basis
+    cos(pi k (p + 1/2) / size), k = 0, 1, ..., repeated to the width. Each has mean square 1 over
+    the grid, so any two columns (or rows) differ by as much as any other two.
+
+    Args:
+        size: places along a side.
+        width: features, an even number.
+    """
+    place = torch.arange(size) + 0.5
+    frequency = torch.arange(width // 2) % size
+    basis = torch.cos(math.pi * frequency * place[:, None] / size)
+    basis = basis / basis.square().mean(0).sqrt()
+    columns = basis.expand(size, size, -1)
+    return torch.cat([columns, columns.transpose(0, 1)], dim=-1).reshape(1, size * size, width)
+
+
+def _stock_settings(folder: Path) -> dict[str, Any]:
+    """Returns the settings of a stock SD3 pipeline in diffusers' layout.
+
+    Raises:
+        WeightsError: if ``folder`` holds no such pipeline.
+    """
+    from diffusers import SD3Transformer2DModel
+
+    if not (folder / PIPELINE_FILE).is_file():
+        raise WeightsError(f"{folder}: there is neither {FROZEN_FILE} nor {PIPELINE_FILE} in it")
+    pipeline = read_pipeline_class(folder)
+    if not pipeline.startswith("StableDiffusion3"):
+        raise WeightsError(f"{folder}: holds a {pipeline}, not an SD3 pipeline")
+    transformer = read_transformer_config(folder, SD3Transformer2DModel)
+    transformer["out_channels"] = transformer["out_channels"] or transformer["in_channels"]
+    scheduler = read_scheduler(folder)
+    return {
+        "prediction": "velocity",
+        "sigma_min": 0.0,
+        "shift": scheduler.get("shift", 1.0),
+        "scheduler": scheduler,
+        "num_t5_tokens": STOCK_T5_TOKENS,
+        "transformer": transformer,
+    }

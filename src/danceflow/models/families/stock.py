@@ -1,0 +1,366 @@
+"""What the families of stock diffusers pipelines have in common.
+
+Their networks predict eps - x, take source images as further tokens and compute on latents of any
+size. A family adds its prompts, its layout of tokens and its signs.
+"""
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from danceflow.errors import WeightsError
+from danceflow.fields import Condition, GuidedField, VelocityField, pad_length
+from danceflow.models.adapters.lora import save_adapter
+from danceflow.models.families.pipeline_folder import (
+    PIPELINE_FILE,
+    linear_scheduler_grid,
+    read_pipeline_class,
+    read_scheduler,
+    read_transformer_config,
+)
+from danceflow.models.frozen.codec import Codec
+from danceflow.models.frozen.reading import Reading
+from danceflow.models.weights import load_state, read_json, read_state, save_half
+
+FROZEN_FILE = "danceflow_family.json"
+DEFAULT_SIZE = 1024
+"""Side in pixels of the images that stock pipelines make when they are not told."""
+
+
+@dataclass(frozen=True)
+class StockSettings:
+    """What is known of a pipeline beside its weights.
+
+    Attributes:
+        pipeline: name of its class.
+        image_size: height and width in pixels.
+        scheduler: config of its scheduler.
+        transformer: arguments of its transformer.
+    """
+
+    pipeline: str
+    image_size: tuple[int, int]
+    scheduler: dict[str, Any]
+    transformer: dict[str, Any]
+
+
+class StockFamily(ABC):
+    """Frozen parts of a stock pipeline; see ``family.ModelFamily`` for the contract."""
+
+    name: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]
+    """Names of the pipeline classes whose folders the family opens."""
+    patch: ClassVar[int]
+    """Side of a token in latent pixels."""
+    adapter_targets: tuple[str, ...]
+
+    def __init__(self, settings: StockSettings, codec: Codec) -> None:
+        """Keeps the settings and the codec; a family's own ``open`` adds its encoders."""
+        self.settings = settings
+        self.codec = codec
+        self._set_size(*settings.image_size)
+
+    # What a family says of itself -----------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def transformer_class() -> Any:
+        """Returns the diffusers class of the backbone."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path, settings: StockSettings) -> Self:
+        """Returns the family of the frozen parts in ``folder``."""
+
+    @property
+    @abstractmethod
+    def num_channels(self) -> int:
+        """Channels of the latents."""
+
+    @property
+    @abstractmethod
+    def takes_source(self) -> bool:
+        """Whether the backbone can edit."""
+
+    @property
+    def sees_source(self) -> bool:
+        """Whether the prompt encoders look at the source image."""
+        return False
+
+    @abstractmethod
+    def parts(self) -> Sequence[Any]:
+        """Returns the frozen parts beside the codec, each with ``to`` and ``save``."""
+
+    @abstractmethod
+    def prompt_tensors(
+        self, prompts: Sequence[str], images: Sequence[Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Returns the tensors of a condition that stand for its prompts, a row per prompt.
+
+        Args:
+            prompts: B texts.
+            images: the source images [3, H, W] in [0, 1] that the encoders see, ``None`` where a
+                row has no source.
+        """
+
+    @abstractmethod
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        """Returns how much of ``prompt`` each text encoder reads."""
+
+    @abstractmethod
+    def null(self, condition: Condition) -> Condition:
+        """Returns ``condition`` with the empty prompt and the same source."""
+
+    @abstractmethod
+    def field(self, backbone: nn.Module) -> VelocityField:
+        """Returns the velocity field of ``backbone``."""
+
+    @abstractmethod
+    def mu(self, num_tokens: int, num_steps: int) -> float:
+        """Returns the shift that the pipeline gives a dynamically shifting scheduler."""
+
+    # The contract ---------------------------------------------------------------------------------
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """Returns the family of a folder of :meth:`save_frozen`, or of a stock pipeline.
+
+        Raises:
+            WeightsError: if it is neither, or a file cannot be read.
+        """
+        path = folder / FROZEN_FILE
+        if not path.is_file():
+            return cls.open(folder, cls._stock_settings(folder))
+        found = read_json(path)
+        try:
+            settings = StockSettings(
+                pipeline=found["pipeline"],
+                image_size=tuple(found["image_size"]),
+                scheduler=found["scheduler"],
+                transformer=found["transformer"],
+            )
+        except KeyError as error:
+            raise WeightsError(f"{path}: the setting {error} is missing") from error
+        return cls.open(folder, settings)
+
+    @classmethod
+    def _stock_settings(cls, folder: Path) -> StockSettings:
+        if not (folder / PIPELINE_FILE).is_file():
+            raise WeightsError(
+                f"{folder}: there is neither {FROZEN_FILE} nor {PIPELINE_FILE} in it"
+            )
+        pipeline = read_pipeline_class(folder)
+        if pipeline not in cls.pipelines:
+            raise WeightsError(f"{folder}: holds a {pipeline}, not a {' or '.join(cls.pipelines)}")
+        return StockSettings(
+            pipeline=pipeline,
+            image_size=(DEFAULT_SIZE, DEFAULT_SIZE),
+            scheduler=read_scheduler(folder),
+            transformer=read_transformer_config(folder, cls.transformer_class()),
+        )
+
+    @classmethod
+    def new(cls, *_: Any) -> Self:
+        """Raises ``WeightsError``: there is no such model without its pipeline's folder."""
+        raise WeightsError(
+            f"a {cls.name} model is not trained from scratch: danceflow bring-teachers takes a "
+            "pipeline's folder"
+        )
+
+    def save_frozen(self, folder: Path) -> None:
+        """Writes encoders, codec and settings to ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in (*self.parts(), self.codec):
+            part.save(folder)
+        settings = {
+            "family": self.name,
+            **asdict(self.settings),
+            "image_size": self.image_size,
+        }
+        (folder / FROZEN_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves encoders and codec to ``device``, where conditions are then made."""
+        for part in (*self.parts(), self.codec):
+            part.to(device)
+        return self
+
+    def sized(self, height: int, width: int) -> Self:
+        """Returns this family, sharing its frozen parts, for images of another size.
+
+        Raises:
+            WeightsError: if a side is no multiple of a token's.
+        """
+        resized = copy.copy(self)
+        resized._set_size(height, width)
+        return resized
+
+    def _set_size(self, height: int, width: int) -> None:
+        unit = self.codec.factor * self.patch
+        if height % unit or width % unit or min(height, width) <= 0:
+            raise WeightsError(
+                f"this {self.name} model makes images whose sides are multiples of {unit} pixels, "
+                f"not {height} x {width}"
+            )
+        factor = self.codec.factor
+        self.image_size = (height, width)
+        self.latent_shape = (self.num_channels, height // factor, width // factor)
+
+    def editing(self) -> Self:
+        """Returns this family if it can edit.
+
+        Raises:
+            WeightsError: if it cannot: its network was not trained to read source tokens.
+        """
+        if not self.takes_source:
+            raise WeightsError(
+                f"a {self.settings.pipeline} cannot edit; of {self.name}, these pipelines can: "
+                f"{', '.join(self.pipelines[-1:])}"
+            )
+        return self
+
+    def condition(
+        self,
+        prompts: Sequence[str],
+        source_BCHW: Tensor | None = None,
+        images_B3HW: Tensor | None = None,
+    ) -> Condition:
+        """Returns the condition of ``prompts``; see ``family.ModelFamily``."""
+        if source_BCHW is not None and not self.takes_source:
+            raise WeightsError(f"this {self.name} model takes no source and cannot edit")
+        images: list[Tensor | None] = [None] * len(prompts)
+        if source_BCHW is not None and self.sees_source:
+            if images_B3HW is None:
+                raise WeightsError(f"{self.name} reads prompts beside the source, as pixels")
+            given = has_source(source_BCHW)
+            images = [
+                image if there else None for image, there in zip(images_B3HW, given, strict=True)
+            ]
+        tensors = self.prompt_tensors(prompts, images)
+        if self.takes_source:
+            embeds = next(iter(tensors.values()))
+            blank = embeds.new_zeros(len(prompts), *self.latent_shape, dtype=torch.float32)
+            tensors["source"] = blank if source_BCHW is None else source_BCHW
+        return Condition(tensors)
+
+    def unknown_words(self, prompt: str) -> list[str]:  # noqa: ARG002
+        """Returns no word: the tokenizer knows every byte."""
+        return []
+
+    def guided(self, field: VelocityField, scale: float) -> GuidedField:
+        """Returns ``field`` with classifier-free guidance."""
+        return GuidedField(field, self.null, scale)
+
+    def target_velocity(
+        self,
+        z_BCHW: Tensor,  # noqa: ARG002
+        clean_BCHW: Tensor,
+        noise_BCHW: Tensor,
+        sigma_B: Tensor,  # noqa: ARG002
+    ) -> Tensor:
+        """Returns eps - x."""
+        return noise_BCHW - clean_BCHW
+
+    def grid(self, num_steps: int) -> Tensor:
+        """Returns the stock pipeline's sigma grid for ``image_size``, [num_steps + 1] float32."""
+        num_tokens = (self.latent_shape[1] // self.patch) * (self.latent_shape[2] // self.patch)
+        mu = self.mu(num_tokens, num_steps)
+        return linear_scheduler_grid(self.settings.scheduler, num_steps, mu)
+
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        """Returns the latents of images in [0, 1]."""
+        return self.codec.encode(images_B3HW)
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Returns the images of latents, clamped to [0, 1]."""
+        return self.codec.decode(latents_BCHW)
+
+    def new_backbone(self, seed: int) -> nn.Module:
+        """Returns an untrained transformer."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone: nn.Module = self.transformer_class()(**self.settings.transformer)
+        return backbone
+
+    def load_backbone(self, folder: Path) -> nn.Module:
+        """Returns the transformer in ``folder`` as float32.
+
+        Raises:
+            WeightsError: if the weights are missing, truncated or of another shape.
+        """
+        backbone: nn.Module = self.transformer_class()(**self.settings.transformer)
+        load_state(backbone, read_state(folder), folder)
+        return backbone
+
+    def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
+        """Writes the transformer to ``folder`` as float16 in diffusers' format."""
+        save_half(backbone, folder)
+
+    def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns an adapter's tensors under diffusers' names, as the stock pipeline reads them."""
+        import diffusers
+
+        pipeline = getattr(diffusers, self.settings.pipeline)
+        translated: dict[str, Tensor] = pipeline.lora_state_dict(dict(tensors))
+        return translated
+
+    def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
+        """Writes the student's adapter to ``folder``, as the stock pipelines load it."""
+        save_adapter(backbone, folder)
+
+
+def has_source(source_BCHW: Tensor) -> list[bool]:
+    """Returns for every row whether it has a source: whether its latents are not all zero."""
+    return [bool(found) for found in source_BCHW.flatten(1).any(dim=1).tolist()]
+
+
+def rows_with_source(condition: Condition) -> list[bool]:
+    """Returns for every row of a condition whether it has a source."""
+    source = condition.tensors.get("source")
+    return [False] * condition.num_samples if source is None else has_source(source)
+
+
+def by_layout(
+    z_BCHW: Tensor,
+    sigma_B: Tensor,
+    condition: Condition,
+    velocity: Callable[[Tensor, Tensor, Condition, bool], Tensor],
+) -> Tensor:
+    """Returns the velocities of a batch whose rows with and without a source are laid out apart.
+
+    Args:
+        z_BCHW: states.
+        sigma_B: their noise levels.
+        condition: B rows.
+        velocity: gives the velocity of states that all have a source, or all have none.
+    """
+    given = rows_with_source(condition)
+    if all(given) or not any(given):
+        return velocity(z_BCHW, sigma_B, condition, given[0])
+    parts, order = [], []
+    for kind in (False, True):
+        rows = [row for row, found in enumerate(given) if found is kind]
+        at = torch.tensor(rows, device=z_BCHW.device)
+        parts.append(velocity(z_BCHW[at], sigma_B[at], condition.select(at), kind))
+        order += rows
+    return torch.cat(parts)[torch.tensor(order, device=z_BCHW.device).argsort()]
+
+
+def with_prompts(condition: Condition, prompts: Mapping[str, Tensor]) -> Condition:
+    """Returns ``condition`` with other prompt tensors, padded to the length they had.
+
+    Raises:
+        ValueError: if one is longer than what it replaces.
+    """
+    fitted = {
+        name: pad_length(value, condition.tensors[name].shape[1]).to(condition.tensors[name])
+        for name, value in prompts.items()
+    }
+    return Condition({**condition.tensors, **fitted})

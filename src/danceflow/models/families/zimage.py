@@ -1,0 +1,264 @@
+"""Z-Image family: ``diffusers.ZImageTransformer2DModel`` as a velocity field.
+
+A ``ZImagePipeline`` folder makes images from text. A ``ZImageOmniPipeline`` folder also edits: the
+source's latents are clean tokens before the noisy ones, its SigLIP features follow, and the prompt
+stands between two fixed pieces of text. The network counts time upwards and predicts x - eps.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from danceflow.fields import Condition, VelocityField
+from danceflow.models.families.pipeline_folder import interpolated_mu
+from danceflow.models.families.stock import (
+    StockFamily,
+    StockSettings,
+    by_layout,
+    rows_with_source,
+    with_prompts,
+)
+from danceflow.models.frozen.codec import Codec, load_vae
+from danceflow.models.frozen.language import (
+    LanguageEncoder,
+    load_language_encoder,
+    load_part,
+    ragged,
+)
+from danceflow.models.frozen.reading import Reading
+from danceflow.models.weights import load_pretrained, save_half
+from danceflow.pictures import to_picture
+
+NUM_PROMPT_TOKENS = 512
+"""The stock pipelines' ``max_sequence_length``."""
+
+_OMNI = "ZImageOmniPipeline"
+_USER, _END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+_BEFORE_SOURCE = _USER + "<|vision_start|>"
+_BEFORE_TARGET = "<|vision_end|>{}" + _END + "<|vision_start|>"
+_AFTER_TARGET = "<|vision_end|><|im_end|>"
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_FEED_FORWARD = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+
+
+class Vision:
+    """A frozen SigLIP 2 and its processor."""
+
+    def __init__(self, processor: Any, model: nn.Module) -> None:
+        """Freezes the model."""
+        self.processor = processor
+        self.model = model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, image_3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Returns the features [h * w, C] of an image in [0, 1], and (h, w)."""
+        device = next(self.model.parameters()).device
+        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt").to(device)
+        height, width = (int(side) for side in inputs.spatial_shapes[0])
+        features: Tensor = self.model(**inputs).last_hidden_state[0, : height * width]
+        return features.float(), (height, width)
+
+    @property
+    def width(self) -> int:
+        """Features per token."""
+        return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
+
+    def to(self, device: torch.device | str) -> "Vision":
+        """Moves the model to ``device`` and returns this object."""
+        self.model.to(device)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Writes model (float16) and processor to ``folder``."""
+        self.processor.save_pretrained(folder / "siglip_processor")
+        save_half(self.model, folder / "siglip")
+
+
+class ZImageField:
+    """v(z, sigma, cond) of one Z-Image transformer: minus its output at time 1 - sigma."""
+
+    def __init__(self, backbone: nn.Module, frame: tuple[Tensor, Tensor] | None) -> None:
+        """Wraps ``backbone``.
+
+        Args:
+            backbone: the transformer.
+            frame: embeddings of the text before the source and after the target, in the Omni
+                layout; ``None`` is the plain layout.
+        """
+        self.backbone = backbone
+        self.frame = frame
+
+    def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
+        """Returns the velocity, [B, C, H, W] float32."""
+        return by_layout(z_BCHW, sigma_B, condition, self._velocity)
+
+    def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
+        dtype = next(self.backbone.parameters()).dtype
+        tensors = condition.tensors
+        states = list(z.to(dtype).unsqueeze(2))
+        prompts = [
+            row[there]
+            for row, there in zip(
+                tensors["prompt_embeds"].to(dtype), tensors["prompt_mask"], strict=True
+            )
+        ]
+        if self.frame is None:
+            outputs = self.backbone(states, 1 - sigma, prompts, return_dict=False)[0]
+        else:
+            texts, images, visions = self._omni(states, prompts, tensors, edits)
+            outputs = self.backbone(
+                x=images,
+                t=1 - sigma,
+                cap_feats=texts,
+                siglip_feats=visions,
+                image_noise_mask=[[0, 1] if edits else [1]] * len(states),
+                return_dict=False,
+            )[0]
+        return -torch.stack([output.float() for output in outputs]).squeeze(2)
+
+    def _omni(self, states: Any, prompts: Any, tensors: Any, edits: bool) -> tuple[Any, Any, Any]:
+        """Returns texts, images and visions of every row, in the order of their tokens."""
+        if not edits:
+            return [[p] for p in prompts], [[z] for z in states], [None] * len(states)
+        assert self.frame is not None
+        first, last = (text.to(prompts[0]) for text in self.frame)
+        sources = tensors["source"].to(states[0].dtype).unsqueeze(2)
+        visions = []
+        for row, (height, width) in zip(
+            tensors["vision"], tensors["vision_size"].tolist(), strict=True
+        ):
+            seen = row[: height * width].to(states[0].dtype)
+            visions.append([seen.view(height, width, -1), None])
+        return (
+            [[first, prompt, last] for prompt in prompts],
+            [[source, z] for source, z in zip(sources, states, strict=True)],
+            visions,
+        )
+
+
+class ZImageFamily(StockFamily):
+    """Frozen parts of a Z-Image model; see ``family.ModelFamily`` for the contract."""
+
+    name: ClassVar[str] = "zimage"
+    pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline", _OMNI)
+    patch: ClassVar[int] = 2
+    adapter_targets: tuple[str, ...] = (*_ATTENTION, *_FEED_FORWARD)
+
+    def __init__(
+        self,
+        settings: StockSettings,
+        codec: Codec,
+        language: LanguageEncoder,
+        vision: Vision | None,
+    ) -> None:
+        """Joins the frozen parts; ``vision`` makes it a model that edits."""
+        super().__init__(settings, codec)
+        self.language = language
+        self.vision = vision
+        self._fixed: dict[str, Tensor] = {}
+
+    @staticmethod
+    def transformer_class() -> Any:
+        """Returns ``diffusers.ZImageTransformer2DModel``."""
+        from diffusers import ZImageTransformer2DModel
+
+        return ZImageTransformer2DModel
+
+    @classmethod
+    def open(cls, folder: Path, settings: StockSettings) -> Self:
+        """Returns the family of the frozen parts in ``folder``."""
+        from transformers import Qwen3Model, Siglip2ImageProcessor, Siglip2VisionModel
+
+        language = load_language_encoder(folder, Qwen3Model)
+        vision = None
+        if settings.pipeline == _OMNI:
+            vision = Vision(
+                load_part(folder / "siglip_processor", Siglip2ImageProcessor),
+                load_pretrained(Siglip2VisionModel, folder / "siglip", dtype=torch.float32),
+            )
+        return cls(settings, load_vae(folder), language, vision)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.settings.transformer["in_channels"])
+
+    @property
+    def takes_source(self) -> bool:
+        """Whether the folder was an Omni pipeline's."""
+        return self.vision is not None
+
+    @property
+    def sees_source(self) -> bool:
+        """Whether SigLIP looks at the source image."""
+        return self.vision is not None
+
+    def parts(self) -> Sequence[Any]:
+        """Returns the encoders."""
+        return [self.language] if self.vision is None else [self.language, self.vision]
+
+    def mu(self, num_tokens: int, num_steps: int) -> float:  # noqa: ARG002
+        """Returns the shift that grows with the number of tokens."""
+        return interpolated_mu(self.settings.scheduler, num_tokens)
+
+    def prompt_tensors(
+        self, prompts: Sequence[str], images: Sequence[Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Returns prompt embeddings, their mask and, in the Omni layout, SigLIP's features."""
+        texts = [
+            self._text(prompt, edits=image is not None)
+            for prompt, image in zip(prompts, images, strict=True)
+        ]
+        embeds, mask = self._embed(texts)
+        if self.vision is None:
+            return {"prompt_embeds": embeds, "prompt_mask": mask}
+        blank = embeds.new_zeros(1, self.vision.width), (0, 0)
+        seen = [blank if image is None else self.vision(image) for image in images]
+        return {
+            "prompt_embeds": embeds,
+            "prompt_mask": mask,
+            "vision": ragged([features for features, _ in seen])[0],
+            "vision_size": torch.tensor([size for _, size in seen], device=embeds.device),
+        }
+
+    def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
+        """Returns how much of ``prompt`` the language model reads."""
+        text_of = partial(self._text, edits=edits)
+        return (self.language.reading(prompt, text_of, NUM_PROMPT_TOKENS),)
+
+    def null(self, condition: Condition) -> Condition:
+        """Returns ``condition`` with the empty prompt in each row's own layout."""
+        edits = rows_with_source(condition)
+        rows = [self._one(self._text("", edits=edit)) for edit in edits]
+        embeds, mask = ragged(rows)
+        return with_prompts(condition, {"prompt_embeds": embeds, "prompt_mask": mask})
+
+    def field(self, backbone: nn.Module) -> VelocityField:
+        """Returns the velocity field of ``backbone``."""
+        frame = None
+        if self.vision is not None:
+            frame = self._one(_BEFORE_SOURCE), self._one(_AFTER_TARGET)
+        return ZImageField(backbone, frame)
+
+    def _text(self, prompt: str, *, edits: bool) -> str:
+        """Returns what the language model reads for ``prompt``."""
+        if edits:
+            return _BEFORE_TARGET.format(prompt)
+        if self.vision is not None:
+            return _USER + prompt + _END
+        return self.language.chat(prompt, thinking=True)
+
+    def _embed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Returns the last but one hidden states of ``texts``, [B, L, D], and their mask."""
+        states, mask = self.language.hidden(texts, NUM_PROMPT_TOKENS)
+        return ragged([row[there] for row, there in zip(states[-2], mask, strict=True)])
+
+    def _one(self, text: str) -> Tensor:
+        """Returns the embedding [L, D] of a text that is used again and again."""
+        if text not in self._fixed:
+            self._fixed[text] = self._embed([text])[0][0]
+        return self._fixed[text]

@@ -1,0 +1,1 @@
+"""What is frozen beside the network: codecs and encoders."""

@@ -1,0 +1,143 @@
+"""The student opened from a folder, a tracked run or the model registry.
+
+Only the weights and their description travel; no code that came with them is run here. What comes
+from a store is checked against the digest that was registered before anything is read from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from danceflow.errors import TrackingError, UsageError, WeightsError
+from danceflow.ops.files import sha256
+from danceflow.ops.tracking import Store, TrackingSettings, open_store, store_errors
+from danceflow.params.read import load_params
+from danceflow.paths import Paths, find_root
+from danceflow.registry.student import Student
+
+DIGEST_TAG = "student.digest"
+ALIASES = ("champion", "challenger")
+ARTIFACT = "student"  # the folder's name inside a logged model
+
+
+def open_student(
+    source: str | Path, settings: TrackingSettings | None = None, device: str = "cpu"
+) -> Student:
+    """Return a student that is ready to use.
+
+    Args:
+        source: a folder; ``champion`` or ``challenger``; ``runs:/<run id>``;
+            ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
+        settings: where runs are recorded; None: as the parameters of this checkout say.
+        device: where to compute.
+
+    Raises:
+        WeightsError: they are missing, truncated or not the ones that were registered.
+        TrackingError: the store cannot be reached or knows no such run or model.
+        UsageError: the source needs a store, and tracking is off or this is no checkout.
+        ConfigError: the parameters of this checkout are wrong.
+    """
+    text = str(source)
+    if not text.startswith(("runs:/", "models:/")) and text not in ALIASES:
+        return open_folder(Path(source), None, device)
+    settings = _checkout_settings() if settings is None else settings
+    if not settings.enabled:
+        raise UsageError(f"{text}: tracking is off, so there is no store to look in")
+    if text in ALIASES:
+        text = f"models:/{settings.registered_model}@{text}"
+    store = open_store(settings)
+    with tempfile.TemporaryDirectory(prefix="danceflow-student-") as folder:
+        package, digest = fetch(store, text, Path(folder))
+        return open_folder(package, digest, device)
+
+
+def open_folder(folder: Path, digest: str | None, device: str) -> Student:
+    """Return the student in a folder.
+
+    Args:
+        folder: what the training wrote.
+        digest: what ``folder_digest`` must find; None: not checked.
+        device: where to compute.
+
+    Raises:
+        WeightsError: it is missing, incomplete or another one.
+    """
+    if not folder.is_dir():
+        raise WeightsError(f"{folder}: there is no student here; run the pipeline first")
+    if digest is not None:
+        found = folder_digest(folder)
+        if found != digest:
+            raise WeightsError(
+                f"{folder}: its content is not what was registered "
+                f"(sha256 {found[:12]}..., registered {digest[:12]}...)"
+            )
+    from danceflow.models.package import load_package
+
+    return Student(load_package(folder, device))
+
+
+def fetch(store: Store, source: str, folder: Path) -> tuple[Path, str]:
+    """Copy a registered student into a folder and return its place there and its digest.
+
+    Args:
+        store: where it is registered.
+        source: ``runs:/<run id>``, ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
+        folder: an empty folder.
+
+    Raises:
+        TrackingError: the store has no such student.
+    """
+    import mlflow
+
+    with store_errors(store.uri):
+        version = _find_version(store, source)
+        digest = version.tags.get(DIGEST_TAG)
+        if digest is None:
+            raise TrackingError(f"{source}: version {version.version} is no danceflow student")
+        content = store.client.get_model_version_download_uri(version.name, version.version)
+        with store.as_current():
+            place = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{content}/artifacts/{ARTIFACT}", dst_path=str(folder)
+            )
+    return Path(place), digest
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the SHA-256 of a folder's files: 64 hexadecimal digits over names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _checkout_settings() -> TrackingSettings:
+    """Return where the checkout of the working folder records its runs."""
+    root = find_root(Path.cwd())
+    return TrackingSettings.of(root, load_params(Paths(root).params).tracking)
+
+
+def _find_version(store: Store, source: str) -> Any:
+    """Return the registry's entry for a source."""
+    kind, _, rest = source.partition(":/")
+    if kind == "runs":
+        found = store.client.search_model_versions(f"run_id = '{rest.strip('/')}'")
+        if not found:
+            raise TrackingError(f"{source}: no student was registered from this run")
+        return max(found, key=lambda version: int(version.version))
+    name, at, alias = rest.strip("/").partition("@")
+    if at:
+        number = store.client.get_registered_model(name).aliases.get(alias)
+        if number is None:
+            raise TrackingError(
+                f"{source}: {name} has no {alias}: there never was one, or it was deleted; "
+                "`danceflow promote <version>` makes a version the champion, `danceflow rollback` "
+                "brings the one before a deleted champion back"
+            )
+        return store.client.get_model_version(name, number)
+    name, slash, number = name.rpartition("/")
+    if not slash:
+        raise UsageError(f"{source}: write models:/<name>@<alias> or models:/<name>/<version>")
+    return store.client.get_model_version(name, number)

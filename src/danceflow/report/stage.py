@@ -1,0 +1,136 @@
+"""Stage ``report``: retention with intervals, conflict matrix, the gate's verdict and the page."""
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from danceflow.errors import DataError
+from danceflow.evaluate.records import Evaluation, read_evaluation
+from danceflow.ops import timings
+from danceflow.ops.files import write_json, write_text
+from danceflow.ops.tracking import source_tags
+from danceflow.report.curves import Curves, read_curves
+from danceflow.report.gate import verdict, write_verdict
+from danceflow.report.page.page import Making, render_page
+from danceflow.report.page.tiles import read_tiles
+from danceflow.report.summary import summarise
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from danceflow.params.sections import Params
+    from danceflow.paths import Paths
+
+_LOG = logging.getLogger(__name__)
+_ORDER = ("prepare", "cache", "distill", "evaluate")  # teachers are trained once, not per run
+
+
+def run(params: "Params", paths: "Paths") -> None:
+    """Writes ``reports/summary.json``, ``reports/gate.json`` and ``reports/report.html``.
+
+    Raises:
+        DataError: an evaluation or the training's record is missing or damaged.
+    """
+    evaluations = {
+        name: read_evaluation(paths.evaluation(name), name) for name in params.capabilities
+    }
+    tiles = {name: read_tiles(paths.evaluation_images(name)) for name in params.capabilities}
+    curves = read_curves(paths.distill_metrics)
+    teachers = _read_json(paths.teachers_report, "teachers")
+    data = _read_json(paths.data_report, "prepare")
+    summary = summarise(evaluations, params.evaluate.num_bootstrap)
+    summary["curve"] = {
+        name: [list(point) for point in line] for name, line in curves.scores.items()
+    }
+    summary["notes"] = _notes(evaluations)
+    training = next(iter(evaluations.values())).training
+    summary["training"] = None if training is None else training.model_dump()
+    summary["stages"] = stage_seconds(timings.read(paths.scratch), evaluations, curves)
+    answer = verdict(summary, None, params.gate)
+    making = Making(
+        params_text=paths.params.read_text(encoding="utf-8"),
+        source=_source(source_tags(paths.root)),
+        seconds=summary["stages"],
+        teachers=teachers,
+        data=data,
+        min_retention=params.gate.min_retention,
+    )
+    page = render_page(summary, answer, curves, tiles, making)
+    write_json(paths.summary, summary)
+    write_verdict(paths.gate, answer)
+    write_text(paths.report_page, page)
+    for name, row in summary["capabilities"].items():
+        _LOG.info("%s: student %s, teacher %s, retention %s", name, *_figures(row))
+    _LOG.info("wrote %s", paths.report_page)
+
+
+def stage_seconds(
+    recorded: Mapping[str, float],
+    evaluations: Mapping[str, Evaluation],
+    curves: Curves,
+) -> dict[str, float]:
+    """Returns the seconds of every stage of a run before this one, in the pipeline's order.
+
+    A stage that did not run in this checkout, as its result came from the cache, is told by what
+    it left.
+
+    Args:
+        recorded: what this checkout measured.
+        evaluations: by capability.
+        curves: the training's record.
+    """
+    seconds = {f"evaluate@{name}": item.seconds for name, item in evaluations.items()}
+    if curves.seconds is not None:
+        seconds["distill"] = round(curves.seconds, 1)
+    known = {**seconds, **recorded}
+    return {
+        name: known[name] for stage in _ORDER for name in known if name.partition("@")[0] == stage
+    }
+
+
+def _notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Returns every note once; one that not all capabilities share names those it is about.
+
+    Every row that a judge left out is one, with its capability.
+    """
+    about: dict[str, list[str]] = {}
+    for name, evaluation in evaluations.items():
+        for note in evaluation.notes:
+            about.setdefault(note, []).append(name)
+    notes = [
+        note if len(names) == len(evaluations) else f"{', '.join(names)}: {note}"
+        for note, names in about.items()
+    ]
+    return notes + [
+        f"{name}: the judge left out row {row.uid} ({row.category}, noise seed {row.seed}) of "
+        f"every field: {'; '.join(row.reasons)}"
+        for name, evaluation in evaluations.items()
+        for row in evaluation.left_out
+    ]
+
+
+def _source(tags: Mapping[str, str]) -> dict[str, str]:
+    """Returns where the code comes from, in words."""
+    found = {}
+    if "git.commit" in tags:
+        changed = " with local changes" if tags["git.dirty"] == "true" else ""
+        found["Git commit"] = tags["git.commit"][:12] + changed
+    if "dvc.experiment" in tags:
+        found["DVC experiment"] = tags["dvc.experiment"]
+    return found
+
+
+def _read_json(path: "Path", stage: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("it holds no object")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run the stage {stage}") from error
+    return found
+
+
+def _figures(row: Mapping[str, Any]) -> tuple[Any, Any, str]:
+    kept = row["retention"]
+    return row["student"], row["teacher"], "unknown" if kept is None else f"{kept:.1%}"

@@ -1,0 +1,1 @@
+"""Stage ``distill``: one student from several teachers."""

@@ -1,0 +1,1 @@
+"""Stage ``teachers``: the frozen teachers are trained and scored."""

@@ -1,0 +1,86 @@
+"""Scores and draws teachers on the validation split of every capability, as students are scored."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danceflow.data.buckets import VALIDATION, read_bucket
+from danceflow.evaluate.grids import image_grid
+from danceflow.evaluate.quick import QuickBatch, quick_batch
+from danceflow.models.memory import memory_of
+from danceflow.models.package import Teachers
+from danceflow.ops.files import atomic_directory
+from danceflow.worlds.world import open_world
+
+if TYPE_CHECKING:
+    from danceflow.params.sections import Params
+    from danceflow.paths import Paths
+
+_GUIDANCE = (1.0, 1.5, 2.0, 3.0)
+_GRID_ROWS = 8
+
+
+def score_teachers(params: "Params", paths: "Paths", data: "Paths", report: dict[str, Any]) -> None:
+    """Scores every teacher on every capability, its own one at several guidance scales.
+
+    Args:
+        params: names them.
+        paths: where the teachers lie, and where grids go.
+        data: where the buckets lie.
+        report: gets what it lacks.
+    """
+    teachers = Teachers(
+        paths.teachers, params.family.name, list(params.teachers), memory_of(params.run)
+    )
+    for name, backbone in teachers.backbones.items():
+        entry = {
+            "num_parameters": sum(p.numel() for p in backbone.parameters()),
+            "num_updates": params.teachers[name].num_updates,
+            "scores": {},
+        }
+        report["teachers"].setdefault(name, entry)
+    with atomic_directory(paths.teachers_images) as folder:
+        if paths.teachers_images.exists():
+            shutil.copytree(paths.teachers_images, folder, dirs_exist_ok=True)
+        for capability, config in params.capabilities.items():
+            scores = {name: report["teachers"][name]["scores"] for name in teachers.backbones}
+            missing = [name for name, found in scores.items() if capability not in found]
+            if not missing:
+                continue
+            dataset = read_bucket(data.bucket(config.bucket), VALIDATION)
+            batch = quick_batch(
+                dataset,
+                open_world(params.data.world),
+                teachers.family,
+                params.evaluate.num_samples,
+                params.run.seed,
+                params.run.device,
+            )
+            for name in missing:
+                scales = _GUIDANCE if name == config.teacher else (config.guidance,)
+                scores[name][capability] = {
+                    f"{scale:g}": _scored(params, teachers, batch, name, scale) for scale in scales
+                }
+            _draw(params, teachers, batch, capability, folder / f"{capability}.png")
+
+
+def _scored(
+    params: "Params", teachers: Teachers, batch: QuickBatch, name: str, guidance: float
+) -> dict[str, Any]:
+    field = teachers.field(name, guidance)
+    images = batch.sample(field, params.evaluate.num_steps, params.evaluate.batch_size)
+    return batch.score(images)
+
+
+def _draw(
+    params: "Params", teachers: Teachers, batch: QuickBatch, capability: str, path: Path
+) -> None:
+    """Writes a grid: source, every teacher, exact target, with the prompts beside."""
+    part = batch.head(_GRID_ROWS)
+    columns = {"source": part.sources} if part.sources else {}
+    for name, config in params.capabilities.items():
+        field = teachers.field(config.teacher, config.guidance)
+        label = f"{config.teacher} teacher" + (" (its own)" if name == capability else "")
+        columns[label] = part.sample(field, params.evaluate.num_steps, _GRID_ROWS)
+    columns["exact target"] = part.targets
+    image_grid(columns, part.prompts).save(path)

@@ -1,0 +1,126 @@
+"""Stage ``teachers`` (frozen): trains the teachers on the prepared data and scores them.
+
+The text encoder learns to read first, then every teacher is trained on its bucket, from scratch or
+from another teacher, as a whole or as a LoRA adapter. An interrupted stage goes on at its last
+checkpoint. The teachers are scored on the validation split of every capability, so that the test
+split stays unseen.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danceflow.data.buckets import VALIDATION
+from danceflow.errors import WeightsError
+from danceflow.models.family import open_family
+from danceflow.models.package import FROZEN_FOLDER, read_manifest, write_manifest
+from danceflow.ops import keys
+from danceflow.ops.files import atomic_directory, fingerprint, write_json
+from danceflow.params.read import require_trained_here
+from danceflow.paths import Paths
+from danceflow.train.teachers.scores import score_teachers
+from danceflow.train.teachers.training import text_encoder, train_teacher
+from danceflow.worlds import prepare
+
+if TYPE_CHECKING:
+    from danceflow.params.sections import Params
+
+
+def run(params: "Params", paths: Paths) -> None:
+    """Writes ``models/teachers``, ``reports/teachers`` and ``reports/teachers.json``.
+
+    Raises:
+        ConfigError: if a teacher was brought along, or starts from one that is not trained before.
+        TrainingError: if a training cannot go on.
+    """
+    started = time.monotonic()
+    require_trained_here(params, str(paths.params))
+    with keys.training_teachers(paths):
+        frozen = text_encoder(params, paths)
+        family = open_family(params.family.name, frozen).to(params.run.device)
+        trained: dict[str, Path] = {}
+        for name in params.teachers:
+            trained[name] = train_teacher(params, paths, paths, family, name, trained, frozen.name)
+        _write(params, paths, frozen, trained)
+        report: dict[str, Any] = {"split": VALIDATION, "num_steps": params.evaluate.num_steps}
+        report["teachers"] = {}
+        score_teachers(params, paths, paths, report)
+        for name, place in trained.items():
+            report["teachers"][name]["curve"] = _curve(place / "curve.jsonl")
+    report["seconds"] = round(time.monotonic() - started, 1)
+    write_json(paths.teachers_report, report)
+
+
+def add(params: "Params", paths: Paths) -> list[str]:
+    """Returns the teachers of ``params`` that ``models/teachers`` lacked; they are in it now.
+
+    Those that are there stay as they are, whatever the parameters say about their training. What
+    ``reports/teachers.json`` lacks is scored and drawn.
+
+    Raises:
+        ConfigError: if a teacher starts from one that is neither there nor above it.
+        WeightsError: if ``models/teachers`` is damaged or of another family.
+        TrainingError: if a training cannot go on; running again resumes it.
+    """
+    manifest = read_manifest(paths.teachers)
+    if manifest["family"] != params.family.name:
+        raise WeightsError(
+            f"{paths.teachers}: holds teachers of family {manifest['family']!r}, the parameters "
+            f"ask for {params.family.name!r}"
+        )
+    with keys.training_teachers(paths):
+        return _add(params, paths, manifest)
+
+
+def _add(params: "Params", paths: Paths, manifest: Mapping[str, Any]) -> list[str]:
+    frozen = paths.teachers / FROZEN_FOLDER
+    family = open_family(params.family.name, frozen).to(params.run.device)
+    parts = {k: v for k, v in manifest["files"].items() if k.startswith(f"{FROZEN_FOLDER}/")}
+    trained = {name: _kept(paths, name, manifest) for name in manifest["teachers"]}
+    added = [name for name in params.teachers if name not in trained]
+    data = Paths(keys.teachers_data(params).touched(paths))
+    if not data.data_report.exists():
+        prepare.run(params, data)
+    stands_for = fingerprint(parts)
+    for name in added:
+        trained[name] = train_teacher(params, paths, data, family, name, trained, stands_for)
+    if added:
+        _write(params, paths, frozen, trained)
+    report = json.loads(paths.teachers_report.read_text())
+    score_teachers(params, paths, data, report)
+    for name in added:
+        report["teachers"][name]["curve"] = _curve(trained[name] / "curve.jsonl")
+    write_json(paths.teachers_report, report)
+    return added
+
+
+def _kept(paths: Paths, name: str, manifest: Mapping[str, Any]) -> Path:
+    """Returns a work folder whose ``final`` is a copy of a teacher that is there already."""
+    files = {file: sha for file, sha in manifest["files"].items() if file.startswith(f"{name}/")}
+    work = keys.kept_teacher(name, files).touched(paths)
+    if not (work / "final").exists():
+        with atomic_directory(work / "final") as folder:
+            shutil.copytree(paths.teacher(name), folder, dirs_exist_ok=True)
+    return work
+
+
+def _write(params: "Params", paths: Paths, frozen: Path, trained: Mapping[str, Path]) -> None:
+    """Writes ``models/teachers``: frozen parts, every teacher's weights, the manifest."""
+    bases = [t.init for t in params.teachers.values() if t.adapter_rank is not None]
+    meta = {"family": params.family.name, "teachers": list(trained)}
+    with atomic_directory(paths.teachers) as folder:
+        shutil.copytree(frozen, folder / FROZEN_FOLDER)
+        for name, place in trained.items():
+            shutil.copytree(place / "final", folder / name)
+        write_manifest(folder, meta | ({"base": bases[0]} if bases else {}))
+
+
+def _curve(path: Path) -> list[list[float]]:
+    """Returns (update, loss, seconds) triples of a training curve, at most fifty."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    step = max(1, len(rows) // 50)
+    return [[row["step"], round(row["loss"], 5), row["seconds"]] for row in rows[::step]]

@@ -1,0 +1,254 @@
+"""The report: the agreed summary, the verdict, and a page that stands on its own."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from training_record import CAPABILITIES, write_metrics
+
+from danceflow.errors import DataError
+from danceflow.ops import timings
+from danceflow.paths import Paths
+from danceflow.report import stage as report
+from danceflow.report.curves import Curves
+from danceflow.report.page.page import duration, figure, human, percent
+
+VOID = {"meta", "img", "br", "line", "circle", "polyline", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects elements and checks that they are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "pre"):
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+@pytest.fixture
+def copy(reported, tmp_path: Path):
+    params, paths = reported
+    shutil.copytree(paths.root, tmp_path / "copy")
+    return params, Paths(tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def page(reported) -> Page:
+    return Page(reported[1].report_page.read_text())
+
+
+def test_the_summary_has_the_agreed_form(reported) -> None:
+    _, paths = reported
+    summary = json.loads(paths.summary.read_text())
+    assert list(summary["capabilities"]) == [*CAPABILITIES]
+    for row in summary["capabilities"].values():
+        assert list(row) == [
+            "student",
+            "teacher",
+            "start",
+            "retention",
+            "retention_interval",
+            "num_samples",
+        ]
+    assert {"conflict", "gain", "categories", "variants", "metrics", "curve", "stages"} <= set(
+        summary
+    )
+    assert set(summary["conflict"]["fields"]) == {
+        "student",
+        "start",
+        *(f"teacher:{name}" for name in ("base", "local", "global")),
+    }
+    assert set(summary["stages"]) == {"distill", *(f"evaluate@{name}" for name in CAPABILITIES)}
+    assert summary["curve"]["t2i"][0] == [0.0, 0.1]
+    assert summary["training"] == {"num_updates": 60, "field_evaluations": 580}
+
+
+def test_the_verdict_is_the_gates(reported) -> None:
+    _, paths = reported
+    gate = json.loads(paths.gate.read_text())
+    assert gate["passed"] is False
+    assert [check["capability"] for check in gate["checks"]] == [*CAPABILITIES]
+
+
+def test_the_page_asks_for_nothing_else(reported, page) -> None:
+    text = reported[1].report_page.read_text()
+    assert not page.all("link")
+    assert not page.all("script")
+    assert not page.all("iframe")
+    for image in page.all("img"):
+        assert image["src"].startswith("data:image/png;base64,")
+    for anchor in page.all("a"):
+        assert anchor["href"].startswith("#")
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_the_page_can_be_read_without_eyes(page) -> None:
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("h1")) == 1
+    images = page.all("img")
+    assert len(images) > 30
+    assert all(image["alt"] for image in images)
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert all(th["scope"] in ("col", "row") for th in page.all("th"))
+    targets = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
+    assert {anchor["href"][1:] for anchor in page.all("a")} == targets
+
+
+def test_the_page_tells_the_whole_story(page) -> None:
+    for words in (
+        "Does not pass the gate",
+        "Text to image",
+        "Local edit",
+        "Why one teacher is not enough",
+        "Base teacher",
+        "Start student",
+        "Color attribution",
+        "held-out pairs",
+        "Validation scores while training",
+        "Loss by noise level",
+        "FID, own extractor conv64",
+        "evaluate@local_edit",
+        "One right answer",
+        "Exact target",
+    ):
+        assert words in page.text, words
+    assert len(page.all("svg")) >= 3
+
+
+def test_dark_pages_have_their_own_colours(reported) -> None:
+    text = reported[1].report_page.read_text()
+    assert "prefers-color-scheme: dark" in text
+    names = set(re.findall(r"var\((--[a-z0-9-]+)", text))
+    root, dark = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
+    for name in names - {"--share", "--line-colour"}:
+        assert f"{name}:" in root, name
+        assert f"{name}:" in dark, name
+
+
+def test_prompts_cannot_break_the_page(copy) -> None:
+    params, paths = copy
+    index = paths.evaluation_images("t2i") / "tiles.json"
+    content = json.loads(index.read_text())
+    content["rows"][0]["prompt"] = '<script>alert("x")</script>'
+    index.write_text(json.dumps(content))
+    report.run(params, paths)
+    text = paths.report_page.read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_teachers_are_told_with_their_training(copy) -> None:
+    params, paths = copy
+    row = {
+        "num_parameters": 1234567,
+        "num_updates": 4000,
+        "curve": [[100, 0.1, 60.0], [4000, 0.02, 1892.0]],
+    }
+    paths.teachers_report.write_text(json.dumps({"teachers": {"base": row}, "seconds": 1.0}))
+    report.run(params, paths)
+    assert "Base teacher 1,234,567 4,000 32 min" in Page(paths.report_page.read_text()).text
+
+
+def test_a_method_without_training_is_told(copy) -> None:
+    params, paths = copy
+    paths.distill_metrics.write_text('{"step": 0, "scores": {"t2i": 0.2}}\n')
+    report.run(params, paths)
+    assert "This method trains nothing" in Page(paths.report_page.read_text()).text
+    assert "distill" not in json.loads(paths.summary.read_text())["stages"]
+
+
+def test_what_was_measured_here_goes_before_what_files_tell(copy) -> None:
+    params, paths = copy
+    timings.record(paths.scratch, "distill", 123.0)
+    timings.record(paths.scratch, "prepare", 4.0)
+    timings.record(paths.scratch, "report", 1.0)
+    report.run(params, paths)
+    stages = json.loads(paths.summary.read_text())["stages"]
+    assert list(stages)[:2] == ["prepare", "distill"]
+    assert stages["distill"] == 123.0
+    assert "report" not in stages
+
+
+def test_stages_come_in_the_order_of_the_pipeline() -> None:
+    recorded = {"evaluate@t2i": 1.0, "teachers": 9.0, "cache@t2i": 2.0, "prepare": 3.0}
+    found = report.stage_seconds(recorded, {}, Curves(seconds=9.0))
+    assert list(found) == ["prepare", "cache@t2i", "distill", "evaluate@t2i"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p.evaluation("local_edit").unlink(), "evaluate/local_edit.json"),
+        (lambda p: p.evaluation("t2i").write_text("{"), "evaluate/t2i.json"),
+        (lambda p: shutil.rmtree(p.evaluation_images("t2i")), "evaluate/t2i"),
+        (lambda p: p.distill_metrics.unlink(), "distill/metrics.jsonl"),
+        (lambda p: p.teachers_report.unlink(), "reports/teachers.json"),
+        (lambda p: p.data_report.write_text("[]"), "reports/data.json"),
+    ],
+)
+def test_missing_and_damaged_files_are_told(copy, damage, message: str) -> None:
+    params, paths = copy
+    paths.report_page.unlink()
+    damage(paths)
+    with pytest.raises(DataError, match=re.escape(message)):
+        report.run(params, paths)
+    assert not paths.report_page.exists()
+
+
+def test_the_report_is_the_same_again(copy) -> None:
+    params, paths = copy
+    before = paths.report_page.read_text(), paths.summary.read_text()
+    report.run(params, paths)
+    assert (paths.report_page.read_text(), paths.summary.read_text()) == before
+
+
+def test_capabilities_that_were_not_trained_yet_have_no_line(copy) -> None:
+    params, paths = copy
+    write_metrics(paths.distill_metrics, ("local_edit",))
+    report.run(params, paths)
+    assert "Loss by noise level: Local edit" in Page(paths.report_page.read_text()).text
+
+
+def test_figures_are_worth_reading() -> None:
+    assert [figure(v) for v in (None, 0.12345, 7.654, -0.5, 0.0)] == [
+        "–",
+        "0.123",
+        "7.65",
+        "-0.500",
+        "0.000",
+    ]
+    assert [percent(v) for v in (None, 0.917, 1.02)] == ["–", "92 %", "102 %"]
+    assert [duration(v) for v in (3.2, 600, 9000)] == ["3 s", "10 min", "2.5 h"]
+    assert [human(n) for n in ("t2i", "local_edit", "teacher:base", "held_out_pair")] == [
+        "Text to image",
+        "Local edit",
+        "Base teacher",
+        "Held-out pairs",
+    ]
