@@ -16,7 +16,7 @@ from tiny_models import shake
 from tiny_project import as_a_stage_runs, small_data, write_project
 
 from danceflow.capability import MERGE, Capability, TeacherSpec, asked
-from danceflow.data import cache, prepare
+from danceflow.data import cache
 from danceflow.errors import ConfigError
 from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.records import START, STUDENT, TEACHER, read_evaluation
@@ -29,6 +29,7 @@ from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.plan.training import training_of
 from danceflow.train.distill import stage as distill
+from danceflow.worlds import prepare
 
 OWN = {"t2i": "base", "local_edit": "local"}
 NAMES = ("base", "local", "spare")

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from user_rows import encoded, picture, row_data
 
-from danceflow.data import prepare
 from danceflow.data.buckets import read_bucket, read_sample
 from danceflow.data.intake.write import QUARANTINE
 from danceflow.errors import DanceflowError
 from danceflow.params.read import parse_params
 from danceflow.paths import Paths
 from danceflow.pictures import MAX_BYTES
+from danceflow.worlds import prepare
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = {
