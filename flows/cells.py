@@ -1,7 +1,5 @@
 """The cells of a sweep as experiments and runs: planned, found again, recorded."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

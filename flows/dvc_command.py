@@ -7,8 +7,6 @@
   and then writes it, and a process killed in between leaves none or half of it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import sys

@@ -4,8 +4,6 @@ Whether a stage is stale, what its outputs hash to and where they are cached is 
 ``flows.dvc_stage`` runs its command.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 The command is read live and can be ended with everything it started.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -62,7 +60,7 @@ class StageFailedError(StageError):
         if command_exit_code == BAD_INPUT_EXIT_CODE:
             self.exit_code = BAD_INPUT_EXIT_CODE
 
-    def __reduce__(self) -> tuple[type[StageFailedError], tuple[str, str, int | None]]:
+    def __reduce__(self) -> "tuple[type[StageFailedError], tuple[str, str, int | None]]":
         return type(self), (str(self), self.stage, self.command_exit_code)
 
 

@@ -9,8 +9,6 @@ The worktree shares DVC's cache and run-cache and the rolling checkpoints with t
 nothing is computed twice and an interrupted experiment goes on where it was.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -31,7 +29,7 @@ from danceflow.params.read import Params, override, parse_params, read_yaml
 from danceflow.paths import Paths
 from flows import dvc_graph, dvc_stage
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 # refs/exps/<the baseline's commit, in two parts>/<name>; refs/exps/exec/ is DVC's own.
 _REF = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,})/([^/]+)")
@@ -254,7 +252,7 @@ def check_raw(root: Path) -> None:
     if dead := [f"{link} (to {link.readlink()})" for link in links if not link.exists()]:
         raise DataError(f"{_some(dead)}: a link that leads nowhere; mend it or remove it")
     if folders := [str(link) for link in links if link != raw and link.is_dir()]:
-        logger.warning(
+        _LOG.warning(
             "%s: a link to a folder. DVC does not look behind it: after a change there, "
             "`dvc repro --force prepare`",
             _some(folders),
@@ -272,7 +270,7 @@ def snapshot(root: Path) -> str:
     untracked = _git(root, "ls-files", "--others", "--exclude-standard")
     if untracked:
         names = untracked.splitlines()
-        logger.warning("not part of the experiment, as git does not know them: %s", _some(names))
+        _LOG.warning("not part of the experiment, as git does not know them: %s", _some(names))
     present = Path(_git(root, "rev-parse", "--path-format=absolute", "--git-path", "index"))
     with tempfile.TemporaryDirectory(prefix="danceflow-") as folder:
         index = Path(folder) / "index"

@@ -13,7 +13,7 @@ from danceflow.params.read import TrackingParams
 from flows.processes import ProcessGroups
 from flows.servers import Server, mlflow_server, prefect_server
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 def serve_pages(root: Path, tracking: TrackingParams, mlflow_port: int, prefect_port: int) -> None:
@@ -35,15 +35,15 @@ def serve_pages(root: Path, tracking: TrackingParams, mlflow_port: int, prefect_
     settings = TrackingSettings.of(root, tracking)
     uri = resolve_uri(root, tracking.uri)
     servers = {"Prefect": prefect_server(prefect_port)}
-    logger.info("Prefect: http://127.0.0.1:%d", prefect_port)
+    _LOG.info("Prefect: http://127.0.0.1:%d", prefect_port)
     if uri.startswith(("http:", "https:")):
         try:
-            logger.info("MLflow: %s", runs_page(uri, open_store(settings)))
+            _LOG.info("MLflow: %s", runs_page(uri, open_store(settings)))
         except TrackingError as error:
-            logger.warning("%s", error)
+            _LOG.warning("%s", error)
     else:
         address = f"http://127.0.0.1:{mlflow_port}"
-        logger.info("MLflow: %s", runs_page(address, open_store(settings)))
+        _LOG.info("MLflow: %s", runs_page(address, open_store(settings)))
         servers["MLflow"] = mlflow_server(mlflow_port, uri)
     keep_running(servers)
 
@@ -72,4 +72,4 @@ def keep_running(servers: Mapping[str, Server], poll_s: float = 0.2) -> None:
                         raise DanceflowError(f"{name} ended with exit code {process.returncode}")
                 time.sleep(poll_s)
     except KeyboardInterrupt:
-        logger.info("interrupted: the pages are closed")
+        _LOG.info("interrupted: the pages are closed")

@@ -4,8 +4,6 @@ Run as a script, with nothing but the standard library, this file is the watcher
 ``ProcessGroups``: it ends the groups when the process that has started them is gone.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import multiprocessing
@@ -41,7 +39,7 @@ class ProcessGroups:
         self._stopped = threading.Event()
         self._watcher: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> ProcessGroups:
+    def __enter__(self) -> "ProcessGroups":
         return self
 
     def __exit__(

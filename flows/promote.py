@@ -4,8 +4,6 @@ Plain functions, so that a command calls them without a Prefect server; ``flows.
 tasks of the first two. They are no DVC stages: a side effect on a registry must not be cached.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The result of a pipeline as Prefect shows it: a table and a picture."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The pipeline on a schedule, with a Prefect server where there is none yet."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import logging
@@ -46,7 +44,7 @@ _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 45.0
 _HOLDING_A_SLOT = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 def serve_flow(flow: Flow[..., Any], root: Path, cron: str) -> None:
@@ -146,14 +144,12 @@ def _end_dead_runs(deployment: str) -> None:
             )
         )
         for run in dead:
-            logger.warning("run %s was killed with its schedule; it counts as crashed", run.name)
+            _LOG.warning("run %s was killed with its schedule; it counts as crashed", run.name)
             state: State[Any] = Crashed(message="the schedule that ran it was killed")
             client.set_flow_run_state(run.id, state, force=True)
         limit = client.read_deployment_by_name(deployment).global_concurrency_limit
         if limit is not None and limit.active_slots:
-            logger.warning(
-                "%s: %g slots that nobody holds are freed", deployment, limit.active_slots
-            )
+            _LOG.warning("%s: %g slots that nobody holds are freed", deployment, limit.active_slots)
             client.update_global_concurrency_limit(
                 limit.name, GlobalConcurrencyLimitUpdate(active_slots=0)
             )

@@ -1,7 +1,5 @@
 """How the servers of Prefect and MLflow are started: command and environment of each."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -9,8 +9,6 @@ The stages of a cell run in one ``dvc repro``, not one per task: a sweep consist
 trainings, and starting DVC seven times for each would take longer than some of them.
 """
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

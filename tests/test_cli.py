@@ -42,7 +42,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def danceflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Danceflow:
-    """Calls the command in this process: exit code, standard output, standard error."""
+    """Call the command in this process: exit code, standard output, standard error."""
     return in_this_process(monkeypatch, capsys)
 
 

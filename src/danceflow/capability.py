@@ -72,7 +72,7 @@ class Asked:
 
     @property
     def differing(self) -> frozenset[str]:
-        """Names of the trained capabilities whose teacher is not the student's start itself."""
+        """Name of the trained capabilities whose teacher is not the student's start itself."""
         starts = [TeacherSpec(name) for name in self.start]
         return frozenset(c.name for c in self.capabilities if starts != [c.teacher])
 

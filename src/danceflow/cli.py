@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from danceflow.registry.student import Student
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="danceflow",
@@ -440,7 +440,7 @@ def main() -> None:
     try:
         app()
     except DanceflowError as error:
-        _log.debug("raised here", exc_info=True)
+        _LOG.debug("raised here", exc_info=True)
         runtime.end_progress_bars()
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -46,7 +46,7 @@ class Paths:
         return self.root / "data" / "buckets"
 
     def bucket(self, name: str) -> Path:
-        """The samples of one bucket."""
+        """Return where the samples of one bucket lie."""
         return self.buckets / name
 
     @property
@@ -66,7 +66,7 @@ class Paths:
         return self.root / "models" / "teachers"
 
     def teacher(self, name: str) -> Path:
-        """The weights of one teacher."""
+        """Return where the weights of one teacher lie."""
         return self.teachers / name
 
     @property
@@ -122,11 +122,11 @@ class Paths:
         return self.reports / "evaluate"
 
     def evaluation(self, capability: str) -> Path:
-        """The scores of every field on one capability."""
+        """Return where the scores of every field on one capability lie."""
         return self.evaluations / f"{capability}.json"
 
     def evaluation_images(self, capability: str) -> Path:
-        """The image grids of one capability."""
+        """Return where the image grids of one capability lie."""
         return self.evaluations / capability
 
     @property
@@ -162,7 +162,7 @@ class Paths:
         return self.scratch / "started-from"
 
     def work(self, name: str) -> Path:
-        """Rolling checkpoints of one piece of work; a stage's outs are deleted on a retry.
+        """Return the folder of one piece of work; a stage's outs are deleted on a retry.
 
         What decides a result decides the name: ``danceflow.ops.keys`` gives it.
         """

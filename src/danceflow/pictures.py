@@ -5,8 +5,6 @@ model), it is read and framed here: upright, opaque RGB, of a size that models t
 sees a picture as its training saw it. What a picture may cost is known before it is decoded.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math
@@ -71,7 +69,7 @@ class Frame:
     min_side: int = 1
 
     def size_for(self, image: Image.Image) -> tuple[int, int]:
-        """Returns the (width, height) whose aspect is nearest to the picture's."""
+        """Return the (width, height) whose aspect is nearest to the picture's."""
         aspect = math.log(image.width / image.height)
         return min(self.sizes, key=lambda size: abs(math.log(size[0] / size[1]) - aspect))
 
@@ -79,7 +77,7 @@ class Frame:
 def frame_sizes(
     image_size: int, aspect_ratios: Sequence[str], size_multiple: int
 ) -> tuple[tuple[int, int], ...]:
-    """Returns the (width, height) of every aspect ratio, each of about ``image_size`` squared.
+    """Return the (width, height) of every aspect ratio, each of about ``image_size`` squared.
 
     Args:
         image_size: side of the square frame.
@@ -103,8 +101,8 @@ def frame_sizes(
 # In: files, text and bytes of strangers
 
 
-def read_file(path: Path) -> bytes:
-    """Returns what a picture's file holds; a FIFO is not waited for, a device not read.
+def read_file(path: "Path") -> bytes:
+    """Return what a picture's file holds; a FIFO is not waited for, a device not read.
 
     Raises:
         DataError: there is no such file, it is no regular one, or it is too large.
@@ -125,7 +123,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_base64(text: str) -> bytes:
-    """Returns what base64 text holds, however it was written.
+    """Return what base64 text holds, however it was written.
 
     Line breaks, a ``data:`` address around it, the alphabet for addresses and missing ``=`` at the
     end are all taken.
@@ -147,7 +145,7 @@ def read_base64(text: str) -> bytes:
 
 
 def decode(data: bytes) -> Image.Image:
-    """Returns a whole picture as it was encoded, its pixels decoded: ``plain`` makes it RGB.
+    """Return a whole picture as it was encoded, its pixels decoded: ``plain`` makes it RGB.
 
     Of an animation it is the first image. Size and format are looked at first.
 
@@ -177,7 +175,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def open_picture(data: bytes, paper: str) -> Image.Image:
-    """Returns a picture upright, opaque and in RGB.
+    """Return a picture upright, opaque and in RGB.
 
     Args:
         data: a file's bytes.
@@ -190,7 +188,7 @@ def open_picture(data: bytes, paper: str) -> Image.Image:
 
 
 def read_own(data: bytes) -> Image.Image:
-    """Returns a PNG file that danceflow wrote itself, of any size, in RGB.
+    """Return a PNG file that danceflow wrote itself, of any size, in RGB.
 
     Raises:
         DataError: it is damaged.
@@ -216,7 +214,7 @@ def _require_few_pixels(image: Image.Image) -> None:
 
 
 def _is_cut(image: Image.Image, data: bytes) -> bool:
-    """Returns whether Pillow made up the end of a picture, as it does where the data ends in order.
+    """Return whether Pillow made up the end of a picture, as it does where the data ends in order.
 
     A last pixel of a level that may be made up is looked into: over another ground, or with more
     data before a JPEG's end marker, what was decoded comes out the same and what was made up does
@@ -240,7 +238,7 @@ def _is_cut(image: Image.Image, data: bytes) -> bool:
 
 
 def plain(image: Image.Image, paper: str) -> Image.Image:
-    """Returns a picture upright, opaque and in RGB; itself where it is that already.
+    """Return a picture upright, opaque and in RGB; itself where it is that already.
 
     The orientation that EXIF or XMP tells is applied and transparency is laid on paper; gray,
     palette, 16-bit and CMYK pictures are converted.
@@ -268,7 +266,7 @@ def plain(image: Image.Image, paper: str) -> Image.Image:
 
 
 def _on_paper(image: Image.Image, paper: str) -> Image.Image:
-    """Returns a picture with paper behind it, made strip by strip to spare memory."""
+    """Return a picture with paper behind it, made strip by strip to spare memory."""
     result = Image.new("RGB", image.size)
     for at in _strips(image):
         strip = image.crop(at).convert("RGBA")
@@ -278,7 +276,7 @@ def _on_paper(image: Image.Image, paper: str) -> Image.Image:
 
 
 def _from_deep_gray(image: Image.Image, paper: str) -> Image.Image:
-    """Returns a 16-bit gray picture with its full range; Pillow's own conversion clips it."""
+    """Return a 16-bit gray picture with its full range; Pillow's own conversion clips it."""
     levels = np.asarray(image)
     if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
         raise DataError(f"is a picture whose gray levels ({image.mode}) have no known range")
@@ -290,7 +288,7 @@ def _from_deep_gray(image: Image.Image, paper: str) -> Image.Image:
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Yields the boxes of strips that cover a picture from top to bottom."""
+    """Yield the boxes of strips that cover a picture from top to bottom."""
     height = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, height):
         yield 0, top, image.width, min(top + height, image.height)
@@ -301,7 +299,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 
 
 def fit_picture(image: Image.Image, size: tuple[int, int], frame: Frame) -> Image.Image:
-    """Returns a picture resized to ``size``, cropped or padded around its centre as told.
+    """Return a picture resized to ``size``, cropped or padded around its centre as told.
 
     Raises:
         DataError: it is so long that a padded frame would show nothing of it.
@@ -322,7 +320,7 @@ def fit_picture(image: Image.Image, size: tuple[int, int], frame: Frame) -> Imag
 def fit_pair(
     source: Image.Image | None, target: Image.Image, frame: Frame
 ) -> tuple[Image.Image | None, Image.Image]:
-    """Returns source and target in one frame, a place of one over the same place of the other.
+    """Return source and target in one frame, a place of one over the same place of the other.
 
     The target's aspect chooses the frame. Both are cut alike, as their aspects must agree: a
     centred crop then takes the same part of both.
@@ -351,15 +349,15 @@ def fit_pair(
 # Tensors, and out
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """Returns an RGB picture as [3, H, W] float32 in [0, 1]."""
+def to_pixels(image: Image.Image) -> "Tensor":
+    """Return an RGB picture as [3, H, W] float32 in [0, 1]."""
     import torch
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-def to_picture(image_3HW: Tensor) -> Image.Image:
-    """Returns an image in [0, 1] as a PIL picture, each level the nearest of 256."""
+def to_picture(image_3HW: "Tensor") -> Image.Image:
+    """Return an image in [0, 1] as a PIL picture, each level the nearest of 256."""
     import torch
 
     levels = (image_3HW.detach().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -367,7 +365,7 @@ def to_picture(image_3HW: Tensor) -> Image.Image:
 
 
 def png_bytes(image: Image.Image, compress_level: int = 1) -> bytes:
-    """Returns a picture as a PNG file.
+    """Return a picture as a PNG file.
 
     Args:
         image: what to write.
@@ -379,10 +377,10 @@ def png_bytes(image: Image.Image, compress_level: int = 1) -> bytes:
 
 
 def png_base64(png: bytes) -> str:
-    """Returns a PNG file as base64 text."""
+    """Return a PNG file as base64 text."""
     return base64.b64encode(png).decode()
 
 
 def data_uri(png: bytes) -> str:
-    """Returns a PNG file as an address that holds it, for pages and requests."""
+    """Return a PNG file as an address that holds it, for pages and requests."""
     return f"data:image/png;base64,{png_base64(png)}"

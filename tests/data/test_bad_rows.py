@@ -56,7 +56,7 @@ def good_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def spoil(folder: Path) -> None:
-    """Lays out what a picture's path should not lead to."""
+    """Lay out what a picture's path should not lead to."""
     picture(99).save(folder.parent / SECRET)
     (folder / "link.png").symlink_to(f"../{SECRET}")
     (folder / "up").symlink_to("..")
@@ -71,7 +71,7 @@ def spoil(folder: Path) -> None:
 
 
 def run(root: Path, lines: list[bytes]) -> Paths:
-    """Prepares the lines as they stand in a JSON lines table, whose folder may be there."""
+    """Prepare the lines as they stand in a JSON lines table, whose folder may be there."""
     folder = root / "raw"
     folder.mkdir(exist_ok=True)
     (folder / "t.jsonl").write_bytes(b"\n".join(lines) + b"\n")

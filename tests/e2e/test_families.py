@@ -67,7 +67,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes a CSV; cells that are pictures become files beside it."""
+    """Write a CSV; cells that are pictures become files beside it."""
     path.parent.mkdir(parents=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -197,7 +197,7 @@ SMOKE = {
 
 
 def write_teachers(name: str, folder: Path) -> Path:
-    """Writes a pipeline and LoRAs on it, and returns the pipeline's folder."""
+    """Write a pipeline and LoRAs on it, and return the pipeline's folder."""
     smoke, pipeline = SMOKE[name], folder / "pipeline"
     family = stock_family(smoke.stock.family, smoke.stock.build(), pipeline)
     if smoke.edits:

@@ -25,7 +25,7 @@ ROOM = 4_000_000  # bytes: fits DVC's and MLflow's databases, but no checkpoint
 
 
 def the_error(done: subprocess.CompletedProcess[str]) -> str:
-    """Returns what the stage said in the end; a traceback or a second error fails."""
+    """Return what the stage said in the end; a traceback or a second error fails."""
     said = done.stdout + done.stderr
     assert done.returncode != 0, said
     assert "Traceback" not in said

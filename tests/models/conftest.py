@@ -6,7 +6,7 @@ Moves = list[tuple[nn.Module, str]]
 
 @pytest.fixture
 def moves(monkeypatch: pytest.MonkeyPatch) -> Moves:
-    """Notes which networks are moved where; they stay where they are, so no GPU is needed."""
+    """Note which networks are moved where; they stay where they are, so no GPU is needed."""
     noted: Moves = []
 
     def to(network: nn.Module, device: object, **_options: object) -> nn.Module:

@@ -66,7 +66,7 @@ def test_what_does_not_fit_leaves_nothing_behind(stock: Path, adapter: Path, tmp
 
 
 def poisoned(path: Path, value: float) -> str:
-    """Writes a value into the middle one of a file's tensors and returns that tensor's name."""
+    """Write a value into the middle one of a file's tensors and return that tensor's name."""
     tensors = load_file(path)
     floats = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point())
     name = floats[len(floats) // 2]

@@ -59,7 +59,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ModelF
 
 
 def linear_modules(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Returns (out, in) of every linear module."""
+    """Return (out, in) of every linear module."""
     return {
         name: (module.out_features, module.in_features)
         for name, module in network.named_modules()
@@ -123,7 +123,7 @@ def test_a_peft_folder_has_its_scale_beside_it(families, tmp_path: Path, name: s
 
 
 def original_factors(name: str, base: nn.Module) -> tuple[dict, dict[str, Tensor]]:
-    """Returns factors by the original code's modules, and B A by diffusers' modules."""
+    """Return factors by the original code's modules, and B A by diffusers' modules."""
     shapes, factors, updates = linear_modules(base), {}, {}
     for seed, (module, targets) in enumerate(ORIGINAL[name].items()):
         heights = [shapes[target][0] for target in targets]

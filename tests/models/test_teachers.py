@@ -112,7 +112,7 @@ def test_merged_adapters_are_the_average_of_the_teachers(family, folder, inputs)
 
 
 def networks_made(monkeypatch: pytest.MonkeyPatch, teachers: Teachers) -> list[str]:
-    """Notes from now on what makes a network: a new one, a loaded one, a copy."""
+    """Note from now on what makes a network: a new one, a loaded one, a copy."""
     made: list[str] = []
     for owner, name in (
         (type(teachers.family), "new_backbone"),

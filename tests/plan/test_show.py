@@ -24,7 +24,7 @@ DOCS = ROOT / "docs" / "scale.md"
 
 @pytest.fixture
 def danceflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Calls the command in this process: exit code, standard output, standard error."""
+    """Call the command in this process: exit code, standard output, standard error."""
     monkeypatch.setattr(runtime, "start", lambda verbose: None)
     return in_this_process(monkeypatch, capsys)
 

@@ -66,7 +66,7 @@ def promotions(store: Store) -> Promotions:
 
 @pytest.fixture
 def entered(store: Store, run_id: str):
-    """Registers versions without their weights, which the history does not look at."""
+    """Register versions without their weights, which the history does not look at."""
 
     def enter(score: float, retention: float = 1.0):
         from mlflow.exceptions import MlflowException

@@ -55,7 +55,7 @@ class Checkout:
         recipe: Path | None = None,
         below: str = "",
     ) -> None:
-        """Copies the tracked files as they are in the working tree, and commits them.
+        """Copy the tracked files as they are in the working tree, and commits them.
 
         Args:
             folder: where to.

@@ -39,7 +39,7 @@ def shaped_data(ratios: tuple[str, ...] = ("1:1", "3:2"), **changes: Any) -> dic
 
 
 def write_rows(folder: Path) -> None:
-    """Writes rows in turn of a picture to make and an edit, with every third of each wide."""
+    """Write rows in turn of a picture to make and an edit, with every third of each wide."""
     rows = []
     for split, count in COUNTS.items():
         for number in range(2 * count):
@@ -73,7 +73,7 @@ def _small_steps(image: Image.Image) -> Image.Image:
 
 
 def prepared(root: Path, data: dict[str, Any]) -> Params:
-    """Writes the rows and their buckets below ``root`` and returns the parameters."""
+    """Write the rows and their buckets below ``root`` and return the parameters."""
     paths = Paths(root)
     write_rows(paths.raw / "pets")
     data["data"]["input"]["path"] = str(paths.raw / "pets/pets.csv")

@@ -173,7 +173,7 @@ def awake(family: ModelFamily, seed: int = 1) -> nn.Module:
 
 
 def shake(params: Iterable[nn.Parameter], seed: int = 0) -> None:
-    """Moves every factor of an adapter, so that it does something."""
+    """Move every factor of an adapter, so that it does something."""
     with torch.no_grad():
         for index, param in enumerate(params):
             param += 0.2 * normal(param.shape, [seed * 1000 + index])[0]

@@ -51,7 +51,7 @@ def built(make: Callable[[], Any]) -> Any:
 
 
 def _wake(network: nn.Module) -> None:
-    """Moves weights that start at zero or one, so that every part counts."""
+    """Move weights that start at zero or one, so that every part counts."""
     with torch.no_grad():
         for param in network.parameters():
             param += 0.05 * torch.randn(param.shape)

@@ -66,7 +66,7 @@ def _as_a_stage_runs() -> Iterator[None]:
 
 
 def write_shared_teachers(paths: Paths, case: Case, folder: Path) -> None:
-    """Writes the base of a stock pipeline, and a teacher that is an adapter on it."""
+    """Write the base of a stock pipeline, and a teacher that is an adapter on it."""
     family = stock_family(case.family, case.build(), folder)
     if case.family == "sd3":
         family = family.editing()

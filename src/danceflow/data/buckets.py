@@ -28,7 +28,7 @@ _EMPTY = "this bucket is empty; its capability has nothing to learn from"
 
 
 def features() -> Any:
-    """Returns the ``datasets`` features of every bucket.
+    """Return the ``datasets`` features of every bucket.
 
     ``uid``, ``category``, ``variant``, ``prompt``: text. ``source`` (``None`` for text-to-image)
     and ``target``: PNG images. ``spec``: JSON of what the world knows
@@ -41,7 +41,7 @@ def features() -> Any:
 
 
 def write_bucket(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes ``rows`` to ``folder`` in ``datasets``' own format."""
+    """Write ``rows`` to ``folder`` in ``datasets``' own format."""
     from datasets import Dataset
 
     table = {name: [] for name in COLUMNS}  # type: dict[str, list[Any]]
@@ -58,12 +58,12 @@ class BucketWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Takes the folder to write, which may not be there yet."""
+        """Take the folder to write, which may not be there yet."""
         self.folder = folder
         self.digest = hashlib.blake2b(digest_size=8)
 
     def __enter__(self) -> "BucketWriter":
-        """Opens the file of the rows."""
+        """Open the file of the rows."""
         from datasets.arrow_writer import ArrowWriter
 
         self.folder.mkdir(parents=True)
@@ -74,7 +74,7 @@ class BucketWriter:
         return self
 
     def add(self, row: dict[str, Any]) -> None:
-        """Adds a row of ``COLUMNS``; pictures are PNG cells or ``None``."""
+        """Add a row of ``COLUMNS``; pictures are PNG cells or ``None``."""
         for name in COLUMNS:
             cell = row[name]
             data = cell["bytes"] if isinstance(cell, dict) else (cell or "").encode()
@@ -82,7 +82,7 @@ class BucketWriter:
         self.writer.write({name: row[name] for name in COLUMNS})
 
     def __exit__(self, *error: object) -> None:
-        """Closes the file and describes it, unless the block was left by an error."""
+        """Close the file and describe it, unless the block was left by an error."""
         from datasets import DatasetInfo
 
         if error[0] is not None:
@@ -103,7 +103,7 @@ class BucketWriter:
 
 
 def read_bucket(folder: Path, split: str) -> Any:
-    """Returns the ``datasets.Dataset`` of a split, images undecoded (PNG bytes).
+    """Return the ``datasets.Dataset`` of a split, images undecoded (PNG bytes).
 
     Raises:
         DataError: if the split is missing, damaged or empty, or has other columns.
@@ -127,7 +127,7 @@ def read_bucket(folder: Path, split: str) -> Any:
 
 
 def bucket_digest(folder: Path, split: str) -> str:
-    """Returns the digest of a split's rows, as they were written.
+    """Return the digest of a split's rows, as they were written.
 
     Raises:
         DataError: if the split is missing, damaged or empty, or has other columns.
@@ -136,13 +136,13 @@ def bucket_digest(folder: Path, split: str) -> str:
 
 
 def write_framing(folder: Path, data: "DataParams") -> None:
-    """Writes beside the buckets how their pictures were framed: ``fit`` and ``paper``."""
+    """Write beside the buckets how their pictures were framed: ``fit`` and ``paper``."""
     fit, paper = (FIT, PAPER) if data.input is None else (data.input.fit, data.input.paper)
     write_json(folder / FRAMING, {"fit": fit, "paper": paper})
 
 
 def read_framing(folder: Path) -> dict[str, str]:
-    """Returns ``fit`` and ``paper`` of the pictures in the buckets below ``folder``.
+    """Return ``fit`` and ``paper`` of the pictures in the buckets below ``folder``.
 
     Raises:
         DataError: they were prepared without.
@@ -163,7 +163,7 @@ def _has_no_file(folder: Path) -> bool:
 
 
 def images_of(dataset: Any, rows: Sequence[int], column: str) -> Tensor:
-    """Returns the images of ``column``, [B, 3, H, W] float32 in [0, 1].
+    """Return the images of ``column``, [B, 3, H, W] float32 in [0, 1].
 
     Raises:
         DataError: naming the row whose image is missing or corrupt, or images of several sizes.
@@ -188,7 +188,7 @@ def _decode(cell: dict[str, Any] | None, place: str) -> Tensor:
 
 
 def encode_png(image_3HW: Tensor) -> dict[str, Any]:
-    """Returns an image in [0, 1] as the PNG cell of an image column."""
+    """Return an image in [0, 1] as the PNG cell of an image column."""
     return {"bytes": png_bytes(to_picture(image_3HW)), "path": None}
 
 

@@ -39,7 +39,7 @@ _NUM_EXAMPLES = 3
 
 
 def run(params: "Params", paths: "Paths", capability: str) -> None:
-    """Writes ``data/cache/<capability>``.
+    """Write ``data/cache/<capability>``.
 
     Raises:
         DataError: if the bucket is empty or damaged, or rows lack the source that edits need.
@@ -76,7 +76,7 @@ def _write(
     dataset: Any,
     groups: dict[Size, list[int]],
 ) -> None:
-    """Writes the cache of a capability to ``place``, by way of shards in ``work``."""
+    """Write the cache of a capability to ``place``, by way of shards in ``work``."""
     config, family = params.capabilities[capability], teachers.family
     # Where the prompt encoders see the source, a prompt has as many embeddings as it has sources.
     batch_size = params.cache.batch_size
@@ -132,7 +132,7 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 def _chunks(
     groups: dict[Size, list[int]], most: int, what: str
 ) -> Iterator[tuple[Size, list[int]]]:
-    """Yields runs of at most ``most`` rows of one size, size by size, with a progress bar."""
+    """Yield runs of at most ``most`` rows of one size, size by size, with a progress bar."""
     chunks = [
         (size, rows[start : start + most])
         for size, rows in groups.items()
@@ -144,7 +144,7 @@ def _chunks(
 def _write_texts(
     work: Path, family: "ModelFamily", prompts: list[str], batch_size: int
 ) -> dict[str, Tensor]:
-    """Writes and returns the prompt tables, a row per prompt."""
+    """Write and return the prompt tables, a row per prompt."""
     path = work / TEXTS
     if not path.exists():
         _warn_of_unknown_words(family, prompts)
@@ -167,7 +167,7 @@ def _write_seen_texts(
     groups: dict[Size, list[int]],
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """Writes and returns prompt tables, a row per row of the data, read beside its source.
+    """Write and return prompt tables, a row per row of the data, read beside its source.
 
     The rows are those of the first size, then those of the next.
     """
@@ -186,7 +186,7 @@ def _write_seen_texts(
 
 
 def _save_texts(path: Path, parts: Sequence[Condition], names: Sequence[str]) -> None:
-    """Writes the tensors of prompts, which have names; sources are kept beside the latents."""
+    """Write the tensors of prompts, which have names; sources are kept beside the latents."""
     texts = [
         Condition({name: table for name, table in part.tensors.items() if name != "source"})
         for part in parts
@@ -202,7 +202,7 @@ def _named(dataset: Any, row: int) -> str:
 
 
 def _require_finite(values: Tensor, names: Sequence[str], what: str) -> None:
-    """Raises ``WeightsError`` naming the first row of ``values`` that holds NaN or infinity."""
+    """Raise ``WeightsError`` naming the first row of ``values`` that holds NaN or infinity."""
     finite = values.isfinite().flatten(1).all(dim=1).tolist()
     bad = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
     if bad:
@@ -213,7 +213,7 @@ def _require_finite(values: Tensor, names: Sequence[str], what: str) -> None:
 
 
 def _tell_reading(family: "ModelFamily", dataset: Any, *, edits: bool) -> dict[str, Any]:
-    """Returns how many prompts are not read to their end, or as another one, with examples.
+    """Return how many prompts are not read to their end, or as another one, with examples.
 
     What is not read is no part of a condition; a warning says so once.
     """
@@ -262,7 +262,7 @@ def _write_latents(
     *,
     has_source: bool,
 ) -> dict[Size, list[str]]:
-    """Writes prompt rows, target latents and source latents; returns the shards' names by size."""
+    """Write prompt rows, target latents and source latents; return the shards' names by size."""
     names: dict[Size, list[str]] = {size: [] for size in groups}
     for number, (size, rows) in enumerate(_chunks(groups, _ROWS_PER_SHARD, "latents")):
         name = f"latents-{number:05d}.safetensors"
@@ -293,7 +293,7 @@ def _write_teacher_samples(
     dataset: Any,
     groups: dict[Size, list[int]],
 ) -> dict[Size, list[str]]:
-    """Writes the teacher's samples of the bucket's first rows, with their seeds.
+    """Write the teacher's samples of the bucket's first rows, with their seeds.
 
     Returns the names of the shards by size.
     """

@@ -18,7 +18,7 @@ TEXTS = "prompts.safetensors"
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a file; raises ``DataError`` if it is missing or damaged."""
+    """Return the tensors of a file; raise ``DataError`` if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -51,11 +51,11 @@ class CachedRows:
     takes_source: bool
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self.prompt_row)
 
     def condition(self, rows: Tensor) -> Condition:
-        """Returns the conditions of ``rows``; where the model takes one, no source is zeros."""
+        """Return the conditions of ``rows``; where the model takes one, no source is zeros."""
         tensors = {name: table[self.prompt_row[rows]] for name, table in self.texts.items()}
         if self.source is not None:
             tensors["source"] = self.source[rows]
@@ -64,7 +64,7 @@ class CachedRows:
         return Condition(tensors)
 
     def clean(self, kind: str, rows: Tensor) -> Tensor:
-        """Returns clean latents of ``rows``: the ``data`` targets or the ``teacher`` samples.
+        """Return clean latents of ``rows``: the ``data`` targets or the ``teacher`` samples.
 
         Raises:
             WeightsError: if a row has no teacher sample; ``cache.num_samples`` decides how many do.
@@ -79,7 +79,7 @@ class CachedRows:
         return self.teacher_samples[rows]
 
     def num_rows(self, kind: str | None) -> int:
-        """Returns how many rows can be drawn when clean states of ``kind`` are needed."""
+        """Return how many rows can be drawn when clean states of ``kind`` are needed."""
         return len(self.teacher_samples) if kind == "teacher" else len(self)
 
 
@@ -87,7 +87,7 @@ class ConditionCache:
     """The cached rows of one capability, size by size."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads ``folder``; raises ``DataError`` if a file is missing or damaged."""
+        """Read ``folder``; raise ``DataError`` if a file is missing or damaged."""
         path = folder / INDEX
         try:
             self.index = json.loads(path.read_text())
@@ -119,7 +119,7 @@ class ConditionCache:
         )
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return sum(len(group) for group in self.groups)
 
     @property
@@ -130,7 +130,7 @@ class ConditionCache:
     def draw(
         self, kind: str | None, size_seed: int, row_seeds: Sequence[int]
     ) -> tuple[CachedRows, Tensor]:
-        """Returns rows of one size, with repetition: their group and their places in it.
+        """Return rows of one size, with repetition: their group and their places in it.
 
         Over all seeds every row is as likely as any other: a size is drawn as often as it has rows
         that can be drawn.

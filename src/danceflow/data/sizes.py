@@ -22,7 +22,7 @@ _HEAD = 24  # a PNG file begins with its signature, a length, a name, the width 
 
 
 def sizes_of(dataset: Any, rows: Sequence[int]) -> list[Size]:
-    """Returns the size of each row's target, which is its source's too.
+    """Return the size of each row's target, which is its source's too.
 
     Only the heads of the PNG files are read, so this is cheap on a bucket of any size.
 
@@ -48,7 +48,7 @@ def sizes_of(dataset: Any, rows: Sequence[int]) -> list[Size]:
 
 
 def by_size(sizes: Iterable[Size]) -> dict[Size, list[int]]:
-    """Returns the positions of each size, in order; the sizes are sorted."""
+    """Return the positions of each size, in order; the sizes are sorted."""
     groups: dict[Size, list[int]] = {}
     for position, size in enumerate(sizes):
         groups.setdefault(size, []).append(position)
@@ -56,7 +56,7 @@ def by_size(sizes: Iterable[Size]) -> dict[Size, list[int]]:
 
 
 def draw_group(counts: Sequence[int], seed: int) -> int:
-    """Returns which group of rows a batch is drawn from.
+    """Return which group of rows a batch is drawn from.
 
     A group is as likely as it has rows; with a uniform draw within it, every row keeps the
     probability that it has among all rows.
@@ -71,12 +71,12 @@ def draw_group(counts: Sequence[int], seed: int) -> int:
 
 
 def shown(size: Size) -> str:
-    """Returns a size as people write it, width first: ``768x512``."""
+    """Return a size as people write it, width first: ``768x512``."""
     return f"{size[1]}x{size[0]}"
 
 
 def read_size(text: str) -> Size:
-    """Returns the size that people write as ``768x512``, width first.
+    """Return the size that people write as ``768x512``, width first.
 
     Raises:
         UsageError: it is no size.

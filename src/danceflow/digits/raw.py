@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def write_digits(folder: Path, num_digits: int | None = None) -> int:
-    """Writes ``digits.csv`` and its pictures to ``folder`` and returns the number of rows.
+    """Write ``digits.csv`` and its pictures to ``folder`` and return the number of rows.
 
     Args:
         folder: replaced as a whole.
@@ -42,7 +42,7 @@ def write_digits(folder: Path, num_digits: int | None = None) -> int:
 
 
 def _row(item: Question, folder: Path, scans: dict[int, str]) -> tuple[str, ...]:
-    """Returns the cells of a question whose pictures it writes."""
+    """Return the cells of a question whose pictures it writes."""
     digit, is_edit = item.digit, item.task != "make"
     if digit.index not in scans:
         scans[digit.index] = _save(digit.pixels, folder, f"scan-{digit.index:04d}")

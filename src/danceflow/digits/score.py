@@ -23,7 +23,7 @@ class DigitReader:
     """
 
     def __init__(self, digits: tuple[Digit, ...]) -> None:
-        """Learns from the digits of the train split."""
+        """Learn from the digits of the train split."""
         from sklearn.neighbors import NearestNeighbors
         from sklearn.svm import SVC
 
@@ -36,7 +36,7 @@ class DigitReader:
         self.max_distance = float(np.quantile(distances, _REAL_SHARE))
 
     def read(self, images_B3HW: Tensor) -> list[int | None]:
-        """Returns the digit that each picture shows, None where it looks like none.
+        """Return the digit that each picture shows, None where it looks like none.
 
         Args:
             images_B3HW: in [0, 1], bright ink on a dark ground, of any size.
@@ -50,18 +50,18 @@ class DigitReader:
 
 @lru_cache(maxsize=1)
 def digit_reader() -> DigitReader:
-    """Returns the reader, trained once in a process."""
+    """Return the reader, trained once in a process."""
     return DigitReader(load_digits())
 
 
 def digit_images(digits: list[Digit]) -> Tensor:
-    """Returns the scans as pictures, [B, 3, 16, 16] in [0, 1]."""
+    """Return the scans as pictures, [B, 3, 16, 16] in [0, 1]."""
     pixels = np.stack([digit.pixels for digit in digits])
     return torch.from_numpy(pixels).float().div(255)[:, None].expand(-1, 3, -1, -1)
 
 
 def _features(images_B3HW: Tensor) -> Array:
-    """Returns the gray levels at the scans' own resolution, [B, 64] from 0 to 16."""
+    """Return the gray levels at the scans' own resolution, [B, 64] from 0 to 16."""
     gray = images_B3HW.detach().cpu().float().mean(1, keepdim=True)
     small = torch.nn.functional.adaptive_avg_pool2d(gray, SCAN_SIZE)
     features: Array = (small.flatten(1) * 16).double().numpy()

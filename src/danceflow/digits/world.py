@@ -115,7 +115,7 @@ class Question:
 
 @lru_cache(maxsize=1)
 def load_digits() -> tuple[Digit, ...]:
-    """Returns all scans."""
+    """Return all scans."""
     from sklearn.datasets import load_digits as load
 
     bunch = load()
@@ -136,7 +136,7 @@ def _split(index: int) -> Split:
 
 
 def questions(digits: tuple[Digit, ...]) -> Iterator[Question]:
-    """Yields what is asked about every scan: one digit to make, edits of every category.
+    """Yield what is asked about every scan: one digit to make, edits of every category.
 
     Scans of the test split are asked again in other words.
     """
@@ -159,7 +159,7 @@ def _question(digit: Digit, task: str, category: str, variant: str) -> Question:
 
 
 def _answer(digit: Digit, category: str, chance: int) -> tuple[str, Array]:
-    """Returns what the prompt names and the exact answer."""
+    """Return what the prompt names and the exact answer."""
     target = digit.pixels.copy()
     if category == "digit":
         return NUMBER_WORDS[digit.label], target
@@ -182,7 +182,7 @@ def _answer(digit: Digit, category: str, chance: int) -> tuple[str, Array]:
 
 
 def _thickened(pixels: Array) -> Array:
-    """Returns the greatest level among every pixel and its four neighbours."""
+    """Return the greatest level among every pixel and its four neighbours."""
     wide = np.pad(pixels, 1)
     around = [wide[1:-1, 1:-1], wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]]
     thick: Array = np.max(around, axis=0)

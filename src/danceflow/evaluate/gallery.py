@@ -40,7 +40,7 @@ class Answers:
     scores: Sequence[float]
 
     def at(self, place: int) -> tuple[Tensor, float] | None:
-        """Returns image and score of a row of the task, ``None`` if it was not asked."""
+        """Return image and score of a row of the task, ``None`` if it was not asked."""
         if place not in self.places:
             return None
         number = self.places.index(place)
@@ -48,7 +48,7 @@ class Answers:
 
 
 def draw_gallery(folder: Path, task: Task, teacher: str, answers: Mapping[str, Answers]) -> None:
-    """Writes the pictures of one capability to ``folder``.
+    """Write the pictures of one capability to ``folder``.
 
     ``grid.png`` shows source, own teacher, start student, student and exact target for some rows
     of every category; ``reworded.png`` and ``held_out_pair.png`` the same for those variants;
@@ -76,7 +76,7 @@ def draw_gallery(folder: Path, task: Task, teacher: str, answers: Mapping[str, A
 def _columns(
     task: Task, places: Sequence[int], teacher: str, answers: Mapping[str, Answers]
 ) -> dict[str, list[Tensor]]:
-    """Returns the named columns of a grid; fields that were not asked all rows are left out."""
+    """Return the named columns of a grid; fields that were not asked all rows are left out."""
     headings = {
         f"teacher ({teacher.removeprefix(TEACHER)})": teacher,
         "start student": START,
@@ -95,7 +95,7 @@ def _columns(
 
 
 def _lost(task: Task, teacher: Answers, student: Answers, shown: Sequence[int]) -> list[int]:
-    """Returns rows, not ``shown`` yet, on which the student is furthest below its teacher."""
+    """Return rows, not ``shown`` yet, on which the student is furthest below its teacher."""
     behind = []
     for place in set(task.where(STANDARD)) - {*shown}:
         one, other = teacher.at(place), student.at(place)

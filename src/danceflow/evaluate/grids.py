@@ -24,7 +24,7 @@ _MIN_TILE = 160
 def image_grid(
     columns: Mapping[str, Sequence[Tensor]], labels: Sequence[str], notes: Sequence[str] = ()
 ) -> Image.Image:
-    """Returns a picture of images side by side, with a heading per column and a label per row.
+    """Return a picture of images side by side, with a heading per column and a label per row.
 
     Small images are enlarged without smoothing, all by the first whole factor that makes the
     longest side at least 160 pixels. Each lies in the middle of a square of that side.
@@ -70,7 +70,7 @@ def image_grid(
 
 
 def tile_sheet(columns: Sequence[Sequence[Tensor]], max_size: int = 256) -> Image.Image:
-    """Returns images without any text, row by row and column by column, for a page to cut up.
+    """Return images without any text, row by row and column by column, for a page to cut up.
 
     Every tile is a square of the longest side, with an image in its middle.
 
@@ -95,5 +95,5 @@ def _longest_side(columns: Iterable[Sequence[Tensor]]) -> int:
 
 
 def _middle(image: Image.Image, x: int, y: int, side: int) -> tuple[int, int]:
-    """Returns where an image lies in the middle of the square of ``side`` at (x, y)."""
+    """Return where an image lies in the middle of the square of ``side`` at (x, y)."""
     return x + (side - image.width) // 2, y + (side - image.height) // 2

@@ -36,15 +36,15 @@ class QuickBatch:
         return self.task.targets
 
     def head(self, count: int) -> "QuickBatch":
-        """Returns the first ``count`` rows, or all if there are fewer."""
+        """Return the first ``count`` rows, or all if there are fewer."""
         return QuickBatch(self.task.select(range(min(count, self.task.num_rows))))
 
     def sample(self, field: VelocityField, num_steps: int, batch_size: int) -> tuple[Tensor, ...]:
-        """Returns the field's images, [3, H, W] in [0, 1] each, by Euler steps."""
+        """Return the field's images, [3, H, W] in [0, 1] each, by Euler steps."""
         return self.task.images(field, num_steps, batch_size)
 
     def score(self, images: Sequence[Tensor]) -> dict[str, Any]:
-        """Returns the overall score (the mean over categories) and each category's.
+        """Return the overall score (the mean over categories) and each category's.
 
         Beside them stands what the world measures further, such as ``realism``.
         """
@@ -66,7 +66,7 @@ def quick_batch(
     seed: int,
     device: str = "cpu",
 ) -> QuickBatch:
-    """Returns the first rows of each category of a bucket's split.
+    """Return the first rows of each category of a bucket's split.
 
     Args:
         dataset: what ``read_bucket`` gives.

@@ -109,12 +109,12 @@ class Evaluation(Record):
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Writes an evaluation (atomically) as JSON, one answer a line."""
+    """Write an evaluation (atomically) as JSON, one answer a line."""
     write_text(path, _json(evaluation.model_dump(mode="json", exclude_none=True)) + "\n")
 
 
 def read_evaluation(path: Path, capability: str) -> Evaluation:
-    """Returns the evaluation of a capability.
+    """Return the evaluation of a capability.
 
     Raises:
         DataError: the file is missing, truncated, or lacks the student, the start student or the
@@ -138,7 +138,7 @@ def read_evaluation(path: Path, capability: str) -> Evaluation:
 
 
 def _json(value: Any, indent: str = "") -> str:
-    """Returns JSON in which an object of plain values stands on one line."""
+    """Return JSON in which an object of plain values stands on one line."""
     if not isinstance(value, dict | list) or not value or _is_flat(value):
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     inner = indent + "  "

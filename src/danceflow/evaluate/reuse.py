@@ -21,7 +21,7 @@ _RESULT = "result.json"
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file below a folder, by its path there."""
+    """Return the SHA-256 of every file below a folder, by its path there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
@@ -29,7 +29,7 @@ def folder_digests(folder: Path) -> dict[str, str]:
 def reused(
     folder: Path, answer: Callable[[], tuple[FieldResult, Sequence[Tensor]]]
 ) -> tuple[FieldResult, Sequence[Tensor]]:
-    """Returns a field's result and images [3, H, W]; they are computed where nobody has yet.
+    """Return a field's result and images [3, H, W]; they are computed where nobody has yet.
 
     Evaluations that run at the same time and need the same answers wait for the first.
 

@@ -67,7 +67,7 @@ _GAP_ROWS = 24
 
 
 def run(params: "Params", paths: "Paths", capability: str) -> None:
-    """Writes ``reports/evaluate/<capability>.json`` and the folder of its pictures.
+    """Write ``reports/evaluate/<capability>.json`` and the folder of its pictures.
 
     Raises:
         WeightsError: the student or a teacher is missing, damaged or of another shape.
@@ -168,11 +168,11 @@ class _Survey:
     metrics: Sequence[Evaluator]
 
     def part(self, name: str) -> Task:
-        """Returns what a field is asked."""
+        """Return what a field is asked."""
         return self.task.select(self.places[name])
 
     def images(self, name: str, on_batch: Callable[[int], object]) -> Sequence[Tensor]:
-        """Returns a field's answers, all of them finite."""
+        """Return a field's answers, all of them finite."""
         return _finite_images(self.part(name), self.fields[name], self.config, name, on_batch)
 
     def result(
@@ -182,7 +182,7 @@ class _Survey:
         judged: Mapping[Row, Judged] | None = None,
         further: Mapping[str, float] | None = None,
     ) -> FieldResult:
-        """Returns the scores of a field's answers.
+        """Return the scores of a field's answers.
 
         Args:
             name: of the field.
@@ -201,7 +201,7 @@ class _Survey:
     def without(
         self, left_out: Collection[Row], images: Mapping[str, Sequence[Tensor]]
     ) -> "tuple[_Survey, dict[str, Sequence[Tensor]]]":
-        """Returns the same without some rows, and the answers to the others."""
+        """Return the same without some rows, and the answers to the others."""
         kept = [place for place, row in enumerate(self.task.rows) if row not in left_out]
         moved = {place: number for number, place in enumerate(kept)}
         rest: dict[str, Sequence[Tensor]] = {
@@ -226,7 +226,7 @@ def _answers(
     student: Mapping[str, Any],
     bar: "tqdm[Any]",
 ) -> tuple[dict[str, Sequence[Tensor]], dict[str, FieldResult]]:
-    """Returns the images and scores of every field; those that were found before are taken up."""
+    """Return the images and score of every field; those that were found before are taken up."""
     images: dict[str, Sequence[Tensor]] = {}
     results: dict[str, FieldResult] = {}
     inputs = _inputs(params, paths, survey.task.capability, student)
@@ -250,7 +250,7 @@ def _answers(
 def _judged_answers(
     survey: _Survey, model: Judge, bar: "tqdm[Any]"
 ) -> tuple[_Survey, dict[str, Sequence[Tensor]], dict[str, FieldResult]]:
-    """Returns what was asked, images and scores, all without the rows that cannot be judged.
+    """Return what was asked, images and score, all without the rows that cannot be judged.
 
     A judge that does not give the score is asked about the student, its start and the own teacher
     alone, and only its own means lack those rows.
@@ -283,7 +283,7 @@ def judge(
     further: Sequence[Evaluator] = (),
     judged: Mapping[Row, Judged] | None = None,
 ) -> FieldResult:
-    """Returns the scores of a field's images; the field gap is left empty.
+    """Return the scores of a field's images; the field gap is left empty.
 
     Args:
         task: what the field was asked.
@@ -326,7 +326,7 @@ def judge(
 def _metrics(
     task: Task, images: Sequence[Tensor], further: Sequence[Evaluator]
 ) -> dict[str, float]:
-    """Returns the further metrics of the standard rows."""
+    """Return the further metrics of the standard rows."""
     usual = [marks.further, *([preservation] if task.is_edit else []), distribution]
     return {
         item.name: round(item.value, 5)
@@ -336,7 +336,7 @@ def _metrics(
 
 
 def _judge_model(params: "Params", paths: "Paths", capability: str) -> Judge | None:
-    """Returns the judge that the parameters name; questions of an earlier run are removed."""
+    """Return the judge that the parameters name; questions of an earlier run are removed."""
     config = params.evaluate.judge
     if config is None:
         return None
@@ -346,7 +346,7 @@ def _judge_model(params: "Params", paths: "Paths", capability: str) -> Judge | N
 
 
 def _judged_rows(task: Task, judged: Mapping[Row, Judged]) -> dict[str, tuple[float, ...]]:
-    """Returns a judge's scores as an evaluator would give them."""
+    """Return a judge's scores as an evaluator would give them."""
     rows = {SCORE: tuple(judged[row].score for row in task.rows)}
     if task.is_edit:
         for kind in ("sc", "pq"):
@@ -355,7 +355,7 @@ def _judged_rows(task: Task, judged: Mapping[Row, Judged]) -> dict[str, tuple[fl
 
 
 def _judged_means(judged: Mapping[Row, Judged]) -> dict[str, float]:
-    """Returns the means over categories of a judge's marks, as further metrics."""
+    """Return the means over categories of a judge's marks, as further metrics."""
     names = {mark for item in judged.values() for mark in item.marks} - {"right"}
     values = {SCORE: {row: item.score for row, item in judged.items()}} if judged else {}
     values |= {
@@ -383,7 +383,7 @@ def _finite_images(
 
 
 def _start_field(params: "Params", teachers: Teachers) -> GuidedField:
-    """Returns the student as it was before its first update, guided as the student is.
+    """Return the student as it was before its first update, guided as the student is.
 
     A start that is a teacher, or an average of teachers on one base, is held as they are and takes
     no further network; any other one is a float32 network of its own.
@@ -398,14 +398,14 @@ def _start_field(params: "Params", teachers: Teachers) -> GuidedField:
 
 
 def _as_stored(params: "Params") -> Memory:
-    """Returns how networks of their own are held: bfloat16 would round off what was learned."""
+    """Return how networks of their own are held: bfloat16 would round off what was learned."""
     return replace(memory_of(params.run), dtype="float32")
 
 
 def _teacher_fields(
     params: "Params", capability: str, teachers: Teachers
 ) -> dict[str, GuidedField]:
-    """Returns the teachers that capabilities use, each with the guidance it is used with.
+    """Return the teachers that capabilities use, each with the guidance it is used with.
 
     A teacher of several capabilities has the guidance of ``capability`` if it is one of them.
     """
@@ -419,7 +419,7 @@ def _teacher_fields(
 def _inputs(
     params: "Params", paths: "Paths", capability: str, student: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns everything but the field itself, and the code, that decides what a field answers."""
+    """Return everything but the field itself, and the code, that decides what a field answers."""
     config = params.capabilities[capability]
     return {
         "rows": folder_digests(paths.bucket(config.bucket) / _SPLIT),
@@ -433,7 +433,7 @@ def _inputs(
 
 
 def _training(student: Mapping[str, Any]) -> Training | None:
-    """Returns what the student's training took, ``None`` where its package does not tell."""
+    """Return what the student's training took, ``None`` where its package does not tell."""
     if "field_evaluations" not in student:
         return None
     return Training(

@@ -64,7 +64,7 @@ class Part:
     target: Tensor
 
     def select(self, index: Sequence[int], places: Sequence[int]) -> "Part":
-        """Returns the rows at ``index``, which then have other places in a task."""
+        """Return the rows at ``index``, which then have other places in a task."""
         at = torch.tensor(list(index), dtype=torch.long)
         return Part(
             places=tuple(places),
@@ -148,7 +148,7 @@ class Task:
         return self._in_order([tuple(part.target) for part in self.parts])
 
     def _in_order(self, images: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-        """Returns the images of all parts in the order of the rows."""
+        """Return the images of all parts in the order of the rows."""
         found = {
             place: image
             for part, group in zip(self.parts, images, strict=True)
@@ -162,7 +162,7 @@ class Task:
         return len(self.rows)
 
     def select(self, index: Sequence[int]) -> "Task":
-        """Returns the questions at ``index``, in that order."""
+        """Return the questions at ``index``, in that order."""
         index = list(index)
         parts = []
         for part in self.parts:
@@ -177,7 +177,7 @@ class Task:
         )
 
     def of_sizes(self, images: Sequence[Tensor]) -> "Iterator[tuple[Task, Tensor]]":
-        """Yields, for every size, the questions of that size and their answers [B, 3, H, W].
+        """Yield, for every size, the questions of that size and their answers [B, 3, H, W].
 
         Args:
             images: an answer [3, H, W] to every row.
@@ -187,11 +187,11 @@ class Task:
             yield task, torch.stack([images[place] for place in part.places])
 
     def where(self, *variants: str) -> list[int]:
-        """Returns the positions of the rows of ``variants``."""
+        """Return the positions of the rows of ``variants``."""
         return [i for i, row in enumerate(self.rows) if row.variant in variants]
 
     def first_of_each(self, variant: str, num_rows: int) -> list[int]:
-        """Returns the positions of about ``num_rows`` rows of a variant, category by category.
+        """Return the positions of about ``num_rows`` rows of a variant, category by category.
 
         All have the first noise seed; every category has as many, at least one.
         """
@@ -209,7 +209,7 @@ class Task:
         batch_size: int,
         on_batch: Callable[[int], object] = int,
     ) -> tuple[Tensor, ...]:
-        """Returns the field's answer to every row, [3, H, W] float32 in [0, 1] on the CPU.
+        """Return the field's answer to every row, [3, H, W] float32 in [0, 1] on the CPU.
 
         Args:
             field: the field to sample from, by Euler steps on the family's grid for the size.
@@ -248,7 +248,7 @@ class Evaluator(Protocol):
     """Measures a field's answers to a task, whatever sizes its rows have."""
 
     def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
-        """Yields measurements of the images [3, H, W] that a field gave to the rows of ``task``."""
+        """Yield measurements of the images [3, H, W] that a field gave to the rows of ``task``."""
         ...
 
 
@@ -259,7 +259,7 @@ RowEvaluator = Callable[[Task, Tensor], Iterator[Measurement]]
 def over_sizes(
     evaluator: RowEvaluator, task: Task, images: Sequence[Tensor]
 ) -> Iterator[Measurement]:
-    """Yields what an evaluator measures row by row, size by size, as measurements of all rows.
+    """Yield what an evaluator measures row by row, size by size, as measurements of all rows.
 
     A measurement that it cannot make at every size is left out.
 
@@ -279,7 +279,7 @@ def over_sizes(
 
 
 def row_by_row(evaluator: RowEvaluator) -> Evaluator:
-    """Returns an evaluator of rows of any sizes, from one of rows of one size."""
+    """Return an evaluator of rows of any sizes, from one of rows of one size."""
 
     @wraps(evaluator)
     def measured(task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
@@ -289,7 +289,7 @@ def row_by_row(evaluator: RowEvaluator) -> Evaluator:
 
 
 def category_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Returns the mean of each category of (category, value) pairs, in order of appearance."""
+    """Return the mean of each category of (category, value) pairs, in order of appearance."""
     values: dict[str, list[float]] = {}
     for category, value in rows:
         values.setdefault(category, []).append(value)
@@ -297,7 +297,7 @@ def category_means(rows: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def mean_of_categories(rows: Iterable[tuple[str, float]]) -> float:
-    """Returns the mean over categories of (category, value) pairs: each category counts alike.
+    """Return the mean over categories of (category, value) pairs: each category counts alike.
 
     Raises:
         ValueError: there are no rows.
@@ -309,7 +309,7 @@ def mean_of_categories(rows: Iterable[tuple[str, float]]) -> float:
 
 
 def by_rows(task: Task, name: str, values: Sequence[float]) -> Measurement:
-    """Returns the measurement of one value per row of ``task``."""
+    """Return the measurement of one value per row of ``task``."""
     categories = (row.category for row in task.rows)
     return Measurement(
         name, mean_of_categories(zip(categories, values, strict=True)), tuple(values)
@@ -327,7 +327,7 @@ def build_task(
     purpose: str = "evaluate",
     device: str = "cpu",
 ) -> Task:
-    """Returns the first rows of each category of each variant, once for every noise seed.
+    """Return the first rows of each category of each variant, once for every noise seed.
 
     A row whose prompt has words that the text encoder does not know is kept, with the variant
     ``unknown_words``, and a warning names the words.
@@ -390,7 +390,7 @@ def _part(
     noise_seeds: Sequence[int],
     device: str,
 ) -> Part:
-    """Returns rows of one size, as often as there are noise seeds for them."""
+    """Return rows of one size, as often as there are noise seeds for them."""
     target = images_of(dataset, rows, "target")
     has_source = dataset[rows[0]]["source"] is not None
     source = images_of(dataset, rows, "source") if has_source else None

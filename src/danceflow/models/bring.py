@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 def bring_teachers(
     family_name: str, pipeline: Path, teachers: Mapping[str, Path], folder: Path, *, edits: bool
 ) -> None:
-    """Writes the folder of teachers that the stages read, after everything was found to fit.
+    """Write the folder of teachers that the stages read, after everything was found to fit.
 
     The pipeline's own network is the teacher ``base`` and the base of every adapter; a teacher
     with a network of its own is kept whole.
@@ -55,7 +55,7 @@ def bring_teachers(
 
 
 def _network(source: Path) -> Path | None:
-    """Returns the folder of a transformer in ``source``, or ``None`` if it is an adapter's."""
+    """Return the folder of a transformer in ``source``, or ``None`` if it is an adapter's."""
     for folder in (source / BACKBONE_FOLDER, source):
         if (folder / "config.json").is_file():
             return folder

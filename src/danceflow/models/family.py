@@ -32,7 +32,7 @@ class ModelFamily(Protocol):
     """Ends of the names of the backbone's modules that an adapter changes."""
 
     def sized(self, height: int, width: int) -> "ModelFamily":
-        """Returns this family, sharing its frozen parts, for images of another size.
+        """Return this family, sharing its frozen parts, for images of another size.
 
         Raises:
             WeightsError: if the network cannot make images of ``height`` x ``width`` pixels.
@@ -40,7 +40,7 @@ class ModelFamily(Protocol):
         ...
 
     def editing(self) -> "ModelFamily":
-        """Returns this family with a backbone that takes a source; one that does is itself.
+        """Return this family with a backbone that takes a source; one that does is itself.
 
         Its ``load_backbone`` takes the weights of one that does not, and gives the same velocities.
 
@@ -55,7 +55,7 @@ class ModelFamily(Protocol):
         source_BCHW: Tensor | None = None,
         images_B3HW: Tensor | None = None,
     ) -> Condition:
-        """Returns the condition of ``prompts`` and, for edits, of source images.
+        """Return the condition of ``prompts`` and, for edits, of source images.
 
         Tensors of prompts are [B, L, ...], zeros behind each prompt's own length.
 
@@ -71,15 +71,15 @@ class ModelFamily(Protocol):
         ...
 
     def null(self, condition: Condition) -> Condition:
-        """Returns ``condition``, of the same shapes, with the empty prompt; the source stays."""
+        """Return ``condition``, of the same shapes, with the empty prompt; the source stays."""
         ...
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Returns the words of ``prompt`` that the text encoder has no token for."""
+        """Return the words of ``prompt`` that the text encoder has no token for."""
         ...
 
     def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
-        """Returns how much of ``prompt`` each text encoder reads; what is dropped counts nowhere.
+        """Return how much of ``prompt`` each text encoder reads; what is dropped counts nowhere.
 
         Args:
             prompt: a text.
@@ -88,40 +88,40 @@ class ModelFamily(Protocol):
         ...
 
     def field(self, backbone: nn.Module) -> VelocityField:
-        """Returns the velocity field of ``backbone``; fp32 in and out."""
+        """Return the velocity field of ``backbone``; fp32 in and out."""
         ...
 
     def guided(self, field: VelocityField, scale: float) -> GuidedField:
-        """Returns ``field`` with the family's own classifier-free guidance; 1 is none."""
+        """Return ``field`` with the family's own classifier-free guidance; 1 is none."""
         ...
 
     def target_velocity(
         self, z_BCHW: Tensor, clean_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor
     ) -> Tensor:
-        """Returns the velocity that training on data asks for at z, [B, C, H, W] float32.
+        """Return the velocity that training on data asks for at z, [B, C, H, W] float32.
 
         It is eps - x up to what the field's parametrisation can express near sigma 0.
         """
         ...
 
     def grid(self, num_steps: int) -> Tensor:
-        """Returns the sigma grid for ``image_size``, [num_steps + 1] float32 from 1 to 0."""
+        """Return the sigma grid for ``image_size``, [num_steps + 1] float32 from 1 to 0."""
         ...
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the latents of images in [0, 1]."""
+        """Return the latents of images in [0, 1]."""
         ...
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Returns the images of latents, float32 clamped to [0, 1]."""
+        """Return the images of latents, float32 clamped to [0, 1]."""
         ...
 
     def new_backbone(self, seed: int) -> nn.Module:
-        """Returns an untrained backbone, a function of ``seed`` alone."""
+        """Return an untrained backbone, a function of ``seed`` alone."""
         ...
 
     def load_backbone(self, folder: Path) -> nn.Module:
-        """Returns the float32 backbone saved in ``folder``.
+        """Return the float32 backbone saved in ``folder``.
 
         Raises:
             WeightsError: if the weights are missing, damaged or of another shape.
@@ -129,15 +129,15 @@ class ModelFamily(Protocol):
         ...
 
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
-        """Writes ``backbone`` to ``folder`` in the family's own public format."""
+        """Write ``backbone`` to ``folder`` in the family's own public format."""
         ...
 
     def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
-        """Writes the student's adapter to ``folder``, as the family's stock pipelines load it."""
+        """Write the student's adapter to ``folder``, as the family's stock pipelines load it."""
         ...
 
     def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns an adapter's tensors under the names that diffusers has for the backbone.
+        """Return an adapter's tensors under the names that diffusers has for the backbone.
 
         ``tensors`` may have the names of the model's original code. What is not known is returned
         as it is.
@@ -145,11 +145,11 @@ class ModelFamily(Protocol):
         ...
 
     def save_frozen(self, folder: Path) -> None:
-        """Writes everything but the backbone to ``folder``; ``open_family`` reads it back."""
+        """Write everything but the backbone to ``folder``; ``open_family`` reads it back."""
         ...
 
     def to(self, device: torch.device | str) -> "ModelFamily":
-        """Moves the frozen parts to ``device``, where conditions are then made; returns itself."""
+        """Move the frozen parts to ``device``, where conditions are then made; return itself."""
         ...
 
 
@@ -163,7 +163,7 @@ FAMILIES = {
 
 
 def family_class(name: str) -> Any:
-    """Returns the class of the family ``name``.
+    """Return the class of the family ``name``.
 
     Raises:
         WeightsError: for an unknown name; the message names the nearest.
@@ -175,7 +175,7 @@ def family_class(name: str) -> Any:
 
 
 def open_family(name: str, folder: Path) -> ModelFamily:
-    """Returns the family ``name`` with the frozen parts saved in ``folder``.
+    """Return the family ``name`` with the frozen parts saved in ``folder``.
 
     Raises:
         WeightsError: for an unknown name, or frozen parts that cannot be read.

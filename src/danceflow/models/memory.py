@@ -37,7 +37,7 @@ class Memory:
     compile: bool = False
 
     def place(self, backbone: nn.Module, *, waits: bool = False) -> nn.Module:
-        """Returns a frozen ``backbone`` where and as it is held.
+        """Return a frozen ``backbone`` where and as it is held.
 
         Args:
             backbone: changed in place.
@@ -57,20 +57,20 @@ class Memory:
         return self.compiled(backbone)
 
     def compiled(self, backbone: nn.Module) -> nn.Module:
-        """Returns ``backbone``, its repeated blocks compiled in place if that is asked for."""
+        """Return ``backbone``, its repeated blocks compiled in place if that is asked for."""
         if self.compile:
             compile_blocks(backbone)
         return backbone
 
     def field(self, field: VelocityField, backbone: nn.Module, *, waits: bool) -> VelocityField:
-        """Returns ``field`` of a placed ``backbone``; it brings the weights when it is asked."""
+        """Return ``field`` of a placed ``backbone``; it brings the weights when it is asked."""
         if waits and self.offload == "teachers":
             return WaitingField(field, backbone, self.device)
         return field
 
 
 def memory_of(run: "RunParams") -> Memory:
-    """Returns how the ``run`` section asks for networks to be held."""
+    """Return how the ``run`` section asks for networks to be held."""
     return Memory(run.device, run.dtype, run.offload, run.compile)
 
 
@@ -78,14 +78,14 @@ class WaitingField:
     """A field whose network waits in main memory and is on the device for one call at a time."""
 
     def __init__(self, field: VelocityField, backbone: nn.Module, device: str) -> None:
-        """Wraps ``field``, the field of ``backbone``, which computes on ``device``."""
+        """Wrap ``field``, the field of ``backbone``, which computes on ``device``."""
         self.field = field
         self.backbone = backbone
         self.device = device
 
     @torch.no_grad()
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
-        """Returns the velocity, [B, C, H, W] float32, without gradient."""
+        """Return the velocity, [B, C, H, W] float32, without gradient."""
         self.backbone.to(self.device)
         try:
             return self.field(z_BCHW, sigma_B, condition)
@@ -108,7 +108,7 @@ def _offload_blocks(backbone: nn.Module, device: str) -> None:
 
 
 def compile_blocks(backbone: nn.Module, **options: Any) -> None:
-    """Compiles the repeated blocks of a network, the members of its lists, in place.
+    """Compile the repeated blocks of a network, the members of its lists, in place.
 
     Args:
         backbone: the network.
@@ -125,7 +125,7 @@ def compile_blocks(backbone: nn.Module, **options: Any) -> None:
 
 
 def recompute_activations(backbone: nn.Module) -> None:
-    """Makes a diffusers network compute activations again in its backward pass.
+    """Make a diffusers network compute activations again in its backward pass.
 
     Switching adapters between forward and backward then changes gradients: teachers on the same
     network are asked before the student.

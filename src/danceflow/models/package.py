@@ -61,7 +61,7 @@ class Package:
 def save_package(
     folder: Path, family: ModelFamily, backbone: nn.Module, meta: Mapping[str, Any]
 ) -> None:
-    """Writes a self-contained student to the empty ``folder``."""
+    """Write a self-contained student to the empty ``folder``."""
     family.save_frozen(folder / FROZEN_FOLDER)
     family.save_backbone(backbone, folder / BACKBONE_FOLDER)
     write_manifest(folder, {**meta, "family": family.name})
@@ -70,7 +70,7 @@ def save_package(
 def load_package(
     folder: Path, memory: Memory | str = "cpu", beside: "Teachers | None" = None
 ) -> Package:
-    """Returns the student in ``folder``, ready to use.
+    """Return the student in ``folder``, ready to use.
 
     Args:
         folder: of a student.
@@ -94,14 +94,14 @@ def load_package(
 
 
 def write_manifest(folder: Path, meta: Mapping[str, Any]) -> None:
-    """Writes ``manifest.json``: ``meta`` and the SHA-256 of every file below ``folder``."""
+    """Write ``manifest.json``: ``meta`` and the SHA-256 of every file below ``folder``."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     hashes = {p.relative_to(folder).as_posix(): sha256(p) for p in files}
     (folder / MANIFEST).write_text(json.dumps({**meta, "files": hashes}, indent=2) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of ``folder`` after every file it lists was found unchanged.
+    """Return the manifest of ``folder`` after every file it lists was found unchanged.
 
     Raises:
         WeightsError: naming the first file that is missing or differs.
@@ -141,7 +141,7 @@ class Teachers:
     def __init__(
         self, folder: Path, family_name: str, names: Sequence[str], memory: Memory | str
     ) -> None:
-        """Loads the teachers ``names`` from ``folder``.
+        """Load the teachers ``names`` from ``folder``.
 
         Args:
             folder: with a manifest.
@@ -174,7 +174,7 @@ class Teachers:
             self.backbones[name] = self._load(folder, name)
 
     def _load(self, folder: Path, name: str) -> nn.Module:
-        """Returns a teacher's network; an adapter joins the shared one."""
+        """Return a teacher's network; an adapter joins the shared one."""
         is_adapter = name != self.base and not (folder / name / "config.json").is_file()
         if not is_adapter and name != self.base:
             backbone = self.family.load_backbone(folder / name)
@@ -193,7 +193,7 @@ class Teachers:
         return self.shared
 
     def field(self, name: str, guidance: float) -> GuidedField:
-        """Returns the teacher's field with classifier-free guidance of scale ``guidance``."""
+        """Return the teacher's field with classifier-free guidance of scale ``guidance``."""
         backbone = self.backbones[name]
         if backbone is self.shared:
             adapter = name if name in self._files else None
@@ -203,11 +203,11 @@ class Teachers:
         return self.family.guided(field, guidance)
 
     def shares_base(self, weights: Mapping[str, float]) -> bool:
-        """Returns whether all teachers of ``weights`` are the base or adapters on it."""
+        """Return whether all teachers of ``weights`` are the base or adapters on it."""
         return all(self.backbones.get(name) is self.shared is not None for name in weights)
 
     def average_field(self, weights: Mapping[str, float], guidance: float) -> GuidedField:
-        """Returns the field of the weighted average of teachers, without a further network.
+        """Return the field of the weighted average of teachers, without a further network.
 
         Of several teachers it is one more adapter on the base, wide enough for all of theirs.
 
@@ -229,7 +229,7 @@ class Teachers:
     def merged_adapters(
         self, weights: Mapping[str, float], rank: int | None
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns factors of the weighted average of teachers that share the base.
+        """Return factors of the weighted average of teachers that share the base.
 
         Args:
             weights: share of each teacher; they are normalised to sum to 1, and the base's own
@@ -252,7 +252,7 @@ class Teachers:
         return pairs
 
     def merged(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Returns the weighted average of teachers' parameters, a state dict in main memory.
+        """Return the weighted average of teachers' parameters, a state dict in main memory.
 
         Args:
             weights: share of each teacher; they are normalised to sum to 1.
@@ -274,7 +274,7 @@ class Teachers:
         return {name: weight / total for name, weight in weights.items()}
 
     def _state(self, name: str) -> dict[str, Tensor]:
-        """Returns a teacher's own weights under the names of a network without adapters."""
+        """Return a teacher's own weights under the names of a network without adapters."""
         backbone = self.backbones[name]
         if backbone is not self.shared or not self._files:
             return backbone.state_dict()

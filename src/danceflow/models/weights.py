@@ -16,7 +16,7 @@ INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; raises ``WeightsError`` if there is none."""
+    """Return the object in a JSON file; raise ``WeightsError`` if there is none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors file by name.
+    """Return the tensors of a safetensors file by name.
 
     Raises:
         WeightsError: if the file is missing, truncated or damaged, or a value is not finite.
@@ -46,7 +46,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Returns the texts in the head of a safetensors file by name.
+    """Return the texts in the head of a safetensors file by name.
 
     Raises:
         WeightsError: if the file is missing, truncated or damaged.
@@ -61,7 +61,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def require_finite_tensor(value: Tensor, name: str, place: Path) -> None:
-    """Raises ``WeightsError`` if a tensor that was read holds NaN or infinity."""
+    """Raise ``WeightsError`` if a tensor that was read holds NaN or infinity."""
     if not value.is_floating_point():
         return
     wide = value.float() if value.element_size() == 1 else value  # 8-bit floats cannot be asked
@@ -74,7 +74,7 @@ def require_finite_tensor(value: Tensor, name: str, place: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
-    """Returns the state dict saved in ``folder`` by diffusers, in one file or in shards.
+    """Return the state dict saved in ``folder`` by diffusers, in one file or in shards.
 
     Raises:
         WeightsError: if a file is missing, truncated or damaged.
@@ -90,7 +90,7 @@ def read_state(folder: Path) -> dict[str, Tensor]:
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], place: Path) -> None:
-    """Copies ``state`` into ``module`` after every name and shape was found to agree.
+    """Copy ``state`` into ``module`` after every name and shape was found to agree.
 
     Args:
         module: the network, of any floating dtype.
@@ -112,7 +112,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], place: Path) -> N
 
 
 def load_pretrained(network_class: Any, folder: Path, **dtype: torch.dtype) -> nn.Module:
-    """Returns a ``diffusers`` or ``transformers`` network from its own folder.
+    """Return a ``diffusers`` or ``transformers`` network from its own folder.
 
     Their ``from_pretrained`` fills missing tensors with random numbers; here that is an error.
 
@@ -149,7 +149,7 @@ def cast_copy(
     *,
     share: bool = False,
 ) -> nn.Module:
-    """Returns a copy of ``module`` in main memory, its floating tensors as ``dtype``.
+    """Return a copy of ``module`` in main memory, its floating tensors as ``dtype``.
 
     Tensors are cast and moved one by one: no second network is held in the dtype or on the device
     of ``module``. Tensors that it shares with itself are shared in the copy.
@@ -173,7 +173,7 @@ def cast_copy(
 
 
 def save_half(module: nn.Module, folder: Path) -> None:
-    """Writes a float16 copy of a network in its library's own format.
+    """Write a float16 copy of a network in its library's own format.
 
     Half the size, and every value that training moved survives. The copy is made in main memory,
     wherever the network is.

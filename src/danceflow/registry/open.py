@@ -4,8 +4,6 @@ Only the weights and their description travel; no code that came with them is ru
 from a store is checked against the digest that was registered before anything is read from it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import tempfile
 from pathlib import Path

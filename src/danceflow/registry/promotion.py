@@ -5,8 +5,6 @@ registry keeps no history of its aliases, so every change is written down as a t
 registered model; what was live before can be found, and restored, from it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -86,7 +84,7 @@ class Promotions:
         self._store = store
         self._name = name
 
-    def holder(self, alias: str) -> ModelVersion | None:
+    def holder(self, alias: str) -> "ModelVersion | None":
         """Return the version that has an alias; None: none has, or it was deleted.
 
         Raises:
@@ -111,7 +109,7 @@ class Promotions:
         )
         return tuple(Change(**json.loads(value)) for _, value in entries)
 
-    def challenge(self, version: ModelVersion) -> None:
+    def challenge(self, version: "ModelVersion") -> None:
         """Make a version the challenger.
 
         Raises:
@@ -122,7 +120,7 @@ class Promotions:
                 self._name, CHALLENGER, str(version.version)
             )
 
-    def judge(self, version: ModelVersion, policy: GatePolicy) -> Verdict:
+    def judge(self, version: "ModelVersion", policy: GatePolicy) -> Verdict:
         """Return the gate's verdict on a version against the champion, kept as tags.
 
         The tags go on the version, and on the run that it comes from unless that was deleted.
@@ -150,7 +148,7 @@ class Promotions:
         return answer
 
     def consider(
-        self, version: ModelVersion, policy: GatePolicy, *, auto_promote: bool
+        self, version: "ModelVersion", policy: GatePolicy, *, auto_promote: bool
     ) -> Standing:
         """Make a version the challenger, judge it, and promote it where that is allowed.
 
@@ -253,7 +251,7 @@ class Promotions:
             client.set_registered_model_alias(self._name, CHAMPION, str(number))
         return change
 
-    def _version(self, number: int | None) -> ModelVersion:
+    def _version(self, number: int | None) -> "ModelVersion":
         with store_errors(self._store.uri):
             wanted = self._aliases().get(CHALLENGER) if number is None else str(number)
             if wanted is None:
@@ -263,7 +261,7 @@ class Promotions:
             raise UsageError(f"{self._name} has no version {wanted}")
         return version
 
-    def _registered(self, number: int | str) -> ModelVersion | None:
+    def _registered(self, number: int | str) -> "ModelVersion | None":
         """Return a version, or None if it was deleted or never was."""
         return _known(lambda: self._store.client.get_model_version(self._name, str(number)))
 

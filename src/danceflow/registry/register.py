@@ -1,7 +1,5 @@
 """The student enters the model registry: once per content, with all that serving needs."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -44,7 +42,7 @@ class Registration:
         judged_anew: whether its evaluation is.
     """
 
-    version: ModelVersion
+    version: "ModelVersion"
     made: bool
     judged_anew: bool
 
@@ -98,7 +96,7 @@ def register_student(
         return Registration(made, made=True, judged_anew=True)
 
 
-def find_by_digest(store: Store, name: str, digest: str) -> ModelVersion | None:
+def find_by_digest(store: Store, name: str, digest: str) -> "ModelVersion | None":
     """Return the version of a registered model that holds the content of a digest, or None."""
     found = store.client.search_model_versions(
         f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
@@ -106,7 +104,7 @@ def find_by_digest(store: Store, name: str, digest: str) -> ModelVersion | None:
     return max(found, key=lambda version: int(version.version), default=None)
 
 
-def stored_summary(version: ModelVersion) -> Mapping[str, Any]:
+def stored_summary(version: "ModelVersion") -> Mapping[str, Any]:
     """Return the evaluation kept with a version.
 
     Raises:
@@ -121,7 +119,7 @@ def stored_summary(version: ModelVersion) -> Mapping[str, Any]:
     return summary
 
 
-def signature(num_steps: int) -> ModelSignature:
+def signature(num_steps: int) -> "ModelSignature":
     """Return what the served student takes and gives.
 
     Args:

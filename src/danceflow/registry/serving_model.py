@@ -5,8 +5,6 @@ a base64 PNG. Seed, steps, guidance and size are parameters of the request. The 
 against the digest that was registered before they are loaded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +80,7 @@ class ServedStudent(PythonModel):
         answers = [png_base64(png_bytes(image, compress_level=6)) for image in results]
         return pd.DataFrame({"image": answers})
 
-    def _source(self, row: int, cell: object) -> Image | None:
+    def _source(self, row: int, cell: object) -> "Image | None":
         """Return the picture in a cell as the student sees it, None where it is empty."""
         if _is_empty(cell):
             return None

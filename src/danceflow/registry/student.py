@@ -1,7 +1,5 @@
 """The student in use: prompts and images in, images out."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from danceflow.fields import VelocityField
     from danceflow.models.family import ModelFamily
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 _BATCH_SIZE = 16
 
 
@@ -26,15 +24,15 @@ class StudentPackage(Protocol):
     """What ``danceflow.models.package.load_package`` returns."""
 
     @property
-    def family(self) -> ModelFamily:
+    def family(self) -> "ModelFamily":
         """The frozen parts of the student's family."""
 
     @property
-    def field(self) -> VelocityField:
+    def field(self) -> "VelocityField":
         """The student."""
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """Where it computes."""
 
     @property
@@ -45,7 +43,7 @@ class StudentPackage(Protocol):
         """
 
     @property
-    def image_sizes(self) -> tuple[Size, ...]:
+    def image_sizes(self) -> "tuple[Size, ...]":
         """Height and width in pixels of the images it was trained to make, the usual one first."""
 
 
@@ -68,11 +66,11 @@ class Student:
         return self._package.meta
 
     @property
-    def image_sizes(self) -> tuple[Size, ...]:
+    def image_sizes(self) -> "tuple[Size, ...]":
         """Height and width in pixels of the images it makes, the usual one first."""
         return self._package.image_sizes
 
-    def framed(self, image: Image) -> Image:
+    def framed(self, image: "Image") -> "Image":
         """Return a picture as the student sees it, as its training's were; again, it is the same.
 
         It is upright, opaque RGB, of the size of nearest aspect that the student makes.
@@ -89,8 +87,8 @@ class Student:
         seed: int = 0,
         num_steps: int | None = None,
         guidance: float = 1.0,
-        size: Size | None = None,
-    ) -> list[Image]:
+        size: "Size | None" = None,
+    ) -> "list[Image]":
         """Return one image per prompt.
 
         Args:
@@ -108,12 +106,12 @@ class Student:
 
     def edit(
         self,
-        images: Sequence[Image],
+        images: "Sequence[Image]",
         prompts: Sequence[str],
         seed: int = 0,
         num_steps: int | None = None,
         guidance: float = 1.0,
-    ) -> list[Image]:
+    ) -> "list[Image]":
         """Return every image changed as its prompt says.
 
         Args:
@@ -135,12 +133,12 @@ class Student:
     def run(
         self,
         prompts: Sequence[str],
-        sources: Sequence[Image | None],
+        sources: "Sequence[Image | None]",
         seed: int = 0,
         num_steps: int | None = None,
         guidance: float = 1.0,
-        size: Size | None = None,
-    ) -> list[Image]:
+        size: "Size | None" = None,
+    ) -> "list[Image]":
         """Return one image per row: generated where the source is None, else edited.
 
         Args and errors are those of ``generate`` and ``edit``.
@@ -157,11 +155,11 @@ class Student:
         family = self._package.family
         for row, (prompt, image) in enumerate(zip(prompts, sources, strict=True)):
             if unknown := family.unknown_words(prompt):
-                _log.warning(
+                _LOG.warning(
                     "%r: the model does not know %s", prompt, ", ".join(map(repr, unknown))
                 )
             if cut := told(family.readings(prompt, edits=image is not None)):
-                _log.warning("prompt %d is cut: %s", row, cut)
+                _LOG.warning("prompt %d is cut: %s", row, cut)
         field = family.guided(self._package.field, guidance)
         usual = self._usual(size)
         framed = [self._source(row, image) for row, image in enumerate(sources)]
@@ -179,7 +177,7 @@ class Student:
                     results.update(zip(rows, map(to_picture, sized.decode(clean)), strict=True))
         return [results[row] for row in range(len(prompts))]
 
-    def _usual(self, size: Size | None) -> Size:
+    def _usual(self, size: "Size | None") -> "Size":
         """Return the size of what is generated; raises ``UsageError`` if it is not made."""
         known = self.image_sizes
         if size is None:
@@ -193,7 +191,7 @@ class Student:
             )
         return size
 
-    def _source(self, row: int, image: Image | None) -> Image | None:
+    def _source(self, row: int, image: "Image | None") -> "Image | None":
         """Return the framed source of a row, None where it has none."""
         try:
             return None if image is None else self.framed(image)
@@ -201,8 +199,8 @@ class Student:
             raise DataError(f"image {row}: {error}") from error
 
     def _encode(
-        self, family: ModelFamily, sources: Sequence[Image | None]
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self, family: "ModelFamily", sources: "Sequence[Image | None]"
+    ) -> "tuple[Tensor | None, Tensor | None]":
         """Return the sources' latents and pixels, zeros for a row without; None if no row has one.
 
         Zeros are what the family's conditions hold for a prompt without a source.

@@ -30,12 +30,12 @@ class PairedScores:
         return sum(len(scores) for scores in self.categories.values())
 
     def overall(self) -> Array:
-        """Returns each field's mean over categories, [fields]."""
+        """Return each field's mean over categories, [fields]."""
         means: Array = np.mean([scores.mean(axis=0) for scores in self.categories.values()], axis=0)
         return means
 
     def resampled(self, num_resamples: int, seed: int) -> Array:
-        """Returns bootstrap replicates of :meth:`overall`, [num_resamples, fields].
+        """Return bootstrap replicates of :meth:`overall`, [num_resamples, fields].
 
         Prompts are drawn with replacement within each category, the same for every field (Efron
         and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 6 and 8).
@@ -55,14 +55,14 @@ class PairedScores:
         return result
 
     def index(self, field: str) -> int:
-        """Returns the column of ``field``."""
+        """Return the column of ``field``."""
         return self.fields.index(field)
 
 
 def pair(
     rows_of_field: Mapping[str, Sequence[tuple[str, str, int, float]]],
 ) -> PairedScores:
-    """Returns the paired scores of fields.
+    """Return the paired scores of fields.
 
     Args:
         rows_of_field: by field, (category, uid, seed, score) of each answer.
@@ -98,7 +98,7 @@ def interval(
     num_resamples: int,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Returns the 95 % percentile interval of a statistic of the fields' overall scores.
+    """Return the 95 % percentile interval of a statistic of the fields' overall scores.
 
     Args:
         paired: the scores.
@@ -119,12 +119,12 @@ def interval(
 
 
 def ratio(paired: PairedScores, above: str, below: str) -> Callable[[Array], Array]:
-    """Returns the statistic "overall score of one field divided by another's"."""
+    """Return the statistic "overall score of one field divided by another's"."""
     one, other = paired.index(above), paired.index(below)
     return lambda overall: overall[..., one] / overall[..., other]
 
 
 def difference(paired: PairedScores, first: str, second: str) -> Callable[[Array], Array]:
-    """Returns the statistic "overall score of one field less another's"."""
+    """Return the statistic "overall score of one field less another's"."""
     one, other = paired.index(first), paired.index(second)
     return lambda overall: overall[..., one] - overall[..., other]

@@ -28,7 +28,7 @@ class Curves:
 
 
 def read_curves(path: Path) -> Curves:
-    """Returns the record of a training.
+    """Return the record of a training.
 
     Args:
         path: JSON lines: ``{"step", "capability", "loss", "sigma_bins", "seconds", ...}`` for

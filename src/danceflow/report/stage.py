@@ -27,7 +27,7 @@ _ORDER = ("prepare", "cache", "distill", "evaluate")  # teachers are trained onc
 
 
 def run(params: "Params", paths: "Paths") -> None:
-    """Writes ``reports/summary.json``, ``reports/gate.json`` and ``reports/report.html``.
+    """Write ``reports/summary.json``, ``reports/gate.json`` and ``reports/report.html``.
 
     Raises:
         DataError: an evaluation or the training's record is missing or damaged.
@@ -70,7 +70,7 @@ def stage_seconds(
     evaluations: Mapping[str, Evaluation],
     curves: Curves,
 ) -> dict[str, float]:
-    """Returns the seconds of every stage of a run before this one, in the pipeline's order.
+    """Return the seconds of every stage of a run before this one, in the pipeline's order.
 
     A stage that did not run in this checkout, as its result came from the cache, is told by what
     it left.
@@ -90,7 +90,7 @@ def stage_seconds(
 
 
 def _notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """Returns every note once; one that not all capabilities share names those it is about.
+    """Return every note once; one that not all capabilities share names those it is about.
 
     Every row that a judge left out is one, with its capability.
     """
@@ -111,7 +111,7 @@ def _notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 
 def _source(tags: Mapping[str, str]) -> dict[str, str]:
-    """Returns where the code comes from, in words."""
+    """Return where the code comes from, in words."""
     found = {}
     if "git.commit" in tags:
         changed = " with local changes" if tags["git.dirty"] == "true" else ""

@@ -18,7 +18,7 @@ _SMALLEST_GAP = 0.05
 
 
 def summarise(evaluations: Mapping[str, Evaluation], num_bootstrap: int) -> dict[str, Any]:
-    """Returns plain data for ``reports/summary.json``, without what other files tell.
+    """Return plain data for ``reports/summary.json``, without what other files tell.
 
     Retention is the student's score divided by that of the capability's own teacher; it is null
     where the teacher scores 0, and its interval where a resampled teacher does. Gain is the
@@ -44,7 +44,7 @@ def summarise(evaluations: Mapping[str, Evaluation], num_bootstrap: int) -> dict
 
 
 def gap_closed(evaluation: Evaluation) -> dict[str, float | None]:
-    """Returns the share of the teacher's gap closed, by measurement.
+    """Return the share of the teacher's gap closed, by measurement.
 
     (student - start) / (teacher - start) for ``score`` and, where it was measured, ``realism``;
     ``None`` where teacher and start differ by less than 5 % of the best possible value.
@@ -62,7 +62,7 @@ def gap_closed(evaluation: Evaluation) -> dict[str, float | None]:
 
 
 def conflict_matrix(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Returns every field's score on every capability, and as share of its own teacher's.
+    """Return every field's score on every capability, and as share of its own teacher's.
 
     ``least_share`` is a field's share where it does worst: what it would cost to deploy it alone.
     """
@@ -96,12 +96,12 @@ def conflict_matrix(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
 
 
 def own_teacher(evaluation: Evaluation) -> float:
-    """Returns the score of the capability's own teacher."""
+    """Return the score of the capability's own teacher."""
     return evaluation.fields[evaluation.teacher].score
 
 
 def share(score: float, teacher: float) -> float | None:
-    """Returns the share of a teacher's score, ``None`` where that is 0."""
+    """Return the share of a teacher's score, ``None`` where that is 0."""
     return _round(score / teacher) if teacher > 0 else None
 
 

@@ -51,7 +51,7 @@ class Reading:
     explained: Tensor
 
     def codes(self) -> Tensor:
-        """Returns scene codes, [B, 18]; unrecognised cells count as empty."""
+        """Return scene codes, [B, 18]; unrecognised cells count as empty."""
         cells = torch.where(self.shape >= 0, 1 + self.shape * len(COLORS) + self.color, 0)
         return torch.cat([self.background[:, None], self.style[:, None], cells], dim=1)
 
@@ -59,7 +59,7 @@ class Reading:
 def parse(
     images_B3HW: Tensor, style: str | None = None, rendering: Rendering | None = FLAT
 ) -> Reading:
-    """Returns the reading of ``images_B3HW``, float32 in [0, 1].
+    """Return the reading of ``images_B3HW``, float32 in [0, 1].
 
     Args:
         images_B3HW: square images whose size is a multiple of the grid.

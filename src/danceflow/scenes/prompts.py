@@ -196,7 +196,7 @@ _WORDINGS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Returns every word that a prompt can hold, sorted."""
+    """Return every word that a prompt can hold, sorted."""
     texts = [text for pair in _WORDINGS.values() for group in pair for text in group]
     texts += [phrase for group in _RELATION_WORDS.values() for phrase in group]
     texts += [f"in the {corner} corner" for corner in CORNERS]
@@ -303,7 +303,7 @@ def _remove(rng: Random, held_out: bool) -> _Draft:
 
 
 def _subject(rng: Random, scene: Scene, held_out: bool) -> Object:
-    """Returns the object an edit is about: with ``held_out`` the scene's held-out pair."""
+    """Return the object an edit is about: with ``held_out`` the scene's held-out pair."""
     objects = [o for o in scene.objects if replace(scene, objects=(o,)).has_held_out_pair]
     return rng.choice(objects if held_out else scene.objects)
 
@@ -366,7 +366,7 @@ _DRAFTS: Mapping[str, Callable[[Random, bool], _Draft]] = {
 
 
 def draw_sample(rng: Random, category: str, split: Split, variant: Variant = "standard") -> Sample:
-    """Returns a random sample of ``category`` whose scene belongs to ``split``.
+    """Return a random sample of ``category`` whose scene belongs to ``split``.
 
     Args:
         rng: source of every choice; the same state gives the same sample.

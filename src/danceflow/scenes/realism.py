@@ -7,7 +7,7 @@ from danceflow.scenes.render import FLAT, SHADED, render_codes
 
 
 def score_realism(images_B3HW: Tensor) -> list[float]:
-    """Returns each image's share of the exact shading, in [0, 1].
+    """Return each image's share of the exact shading, in [0, 1].
 
     The scene is read from the image and rendered flat and shaded. With r the image less the flat
     rendering and d the shaded less the flat one, the score is

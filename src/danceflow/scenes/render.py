@@ -38,7 +38,7 @@ _SHADOW_DEPTH = 0.3
 
 
 def _inside(shape: str, x: Tensor, y: Tensor) -> Tensor:
-    """Returns whether points in [-1, 1] of a cell (y down) are inside ``shape``."""
+    """Return whether points in [-1, 1] of a cell (y down) are inside ``shape``."""
     radius = torch.sqrt(x * x + y * y)
     tests: dict[str, Callable[[], Tensor]] = {
         "circle": lambda: radius < 0.80,
@@ -54,14 +54,14 @@ def _inside(shape: str, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _axes(num: int) -> tuple[Tensor, Tensor]:
-    """Returns x and y of the middles of ``num`` by ``num`` pixels of a cell, in [-1, 1]."""
+    """Return x and y of the middles of ``num`` by ``num`` pixels of a cell, in [-1, 1]."""
     axis = (torch.arange(num) + 0.5) / num * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return x, y
 
 
 def _coverage(cell_size: int, shift: float) -> Tensor:
-    """Returns the coverage of each shape moved right and down, [shapes, cell, cell]."""
+    """Return the coverage of each shape moved right and down, [shapes, cell, cell]."""
     x, y = _axes(cell_size * _SUPERSAMPLING)
     fine = torch.stack([_inside(shape, x - shift, y - shift) for shape in SHAPES]).float()
     return torch.nn.functional.avg_pool2d(fine[:, None], _SUPERSAMPLING)[:, 0]
@@ -69,13 +69,13 @@ def _coverage(cell_size: int, shift: float) -> Tensor:
 
 @lru_cache(maxsize=8)
 def shape_masks(cell_size: int) -> Tensor:
-    """Returns the coverage of each shape in a cell, [shapes, cell, cell] float32 in [0, 1]."""
+    """Return the coverage of each shape in a cell, [shapes, cell, cell] float32 in [0, 1]."""
     return _coverage(cell_size, 0.0)
 
 
 @lru_cache(maxsize=8)
 def shape_light(cell_size: int) -> Tensor:
-    """Returns the factor of light on each shape, [shapes, cell, cell] float32, 1 on its mean.
+    """Return the factor of light on each shape, [shapes, cell, cell] float32, 1 on its mean.
 
     Lambert's law on a dome, factor = 1 + c * (n . l - mean over the shape): brighter towards the
     light at the top left.
@@ -91,7 +91,7 @@ def shape_light(cell_size: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def shape_shadow(cell_size: int) -> Tensor:
-    """Returns the share of light that each shape's soft shadow takes, [shapes, cell, cell]."""
+    """Return the share of light that each shape's soft shadow takes, [shapes, cell, cell]."""
     shifted = _coverage(cell_size, _SHADOW_SHIFT)
     padded = torch.nn.functional.pad(shifted[:, None], (1, 1, 1, 1), mode="replicate")
     return _SHADOW_DEPTH * torch.nn.functional.avg_pool2d(padded, 3, stride=1)[:, 0]
@@ -99,13 +99,13 @@ def shape_shadow(cell_size: int) -> Tensor:
 
 @lru_cache(maxsize=1)
 def color_table() -> Tensor:
-    """Returns the object colours, [colours, 3] float32 in [0, 1]."""
+    """Return the object colours, [colours, 3] float32 in [0, 1]."""
     return torch.tensor(list(COLORS.values())) / 255.0
 
 
 @lru_cache(maxsize=1)
 def background_table() -> Tensor:
-    """Returns the background colours, [backgrounds, 3] float32 in [0, 1]."""
+    """Return the background colours, [backgrounds, 3] float32 in [0, 1]."""
     return torch.tensor(list(BACKGROUNDS.values())) / 255.0
 
 
@@ -120,12 +120,12 @@ _NIGHT = ((0.28, 0.33, 0.45), (0.02, 0.03, 0.14))
 
 
 def _dusk(images: Tensor) -> Tensor:
-    """Returns the vertical falloff of the sunset's light, [H, 1]: 1 at the top, 0.7 below."""
+    """Return the vertical falloff of the sunset's light, [H, 1]: 1 at the top, 0.7 below."""
     return torch.linspace(1.0, 0.7, images.shape[-2], device=images.device)[:, None]
 
 
 def apply_style(images: Tensor, style: str) -> Tensor:
-    """Returns ``images`` [..., 3, H, W] in [0, 1] in the named style, same shape and range."""
+    """Return ``images`` [..., 3, H, W] in [0, 1] in the named style, same shape and range."""
     if style == "plain":
         return images
     if style == "grayscale":
@@ -141,7 +141,7 @@ def apply_style(images: Tensor, style: str) -> Tensor:
 
 
 def undo_style(images: Tensor, style: str) -> Tensor:
-    """Returns the plain images behind styled ones; grayscale, not invertible, stays as it is."""
+    """Return the plain images behind styled ones; grayscale, not invertible, stays as it is."""
     if style == "inverted":
         return 1 - images
     if style in ("sunset", "night"):
@@ -153,7 +153,7 @@ def undo_style(images: Tensor, style: str) -> Tensor:
 
 
 def _illumination(cell_size: int, rendering: Rendering) -> tuple[Tensor, Tensor]:
-    """Returns the light on each shape and on the background behind it, [shapes, h, w] factors."""
+    """Return the light on each shape and on the background behind it, [shapes, h, w] factors."""
     ones = torch.ones_like(shape_masks(cell_size))
     if rendering == FLAT:
         return ones, ones
@@ -162,7 +162,7 @@ def _illumination(cell_size: int, rendering: Rendering) -> tuple[Tensor, Tensor]
 
 @lru_cache(maxsize=8)
 def shape_model(cell_size: int, rendering: Rendering) -> tuple[Tensor, Tensor]:
-    """Returns T and D, [shapes, cell, cell], of pixel = b * (1 + D) + T * (colour - b).
+    """Return T and D, [shapes, cell, cell], of pixel = b * (1 + D) + T * (colour - b).
 
     b is the background's colour. Flat shapes have their coverage as T, and D = 0.
     """
@@ -174,7 +174,7 @@ def shape_model(cell_size: int, rendering: Rendering) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=8)
 def _cell_table(cell_size: int, rendering: Rendering) -> Tensor:
-    """Returns every possible cell, [backgrounds, 1 + shapes * colours, 3, cell, cell]."""
+    """Return every possible cell, [backgrounds, 1 + shapes * colours, 3, cell, cell]."""
     masks = shape_masks(cell_size)[:, None, None]
     light, open_share = (part[:, None, None] for part in _illumination(cell_size, rendering))
     colors = (color_table()[None, :, :, None, None] * light).clamp(0, 1)
@@ -188,7 +188,7 @@ def _cell_table(cell_size: int, rendering: Rendering) -> Tensor:
 
 
 def render_codes(codes: Tensor, image_size: int, rendering: Rendering = FLAT) -> Tensor:
-    """Returns the images of scene codes, [B, 3, size, size] float32 in [0, 1].
+    """Return the images of scene codes, [B, 3, size, size] float32 in [0, 1].
 
     Args:
         codes: [B, 18] integers as :meth:`Scene.codes` gives them.
@@ -210,5 +210,5 @@ def render_codes(codes: Tensor, image_size: int, rendering: Rendering = FLAT) ->
 
 
 def render(scenes: Sequence[Scene], image_size: int = 32, rendering: Rendering = FLAT) -> Tensor:
-    """Returns the images of ``scenes``, [B, 3, size, size] float32 in [0, 1]."""
+    """Return the images of ``scenes``, [B, 3, size, size] float32 in [0, 1]."""
     return render_codes(torch.tensor([scene.codes() for scene in scenes]), image_size, rendering)

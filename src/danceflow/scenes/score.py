@@ -45,7 +45,7 @@ class EditScore:
 
 
 def found_objects(reading: Reading, row: int) -> list[Object]:
-    """Returns the recognised objects of image ``row`` of a reading."""
+    """Return the recognised objects of image ``row`` of a reading."""
     shapes, colors = reading.shape[row].tolist(), reading.color[row].tolist()
     return [
         Object(cell, SHAPES[shape], COLOR_NAMES[color])
@@ -55,7 +55,7 @@ def found_objects(reading: Reading, row: int) -> list[Object]:
 
 
 def satisfies(objects: Sequence[Object], request: Request) -> bool:
-    """Returns whether ``objects`` show what a text-to-image request asks for (GenEval's rules).
+    """Return whether ``objects`` show what a text-to-image request asks for (GenEval's rules).
 
     Everything asked for must be there; counts must be exact. Other objects do no harm. One object
     is left of another if its column is smaller, and so on for the other relations.
@@ -82,7 +82,7 @@ def _is_related(item: Object, other: Object, relation: str) -> bool:
 
 
 def score_text_to_image(images_B3HW: Tensor, samples: Sequence[Sample]) -> list[bool]:
-    """Returns for each image whether it satisfies its sample's prompt.
+    """Return for each image whether it satisfies its sample's prompt.
 
     Args:
         images_B3HW: float32 in [0, 1].
@@ -95,7 +95,7 @@ def score_text_to_image(images_B3HW: Tensor, samples: Sequence[Sample]) -> list[
 
 
 def score_edits(images_B3HW: Tensor, samples: Sequence[Sample]) -> list[EditScore]:
-    """Returns the score of each edited image against its sample's exact target.
+    """Return the score of each edited image against its sample's exact target.
 
     Local edits: SC is 10 if the edited cell reads as in the target, 5 if only part of what had to
     change is right (shape or colour), else 0; an image left as it was has 0. Background: SC is 10
@@ -131,13 +131,13 @@ def score_edits(images_B3HW: Tensor, samples: Sequence[Sample]) -> list[EditScor
 
 
 def _cell_errors(difference_3HW: Tensor) -> Tensor:
-    """Returns the mean squared difference of each cell, [16]."""
+    """Return the mean squared difference of each cell, [16]."""
     cell = difference_3HW.shape[-1] // GRID_SIZE
     return torch.nn.functional.avg_pool2d(difference_3HW.square(), cell).mean(0).flatten()
 
 
 def edited_cell(source: Scene, target: Scene) -> int:
-    """Returns the one cell in which two scenes differ; raises ``ValueError`` if that is not one."""
+    """Return the one cell in which two scenes differ; raise ``ValueError`` if that is not one."""
     cells = {o.cell for o in set(source.objects) ^ set(target.objects)}
     if len(cells) != 1:
         raise ValueError(f"source and target differ in cells {sorted(cells)}, not in one")

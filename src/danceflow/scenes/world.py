@@ -90,7 +90,7 @@ class Scene:
     style: str = "plain"
 
     def __post_init__(self) -> None:
-        """Sorts the objects; raises ``ValueError`` for unknown names or a cell used twice."""
+        """Sort the objects; raise ``ValueError`` for unknown names or a cell used twice."""
         object.__setattr__(self, "objects", tuple(sorted(self.objects)))
         cells = [item.cell for item in self.objects]
         if len(set(cells)) != len(cells):
@@ -109,7 +109,7 @@ class Scene:
         return any(item.pair in HELD_OUT_PAIRS for item in self.objects)
 
     def codes(self) -> list[int]:
-        """Returns background, style and 16 cell codes (0 empty, else 1 + 6 * shape + colour)."""
+        """Return background, style and 16 cell codes (0 empty, else 1 + 6 * shape + colour)."""
         cells = [0] * NUM_CELLS
         for item in self.objects:
             cells[item.cell] = (
@@ -119,7 +119,7 @@ class Scene:
 
     @staticmethod
     def from_codes(codes: list[int]) -> "Scene":
-        """Returns the scene of ``codes``, the inverse of :meth:`codes`."""
+        """Return the scene of ``codes``, the inverse of :meth:`codes`."""
         background, style, *cells = codes
         objects = tuple(
             Object(cell, SHAPES[(code - 1) // len(COLORS)], COLOR_NAMES[(code - 1) % len(COLORS)])
@@ -129,16 +129,16 @@ class Scene:
         return Scene(BACKGROUND_NAMES[background], objects, STYLES[style])
 
     def without(self, item: Object) -> "Scene":
-        """Returns the scene without ``item``."""
+        """Return the scene without ``item``."""
         return replace(self, objects=tuple(o for o in self.objects if o != item))
 
     def with_object(self, item: Object) -> "Scene":
-        """Returns the scene with ``item`` added."""
+        """Return the scene with ``item`` added."""
         return replace(self, objects=(*self.objects, item))
 
 
 def split_of(scene: Scene) -> Split:
-    """Returns the split that ``scene`` belongs to: 5 % test, 5 % validation, the rest train.
+    """Return the split that ``scene`` belongs to: 5 % test, 5 % validation, the rest train.
 
     The plain scene decides, so a styled scene stays in its source's split.
     """
@@ -148,7 +148,7 @@ def split_of(scene: Scene) -> Split:
 
 
 def random_pair(rng: Random, *, held_out: bool) -> tuple[str, str]:
-    """Returns a random (colour, shape), from the held-out pairs or from the others."""
+    """Return a random (colour, shape), from the held-out pairs or from the others."""
     if held_out:
         return rng.choice(sorted(HELD_OUT_PAIRS))
     while True:
@@ -158,7 +158,7 @@ def random_pair(rng: Random, *, held_out: bool) -> tuple[str, str]:
 
 
 def random_scene(rng: Random, num_objects: int, *, held_out: bool) -> Scene:
-    """Returns a scene of ``num_objects`` objects of different colour and shape pairs.
+    """Return a scene of ``num_objects`` objects of different colour and shape pairs.
 
     With ``held_out`` the first object drawn is a held-out pair; no other object is one.
     """

@@ -18,7 +18,7 @@ NUM_SIGMA_BINS = 4
 
 
 def bin_name(index: int) -> str:
-    """Returns the name of a sigma bin, such as ``0.25-0.50``."""
+    """Return the name of a sigma bin, such as ``0.25-0.50``."""
     return f"{index / NUM_SIGMA_BINS:.2f}-{(index + 1) / NUM_SIGMA_BINS:.2f}"
 
 
@@ -29,14 +29,14 @@ class Meter:
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, NUM_SIGMA_BINS))
 
     def add(self, capability: str, sigma_M: Tensor, rows_M: Tensor) -> None:
-        """Counts the losses ``rows_M`` of states at ``sigma_M``."""
+        """Count the losses ``rows_M`` of states at ``sigma_M``."""
         bins = (sigma_M.cpu() * NUM_SIGMA_BINS).long().clamp(0, NUM_SIGMA_BINS - 1)
         sums = self._sums[capability]
         sums[0].index_add_(0, bins, rows_M.detach().cpu().float())
         sums[1].index_add_(0, bins, torch.ones(len(bins)))
 
     def read(self) -> dict[str, tuple[float, dict[str, float]]]:
-        """Returns (mean loss, mean loss by bin) of every capability seen, and starts anew."""
+        """Return (mean loss, mean loss by bin) of every capability seen, and start anew."""
         result = {}
         for name, (total, count) in self._sums.items():
             by_bin = {
@@ -49,11 +49,11 @@ class Meter:
         return result
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns what was counted since the last reading."""
+        """Return what was counted since the last reading."""
         return {name: sums.clone() for name, sums in self._sums.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on where ``state`` was taken."""
+        """Go on where ``state`` was taken."""
         self._sums.clear()
         self._sums.update(state)
 
@@ -62,14 +62,14 @@ class MetricsFile:
     """Appends JSON lines; a resumed run first drops what was written after its checkpoint."""
 
     def __init__(self, path: Path, size: int) -> None:
-        """Opens ``path`` for appending after its first ``size`` bytes."""
+        """Open ``path`` for appending after its first ``size`` bytes."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         os.truncate(path, size)
         self.path = path
 
     def append(self, row: dict[str, Any]) -> None:
-        """Writes one line."""
+        """Write one line."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -82,7 +82,7 @@ class MetricsFile:
 def log_losses(
     meter: Meter, file: MetricsFile, tracker: Tracker, step: int, common: dict[str, float]
 ) -> float:
-    """Writes the meter's reading as a line per capability and returns the mean loss of all."""
+    """Write the meter's reading as a line per capability and return the mean loss of all."""
     reading = meter.read()
     for capability, (loss, by_bin) in reading.items():
         row = {"step": step, "capability": capability, "loss": loss, "sigma_bins": by_bin, **common}
@@ -97,7 +97,7 @@ def log_losses(
 
 
 def write_curves(metrics: Path, curves: Path) -> None:
-    """Writes the losses of ``metrics.jsonl`` as a table with step, capability and loss."""
+    """Write the losses of ``metrics.jsonl`` as a table with step, capability and loss."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["step", "capability", "loss"])

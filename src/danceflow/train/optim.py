@@ -17,7 +17,7 @@ FINAL_FACTORS = {"cosine": 0.02, "constant": 1.0}
 
 
 def orthogonalise(matrices_NMK: Tensor, num_steps: int = 5) -> Tensor:
-    """Returns matrices with the singular vectors of the given ones and singular values near 1.
+    """Return matrices with the singular vectors of the given ones and singular values near 1.
 
     Quintic Newton-Schulz iteration X <- aX + (bA + cA^2)X with A = XX^T and the coefficients of
     Jordan et al. (2024), in the dtype of the input.
@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         adam_scale: float = 0.5,
     ) -> None:
-        """Groups the parameters.
+        """Group the parameters.
 
         Args:
             params: parameters; those of two dimensions with both sizes above 1 are matrices.
@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Makes one update from the gradients; parameters without one are left alone."""
+        """Make one update from the gradients; parameters without one are left alone."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
         for group in self.param_groups:
@@ -126,7 +126,7 @@ class Muon(torch.optim.Optimizer):
 def make_optimizer(
     name: str, params: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Returns the named optimiser, ``adamw`` or ``muon``.
+    """Return the named optimiser, ``adamw`` or ``muon``.
 
     Raises:
         ValueError: for another name.
@@ -141,7 +141,7 @@ def make_optimizer(
 
 
 def schedule(step: float, num_updates: int, warmup: int, kind: str = "cosine") -> float:
-    """Returns the learning-rate factor of update ``step``: linear warm-up, then what ``kind`` says.
+    """Return the learning-rate factor of update ``step``: linear warm-up, then what ``kind`` says.
 
     Args:
         step: 0 for the first update; with a budget it may lie between updates.
@@ -157,7 +157,7 @@ def schedule(step: float, num_updates: int, warmup: int, kind: str = "cosine") -
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets every group's rate to ``factor`` times the rate it was made with."""
+    """Set every group's rate to ``factor`` times the rate it was made with."""
     for group in optimizer.param_groups:
         group.setdefault("base_lr", group["lr"])
         group["lr"] = group["base_lr"] * factor

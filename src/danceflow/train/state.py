@@ -11,14 +11,14 @@ from danceflow.ops.files import atomic_file
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes ``content`` to ``path``; the former file stays until the new one is whole."""
+    """Write ``content`` to ``path``; the former file stays until the new one is whole."""
     # A file of Python's own: torch's writer does not say that a disk is full.
     with atomic_file(path) as partial, partial.open("wb") as file:
         torch.save(content, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Returns the content of ``path``, or ``None`` if there is no such file.
+    """Return the content of ``path``, or ``None`` if there is no such file.
 
     Raises:
         WeightsError: if the file is damaged; the message says how to start over.
@@ -43,7 +43,7 @@ class Ema:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        """Starts at the module's values; ``decay`` 0 follows them exactly."""
+        """Start at the module's values; ``decay`` 0 follows them exactly."""
         self.decay = decay
         self.num_updates = 0
         self.values = {
@@ -52,7 +52,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Moves the average towards the module's current values."""
+        """Move the average towards the module's current values."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         for name, param in module.named_parameters():
@@ -61,17 +61,17 @@ class Ema:
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Overwrites the module's parameters with the average."""
+        """Overwrite the module's parameters with the average."""
         for name, param in module.named_parameters():
             if name in self.values:
                 param.copy_(self.values[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything :meth:`load_state_dict` needs."""
+        """Return everything :meth:`load_state_dict` needs."""
         return {"num_updates": self.num_updates, "values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where ``state`` was taken.
+        """Go on where ``state`` was taken.
 
         Raises:
             WeightsError: if ``state`` averages other parameters.

@@ -138,7 +138,7 @@ def test_a_split_without_rows_is_told(tmp_path: Path) -> None:
 
 
 def test_no_picture_stands_in_two_splits(tmp_path: Path) -> None:
-    """Copies under other names, with other prompts, and targets that are another row's source."""
+    """Copy under other names, with other prompts, and targets that are another row's source."""
     folder = tmp_path / "x"
     rows = [row for row in pets(folder, 200) if row["before"]]
     for number, row in enumerate(rows):

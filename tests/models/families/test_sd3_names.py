@@ -26,7 +26,7 @@ def network() -> nn.Module:
 
 
 def original_shapes() -> dict[str, tuple[int, ...]]:
-    """Returns [out, in, ...] of the original code's modules, as its checkpoints have them."""
+    """Return [out, in, ...] of the original code's modules, as its checkpoints have them."""
     shapes: dict[str, tuple[int, ...]] = {
         "x_embedder.proj": (WIDTH, 4, 2, 2),
         "context_embedder": (WIDTH, 32),
@@ -55,18 +55,18 @@ def original_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def factors(shape: tuple[int, ...], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns A [rank, in, ...] and B [out, rank, ...] of a module."""
+    """Return A [rank, in, ...] and B [out, rank, ...] of a module."""
     ones = (1,) * (len(shape) - 2)
     return normal((RANK, *shape[1:]), [seed])[0], normal((shape[0], RANK, *ones), [seed + 500])[0]
 
 
 def update(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """Returns B A."""
+    """Return B A."""
     return (up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:])
 
 
 def kohya_file(path: Path) -> dict[str, torch.Tensor]:
-    """Writes an adapter on every module; returns the original checkpoint's change by name."""
+    """Write an adapter on every module; return the original checkpoint's change by name."""
     tensors, changes = {}, {}
     for seed, (name, shape) in enumerate(original_shapes().items()):
         down, up = factors(shape, seed)
@@ -80,7 +80,7 @@ def kohya_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 def converted(changes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the changes by diffusers' names, from diffusers' own converter."""
+    """Return the changes by diffusers' names, from diffusers' own converter."""
     others = {"pos_embed": torch.zeros(1)}
     for i in range(NUM_LAYERS):
         parts = ["x_block.attn", "context_block.attn", *(["x_block.attn2"] if i == 0 else [])]

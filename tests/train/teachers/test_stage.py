@@ -73,7 +73,7 @@ def project(data: Paths, tmp_path: Path) -> Paths:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Notes what is trained: the text encoder, and teachers by the name of their work folder."""
+    """Note what is trained: the text encoder, and teachers by the name of their work folder."""
     noted: list[str] = []
     finetune, pretrain = training.finetune, training.pretrain_text_encoder
 

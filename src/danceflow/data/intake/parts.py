@@ -55,7 +55,7 @@ class Facts:
 
 
 def ingest(data: "DataParams", root: Path, work: Path) -> list[Path]:
-    """Reads the whole source into parts below ``work`` and returns them in order.
+    """Read the whole source into parts below ``work`` and return them in order.
 
     Args:
         data: the ``data`` section, with an input.
@@ -85,7 +85,7 @@ def ingest(data: "DataParams", root: Path, work: Path) -> list[Path]:
 
 
 def _ingest_shard(data: "DataParams", root: Path, work: Path, shard: int) -> None:
-    """Writes the parts of one shard that are not there yet, or whose pictures changed."""
+    """Write the parts of one shard that are not there yet, or whose pictures changed."""
     if data.source is None or data.input is None:
         raise ValueError("only a source with an input is read row by row")
     config = data.input
@@ -123,7 +123,7 @@ def _ingest_shard(data: "DataParams", root: Path, work: Path, shard: int) -> Non
 
 
 def _kept(path: Path, files: PictureFiles) -> Facts | None:
-    """Returns what became of a part's records, None where they must be read (again)."""
+    """Return what became of a part's records, None where they must be read (again)."""
     import pyarrow.parquet as pq
 
     if not path.is_file():
@@ -136,7 +136,7 @@ def _kept(path: Path, files: PictureFiles) -> Facts | None:
 
 
 def _write_part(path: Path, reader: RowReader, records: Iterator[Record], bar: Any) -> Facts:
-    """Writes the rows of some records and returns what became of the others."""
+    """Write the rows of some records and return what became of the others."""
     import pyarrow.parquet as pq
 
     bad: list[BadRow] = []
@@ -171,7 +171,7 @@ def _write_part(path: Path, reader: RowReader, records: Iterator[Record], bar: A
 
 
 def read_facts(part: Path) -> Facts:
-    """Returns what became of the records of a part."""
+    """Return what became of the records of a part."""
     import pyarrow.parquet as pq
 
     found = json.loads(pq.read_metadata(part).metadata[_FACTS])
@@ -180,7 +180,7 @@ def read_facts(part: Path) -> Facts:
 
 
 def read_part(part: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a part, all columns or some, a group of rows at a time in memory."""
+    """Yield the rows of a part, all columns or some, a group of rows at a time in memory."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(part, memory_map=False, pre_buffer=False) as file:
@@ -189,7 +189,7 @@ def read_part(part: Path, columns: list[str] | None = None) -> Iterator[dict[str
 
 
 def require_few_bad(bad: list[BadRow], num_records: int, max_bad: float, table: Path) -> None:
-    """Checks that the rows that cannot be used are few enough.
+    """Check that the rows that cannot be used are few enough.
 
     Args:
         bad: those rows.

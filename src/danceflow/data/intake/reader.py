@@ -103,7 +103,7 @@ class TaskMap:
     """
 
     def __init__(self, tasks: Mapping[str, Sequence[str]]) -> None:
-        """Takes the phrases by bucket.
+        """Take the phrases by bucket.
 
         Raises:
             DataError: a phrase holds no word, or stands in two buckets.
@@ -120,7 +120,7 @@ class TaskMap:
                     )
 
     def find(self, task: str) -> tuple[str, str] | None:
-        """Returns bucket and category (the phrase, joined by ``_``) of a task, or None.
+        """Return bucket and category (the phrase, joined by ``_``) of a task, or None.
 
         Raises:
             DataError: two phrases of the same length belong to different buckets.
@@ -136,7 +136,7 @@ class TaskMap:
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Returns the words of a task in lower case; ``_``, ``-`` and changes of case part words."""
+    """Return the words of a task in lower case; ``_``, ``-`` and changes of case part words."""
     parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text)
     return tuple(re.findall(r"[^\W_]+", parted.lower()))
 
@@ -150,7 +150,7 @@ class RowReader:
     """Checks records and brings their pictures into their frame."""
 
     def __init__(self, data: "DataParams", folder: Path | None) -> None:
-        """Takes the ``data`` section.
+        """Take the ``data`` section.
 
         Args:
             data: says what the columns hold.
@@ -169,7 +169,7 @@ class RowReader:
         self.stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.config.path).stem).strip("-")
 
     def read(self, record: Record) -> Row | BadRow | SkippedRow:
-        """Returns the row of a record, what is wrong with it, or why it is left out."""
+        """Return the row of a record, what is wrong with it, or why it is left out."""
         if record.fault is not None:
             return BadRow(record.place, "row", record.fault)
         try:
@@ -227,7 +227,7 @@ class RowReader:
         raise _FieldError(self._column(name), f"should be text, found {type(cell).__name__}")
 
     def _bucket(self, record: Record) -> tuple[str, str] | None:
-        """Returns bucket and category of a record, None where its task belongs to no bucket."""
+        """Return bucket and category of a record, None where its task belongs to no bucket."""
         category = "_".join(words_of(self._text(record, "category")))
         if "task" not in self.config.columns:
             return self.only_bucket, category or self.only_bucket
@@ -253,7 +253,7 @@ class RowReader:
         return score >= self.config.min_score
 
     def _prompt(self, record: Record, uid: str) -> str:
-        """Returns the prompt; of a list of wordings, one that the seed and the row decide."""
+        """Return the prompt; of a list of wordings, one that the seed and the row decide."""
         cell, column = self._cell(record, "prompt"), self._column("prompt")
         texts = cell if isinstance(cell, list) else [cell]
         for text in texts:
@@ -295,7 +295,7 @@ class RowReader:
         return text
 
     def _picture(self, record: Record, name: str) -> "Image | None":
-        """Returns the picture that a cell holds or names, None where it is empty."""
+        """Return the picture that a cell holds or names, None where it is empty."""
         data = self._bytes(self._cell(record, name), self._column(name))
         if data is None:
             return None
@@ -331,7 +331,7 @@ class _FieldError(Exception):
 
 
 def _clean(text: str, column: str) -> str:
-    """Returns a text, or raises if no file, model or page could take it."""
+    """Return a text, or raise if no file, model or page could take it."""
     if "\0" in text:
         raise _FieldError(column, f"holds a NUL character: {brief(text)}")
     try:
@@ -342,7 +342,7 @@ def _clean(text: str, column: str) -> str:
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
-    """Returns whether lists and objects are nested more than ``depth`` times."""
+    """Return whether lists and objects are nested more than ``depth`` times."""
     level = [value]
     for _ in range(depth):
         inner = [item for item in level if isinstance(item, dict | list)]

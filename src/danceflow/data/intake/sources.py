@@ -54,19 +54,19 @@ class Source(Protocol):
     """Where the pictures lie that a cell names by path; None where there are none."""
 
     def columns(self) -> Iterator[str]:
-        """Yields the names of the columns, each once."""
+        """Yield the names of the columns, each once."""
         ...
 
     def fingerprint(self) -> str:
-        """Returns what stands for the source's content, without pictures that rows name."""
+        """Return what stands for the source's content, without pictures that rows name."""
         ...
 
     def num_rows(self) -> int | None:
-        """Returns the number of records, or None where only reading them would tell."""
+        """Return the number of records, or None where only reading them would tell."""
         ...
 
     def records(self, shard: int, num_shards: int, start: int) -> Iterator[Record]:
-        """Yields the records of a shard, without its first ``start`` ones.
+        """Yield the records of a shard, without its first ``start`` ones.
 
         The shards together hold every record once.
         """
@@ -74,7 +74,7 @@ class Source(Protocol):
 
 
 def open_source(kind: str, config: "InputParams", root: Path) -> Source:
-    """Returns the source that the parameters name.
+    """Return the source that the parameters name.
 
     Args:
         kind: ``table``, ``folder`` or ``dataset``.
@@ -97,7 +97,7 @@ def open_source(kind: str, config: "InputParams", root: Path) -> Source:
 
 
 def _require_columns(source: Source, config: "InputParams") -> None:
-    """Checks that the source has every column, and reads no further than it must to know."""
+    """Check that the source has every column, and read no further than it must to know."""
     lacking = set(config.columns.values())
     known = []
     for column in source.columns():
@@ -113,7 +113,7 @@ def _require_columns(source: Source, config: "InputParams") -> None:
 
 
 def _metadata(folder: Path) -> Path:
-    """Returns the table of an image folder."""
+    """Return the table of an image folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     for ending in TABLE_ENDINGS:
@@ -131,7 +131,7 @@ class TableSource:
     """A CSV, JSON lines or parquet file; paths in it are relative to its folder."""
 
     def __init__(self, path: Path) -> None:
-        """Takes the file.
+        """Take the file.
 
         Raises:
             DataError: it is not there, of another kind, or text that is not UTF-8.
@@ -146,7 +146,7 @@ class TableSource:
             _require_utf8(path)
 
     def columns(self) -> Iterator[str]:
-        """Yields the names of the columns; of JSON lines, as the rows show them."""
+        """Yield the names of the columns; of JSON lines, as the rows show them."""
         if self.path.suffix == ".parquet":
             yield from self._parquet().schema_arrow.names
         elif self.path.suffix == ".csv":
@@ -162,17 +162,17 @@ class TableSource:
                 raise DataError(f"{self.path}: holds no row that is a JSON object with columns")
 
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of the table; its pictures are not looked at."""
+        """Return the SHA-256 of the table; its pictures are not looked at."""
         return sha256(self.path)
 
     def num_rows(self) -> int | None:
-        """Returns the number of rows of a parquet file; of others None."""
+        """Return the number of rows of a parquet file; of others None."""
         if self.path.suffix != ".parquet":
             return None
         return int(self._parquet().metadata.num_rows)
 
     def records(self, shard: int, num_shards: int, start: int) -> Iterator[Record]:
-        """Yields the rows of a shard, blocks of rows in turn."""
+        """Yield the rows of a shard, blocks of rows in turn."""
         readers = {".csv": self._csv, ".jsonl": self._lines, ".parquet": self._rows}
         rows = readers[self.path.suffix]()
         mine = (row for row in rows if _of_shard(row.number, shard, num_shards))
@@ -246,7 +246,7 @@ class DatasetSource:
     """A ``datasets`` data set, streamed: a saved folder, a folder of data files, or a name."""
 
     def __init__(self, path: Path, config: "InputParams") -> None:
-        """Opens the data set without reading its rows.
+        """Open the data set without reading its rows.
 
         Raises:
             DataError: it is not there or cannot be opened.
@@ -284,24 +284,24 @@ class DatasetSource:
         return stream.decode(False)
 
     def columns(self) -> Iterator[str]:
-        """Yields the names of the columns."""
+        """Yield the names of the columns."""
         yield from self.stream.features
 
     def fingerprint(self) -> str:
-        """Returns a digest of name and revision, and of the content of local files."""
+        """Return a digest of name and revision, and of the content of local files."""
         facts: list[Any] = [self.config.path, self.config.config, self.config.revision]
         files = tqdm(self._files(), desc="source", unit="file", mininterval=5, delay=5)
         facts += [[path.relative_to(self.path).as_posix(), sha256(path)] for path in files]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _files(self) -> list[Path]:
-        """Returns the data set's files on this machine."""
+        """Return the data set's files on this machine."""
         if not self.local:
             return []
         return sorted(p for p in (self.path, *self.path.rglob("*")) if p.is_file())
 
     def _damage(self) -> str | None:
-        """Returns which of the local files cannot be read, and why."""
+        """Return which of the local files cannot be read, and why."""
         for path in self._files():
             try:
                 _read_through(path)
@@ -310,13 +310,13 @@ class DatasetSource:
         return None
 
     def num_rows(self) -> int | None:
-        """Returns the number of rows where the data set tells it."""
+        """Return the number of rows where the data set tells it."""
         splits = self.stream.info.splits or {}
         found = splits.get(self.config.subset or "train")
         return None if found is None else int(found.num_examples)
 
     def records(self, shard: int, num_shards: int, start: int) -> Iterator[Record]:
-        """Yields the rows of a shard: whole files where there are enough, else rows in turn."""
+        """Yield the rows of a shard: whole files where there are enough, else rows in turn."""
         from datasets.distributed import split_dataset_by_node
 
         part: Any
@@ -341,7 +341,7 @@ class DatasetSource:
 
 
 def _guarded(rows: Iterator[T], failure: Callable[[int, Exception], DanceflowError]) -> Iterator[T]:
-    """Yields what a library reads; its error, of whatever kind, becomes ours.
+    """Yield what a library reads; its error, of whatever kind, becomes ours.
 
     Args:
         rows: what is read.
@@ -364,7 +364,7 @@ def _reason(error: Exception) -> str:
 
 
 def _require_utf8(path: Path) -> None:
-    """Checks that a text file is UTF-8 as a whole, before any of its rows is worked on.
+    """Check that a text file is UTF-8 as a whole, before any of its rows is worked on.
 
     Raises:
         DataError: naming the file, the line and the encoding that it seems to have.
@@ -397,7 +397,7 @@ def _single_byte_encoding(line: bytes) -> str:
 
 
 def _read_through(path: Path) -> None:
-    """Reads a data file to its end; raises whatever its library does if it is damaged."""
+    """Read a data file to its end; raise whatever its library does if it is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -55,7 +55,7 @@ class _Light:
 def select_rows(
     rows: Iterable[Mapping[str, Any]], buckets: Mapping[str, "BucketParams"], seed: int
 ) -> Selection:
-    """Returns where every row goes.
+    """Return where every row goes.
 
     A row without a split gets one by chance, in the proportion of the bucket's sizes; rows of one
     picture (an edit's source, else the target) get the same. No picture then stands in two splits:
@@ -94,7 +94,7 @@ def _distinct(
     seed: int,
     selection: Selection,
 ) -> list[_Light]:
-    """Returns the rows that stand there once and fit the others of their bucket."""
+    """Return the rows that stand there once and fit the others of their bucket."""
     light: list[_Light] = []
     seen: set[bytes] = set()
     uids: dict[str, str] = {}
@@ -132,7 +132,7 @@ def _distinct(
 
 
 def _chance_split(anchor: bytes, sizes: "BucketParams", seed: int) -> str:
-    """Returns the split of a picture, in the proportion of the sizes."""
+    """Return the split of a picture, in the proportion of the sizes."""
     share = seed_for(seed, f"split/{anchor.hex()}", 0, 0) / _SCALE
     wanted = _sizes(sizes)
     point = share * sum(wanted.values())

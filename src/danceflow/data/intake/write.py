@@ -96,7 +96,7 @@ def _light(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
 def _write_buckets(
     folder: Path, parts: Sequence[Path], selection: Selection, buckets: Sequence[str]
 ) -> dict[str, Any]:
-    """Writes every split of every bucket and returns what they hold."""
+    """Write every split of every bucket and return what they hold."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     prompts: dict[tuple[str, str], set[int]] = {}
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ NUM_BINS = 4
 def field_gap(
     student: VelocityField, teacher: VelocityField, task: Task, num_steps: int, stride: int = 2
 ) -> dict[str, float]:
-    """Returns the mean squared gap |v_student - v_teacher|^2 per element, by sigma bin.
+    """Return the mean squared gap |v_student - v_teacher|^2 per element, by sigma bin.
 
     The states are the student's own Euler rollout, as in training (method.md, section 3). Bins
     that hold no state are left out; ``all`` is the mean over all states.
@@ -42,12 +42,12 @@ def field_gap(
 
 
 def bin_name(index: int) -> str:
-    """Returns the name of a sigma bin, such as ``0.25-0.50``."""
+    """Return the name of a sigma bin, such as ``0.25-0.50``."""
     return f"{index / NUM_BINS:.2f}-{(index + 1) / NUM_BINS:.2f}"
 
 
 def _by_bin(sigma: Tensor, gap: Tensor, weight: Tensor) -> dict[str, float]:
-    """Returns the weighted mean gap of all states and of each bin's."""
+    """Return the weighted mean gap of all states and of each bin's."""
     bins = (sigma * NUM_BINS).long().clamp(0, NUM_BINS - 1)
     held = {"all": torch.ones_like(bins, dtype=torch.bool)}
     held |= {bin_name(index): bins == index for index in range(NUM_BINS)}

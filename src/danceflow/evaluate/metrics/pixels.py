@@ -25,7 +25,7 @@ _SSIM_WINDOW = 11
 
 @row_by_row
 def preservation(task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
-    """Yields ``psnr`` (dB, at most 60) and ``ssim`` over the pixels that an edit must preserve.
+    """Yield ``psnr`` (dB, at most 60) and ``ssim`` over the pixels that an edit must preserve.
 
     Which those are its world says.
     """
@@ -66,7 +66,7 @@ class Conv64(nn.Module):
             self.register_buffer(f"weight_{index}", weight)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the features, [B, 64] float64, of images in [0, 1].
+        """Return the features, [B, 64] float64, of images in [0, 1].
 
         KID takes images in a random order; in float64 the order does not reach its digits.
         """
@@ -80,7 +80,7 @@ class Conv64(nn.Module):
 
 
 def distribution(task: Task, images: Sequence[Tensor]) -> Iterator[Measurement]:
-    """Yields ``fid_conv64`` and ``kid_conv64`` between the images and the exact targets.
+    """Yield ``fid_conv64`` and ``kid_conv64`` between the images and the exact targets.
 
     KID is the unbiased estimate over all images at once. Both need two images at least.
     """

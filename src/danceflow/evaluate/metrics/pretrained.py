@@ -27,7 +27,7 @@ _MIN_LPIPS_SIDE = 64
 
 
 def open_metrics(weights: "WeightsParams", root: Path) -> tuple[list[Evaluator], list[str]]:
-    """Returns the metrics whose weights are there, and a line for every one that is left out.
+    """Return the metrics whose weights are there, and a line for every one that is left out.
 
     Args:
         weights: the paths.
@@ -74,13 +74,13 @@ class ClipScore:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Loads the model and its processor from a folder."""
+        """Load the model and its processor from a folder."""
         from torchmetrics.multimodal import CLIPScore
 
         self.metric = CLIPScore(model_name_or_path=lambda: load_clip(folder))
 
     def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
-        """Yields ``clip_score``, from 0 to 100."""
+        """Yield ``clip_score``, from 0 to 100."""
         scores = []
         for row, image in zip(task.rows, images, strict=True):
             self.metric.reset()
@@ -97,7 +97,7 @@ class Lpips:
     """
 
     def __init__(self, path: Path) -> None:
-        """Loads AlexNet's convolutions."""
+        """Load AlexNet's convolutions."""
         self.layers = _alexnet()
         found = {
             name.removeprefix("features."): value
@@ -109,7 +109,7 @@ class Lpips:
         self.linear = [value.flatten() for value in _lpips_weights()]
 
     def distances(self, images_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
-        """Returns the distance of every pair, [B]."""
+        """Return the distance of every pair, [B]."""
         total = torch.zeros(len(images_B3HW))
         pairs = zip(self._features(images_B3HW), self._features(target_B3HW), strict=True)
         for weight, (one, other) in zip(self.linear, pairs, strict=True):
@@ -131,7 +131,7 @@ class Lpips:
                 yield hidden / norm
 
     def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
-        """Yields ``lpips`` between images and targets; 0 is equal."""
+        """Yield ``lpips`` between images and targets; 0 is equal."""
         return over_sizes(self._rows, task, images)
 
     def _rows(self, task: Task, images_B3HW: Tensor) -> Iterator[Measurement]:
@@ -141,7 +141,7 @@ class Lpips:
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    """Returns a state dict saved by torch; no code in the file is run."""
+    """Return a state dict saved by torch; no code in the file is run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, IndexError, RuntimeError, UnpicklingError) as error:
@@ -152,7 +152,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _alexnet() -> nn.Sequential:
-    """Returns the convolutions of AlexNet with torchvision's names."""
+    """Return the convolutions of AlexNet with torchvision's names."""
     sizes = (
         (3, 64, 11, 4, 2),
         (64, 192, 5, 1, 2),
@@ -170,7 +170,7 @@ def _alexnet() -> nn.Sequential:
 
 
 def _lpips_weights() -> list[Tensor]:
-    """Returns the linear weights that torchmetrics brings along, one tensor per layer."""
+    """Return the linear weights that torchmetrics brings along, one tensor per layer."""
     import torchmetrics.functional.image as functional
 
     folder = Path(str(functional.__file__)).with_name("lpips_models")
@@ -186,13 +186,13 @@ class InceptionDistances:
     """
 
     def __init__(self, path: Path) -> None:
-        """Loads the network."""
+        """Load the network."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             self.network = _Features(torch.jit.load(str(path), map_location="cpu"))
 
     def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
-        """Yields ``fid_inception`` and ``kid_inception``; both need two images at least."""
+        """Yield ``fid_inception`` and ``kid_inception``; both need two images at least."""
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -240,5 +240,5 @@ class _Features(nn.Module):
 
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the features, [B, N] float64."""
+        """Return the features, [B, N] float64."""
         return self._run((images_B3HW * 255).round().to(torch.uint8)).double()

@@ -66,7 +66,7 @@ class AdapterFile:
 
 
 def adapter_path(place: Path) -> Path:
-    """Returns the file of an adapter that may be given as its folder.
+    """Return the file of an adapter that may be given as its folder.
 
     Raises:
         WeightsError: if a folder holds no adapter, or several.
@@ -85,7 +85,7 @@ def adapter_path(place: Path) -> Path:
 def read_adapter(
     path: Path, modules: Mapping[str, nn.Module], network: str, translate: Translate | None = None
 ) -> AdapterFile:
-    """Returns the adapter in ``path`` after every tensor was found to fit.
+    """Return the adapter in ``path`` after every tensor was found to fit.
 
     Args:
         path: a safetensors file.
@@ -123,7 +123,7 @@ def _scaled(
     modules: Mapping[str, nn.Module],
     path: Path,
 ) -> tuple[dict[str, Tensor], float, str]:
-    """Returns tensors whose updates are one number times B A, that number, and who said it.
+    """Return tensors whose updates are one number times B A, that number, and who said it.
 
     Scales belong to the names that the file has, and translations treat them differently or not at
     all: the alphas of factors are used up here.
@@ -156,7 +156,7 @@ def _scaled(
 
 
 def _bare(name: str) -> str:
-    """Returns a file's name of a module without the prefix that its writer gives it."""
+    """Return a file's name of a module without the prefix that its writer gives it."""
     for prefix in sorted(_DOTTED, key=len, reverse=True):
         if name.startswith(prefix):
             return name.removeprefix(prefix)
@@ -166,7 +166,7 @@ def _bare(name: str) -> str:
 def _translated(
     tensors: Mapping[str, Tensor], translate: Translate, path: Path
 ) -> dict[str, Tensor]:
-    """Returns what ``translate`` makes of a file, if it depends on every tensor of the file.
+    """Return what ``translate`` makes of a file, if it depends on every tensor of the file.
 
     Autograd tells: a factor without gradient in everything that came out was left out. A scale is
     used with the factors of its module.
@@ -255,7 +255,7 @@ def _fitted(
 def _module(
     name: str, modules: Mapping[str, nn.Module], flat: Mapping[str, str]
 ) -> tuple[str | None, str]:
-    """Returns the module that a file's ``name`` stands for, and whose spelling that is."""
+    """Return the module that a file's ``name`` stands for, and whose spelling that is."""
     for prefix in _DOTTED:
         if name.startswith(prefix) and name.removeprefix(prefix) in modules:
             layout = "peft" if prefix.startswith("base_model") else "diffusers"
@@ -267,7 +267,7 @@ def _module(
 
 
 def _shapes(module: nn.Module, rank: int) -> dict[str, Sequence[int]]:
-    """Returns the shapes of A and B for a linear or a convolution module."""
+    """Return the shapes of A and B for a linear or a convolution module."""
     if isinstance(module, nn.Conv2d):
         down = (rank, module.in_channels // module.groups, *module.kernel_size)
         return {"A": down, "B": (module.out_channels, rank, 1, 1)}
@@ -276,7 +276,7 @@ def _shapes(module: nn.Module, rank: int) -> dict[str, Sequence[int]]:
 
 
 def unscaled(pairs: Mapping[str, tuple[Tensor, Tensor]], layout: str) -> AdapterFile:
-    """Returns an adapter whose updates are B A for the factors of every module, as they are."""
+    """Return an adapter whose updates are B A for the factors of every module, as they are."""
     rank = Counter(len(down) for down, _ in pairs.values()).most_common(1)[0][0]
     return AdapterFile(pairs, rank, float(rank), layout)
 
@@ -284,7 +284,7 @@ def unscaled(pairs: Mapping[str, tuple[Tensor, Tensor]], layout: str) -> Adapter
 def merged_pairs(
     files: Sequence[tuple[AdapterFile, float]], rank: int | None
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-    """Returns factors of the weighted sum of adapters, at most ``rank`` wide, and what they keep.
+    """Return factors of the weighted sum of adapters, at most ``rank`` wide, and what they keep.
 
     The sum of updates of ranks r_i has rank sum r_i at most: factors side by side are exact, and
     beyond ``rank`` the largest singular values are kept.

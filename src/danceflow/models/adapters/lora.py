@@ -75,7 +75,7 @@ class AdapterReport:
     num_candidates: int
 
     def __str__(self) -> str:
-        """Returns one line for a log."""
+        """Return one line for a log."""
         said = f"said by {self.source}" if self.source else "no place says it, so it is the rank"
         size = f"rank {self.rank}, alpha {self.alpha:g} ({said})"
         matched = f"{len(self.modules)} of {self.num_candidates} modules"
@@ -90,7 +90,7 @@ def add_student_adapter(
     seed: int,
     start: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> list[nn.Parameter]:
-    """Returns the trainable parameters of a new adapter ``student``; all others are frozen.
+    """Return the trainable parameters of a new adapter ``student``; all others are frozen.
 
     The adapter starts at zero: its factors are A ~ N(0, 1/rank^2), a function of (seed, module)
     alone, and B = 0. They are float32 whatever the backbone's dtype is.
@@ -136,7 +136,7 @@ def save_adapter(
     name: str = STUDENT,
     num_inputs: Mapping[str, int] | None = None,
 ) -> Path:
-    """Returns the file ``folder / ADAPTER_FILE``, which stock pipelines load.
+    """Return the file ``folder / ADAPTER_FILE``, which stock pipelines load.
 
     Args:
         backbone: the network.
@@ -174,7 +174,7 @@ def save_adapter(
 def read_adapter_for(
     backbone: nn.Module, path: Path, translate: Translate | None = None
 ) -> AdapterFile:
-    """Returns a saved adapter after every tensor of its file was found to fit ``backbone``.
+    """Return a saved adapter after every tensor of its file was found to fit ``backbone``.
 
     Args:
         backbone: the network; it is not changed.
@@ -192,7 +192,7 @@ def read_adapter_for(
 def load_adapter(
     backbone: nn.Module, path: Path, name: str, translate: Translate | None = None
 ) -> AdapterReport:
-    """Adds a saved adapter to ``backbone``, frozen and inactive, and returns what it changes.
+    """Add a saved adapter to ``backbone``, frozen and inactive, and return what it changes.
 
     Nothing is changed unless every tensor of the file fits. A file that says nothing of its scale
     has alpha = rank, as in diffusers.
@@ -212,7 +212,7 @@ def load_adapter(
 
 
 def add_adapter(backbone: nn.Module, file: AdapterFile, name: str) -> AdapterReport:
-    """Adds an adapter that fits ``backbone``, frozen and inactive, and returns what it changes."""
+    """Add an adapter that fits ``backbone``, frozen and inactive, and return what it changes."""
     ranks = {module: down.shape[0] for module, (down, _) in file.pairs.items()}
     num_candidates = len(dict(_plain_modules(backbone)))
     with _as_before(backbone):
@@ -229,7 +229,7 @@ def add_adapter(backbone: nn.Module, file: AdapterFile, name: str) -> AdapterRep
 def merge_adapter(
     backbone: nn.Module, name: str = STUDENT, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """Returns a plain copy of ``backbone`` with the adapter added to its weights.
+    """Return a plain copy of ``backbone`` with the adapter added to its weights.
 
     W + alpha / rank * B A, for every adapted module; ``backbone`` and its adapters stay as and
     where they are.
@@ -248,7 +248,7 @@ def merge_adapter(
 def plain_copy(
     backbone: nn.Module, name: str | None, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """Returns a copy of ``backbone`` without adapters, ``name`` added to its weights.
+    """Return a copy of ``backbone`` without adapters, ``name`` added to its weights.
 
     The copy is made in main memory, tensor by tensor.
 
@@ -273,7 +273,7 @@ def plain_copy(
 
 
 def adapter_names(backbone: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the adapters in ``backbone``, sorted."""
+    """Return the names of the adapters in ``backbone``, sorted."""
     return tuple(sorted({name for layer in _layers(backbone).values() for name in layer.lora_A}))
 
 
@@ -284,7 +284,7 @@ class AdapterField:
     """
 
     def __init__(self, family: ModelFamily, backbone: nn.Module, adapter_name: str | None) -> None:
-        """Joins the base with an adapter.
+        """Join the base with an adapter.
 
         Args:
             family: gives the field of ``backbone``.
@@ -302,7 +302,7 @@ class AdapterField:
 
     @torch.no_grad()
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
-        """Returns the velocity, [B, C, H, W] float32, without gradient."""
+        """Return the velocity, [B, C, H, W] float32, without gradient."""
         with _as_before(self.backbone):
             for layer in _layers(self.backbone).values():
                 layer.set_adapter([] if self.adapter_name is None else [self.adapter_name])
@@ -311,7 +311,7 @@ class AdapterField:
 
 @contextmanager
 def _as_before(backbone: nn.Module) -> Iterator[None]:
-    """Puts active adapters and ``requires_grad`` back as they were."""
+    """Put active adapters and ``requires_grad`` back as they were."""
     flags = [(param, param.requires_grad) for param in backbone.parameters()]
     active = {name: layer.active_adapters for name, layer in _layers(backbone).items()}
     try:
@@ -324,14 +324,14 @@ def _as_before(backbone: nn.Module) -> Iterator[None]:
 
 
 def _layers(backbone: nn.Module) -> dict[str, Any]:
-    """Returns the adapted modules of ``backbone`` by name."""
+    """Return the adapted modules of ``backbone`` by name."""
     from peft.tuners.lora import LoraLayer
 
     return {name: m for name, m in backbone.named_modules() if isinstance(m, LoraLayer)}
 
 
 def _layers_with(backbone: nn.Module, name: str) -> dict[str, Any]:
-    """Returns the modules that the adapter ``name`` changes; there must be some."""
+    """Return the modules that the adapter ``name`` changes; there must be some."""
     layers = {module: la for module, la in _layers(backbone).items() if name in la.lora_A}
     if not layers:
         known = ", ".join(adapter_names(backbone)) or "none"
@@ -340,14 +340,14 @@ def _layers_with(backbone: nn.Module, name: str) -> dict[str, Any]:
 
 
 def _plain_modules(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yields linear and convolution modules by the name they have without adapters."""
+    """Yield linear and convolution modules by the name they have without adapters."""
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in name:
             yield name.removesuffix(".base_layer"), module
 
 
 def _factors(layer: Any, name: str) -> tuple[nn.Parameter, nn.Parameter]:
-    """Returns A [rank, in, ...] and B [out, rank, ...] of an adapted module."""
+    """Return A [rank, in, ...] and B [out, rank, ...] of an adapted module."""
     return layer.lora_A[name].weight, layer.lora_B[name].weight
 
 
@@ -360,7 +360,7 @@ def _common(ranks: Mapping[str, int]) -> int:
 
 
 def _config(ranks: Mapping[str, int], alpha: float) -> dict[str, Any]:
-    """Returns the arguments of ``peft.LoraConfig`` as plain data; alpha / rank is one number."""
+    """Return the arguments of ``peft.LoraConfig`` as plain data; alpha / rank is one number."""
     rank = _common(ranks)
     odd = {f"^{re.escape(module)}": r for module, r in sorted(ranks.items()) if r != rank}
     return {
@@ -375,7 +375,7 @@ def _config(ranks: Mapping[str, int], alpha: float) -> dict[str, Any]:
 def _inject(
     backbone: nn.Module, name: str, ranks: Mapping[str, int], alpha: float
 ) -> dict[str, Any]:
-    """Adds an adapter with arbitrary weights and returns the modules it changes, by name."""
+    """Add an adapter with arbitrary weights and return the modules it changes, by name."""
     from peft import LoraConfig
 
     config = LoraConfig(**_config(ranks, alpha), init_lora_weights=False)

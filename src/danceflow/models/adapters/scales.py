@@ -72,7 +72,7 @@ class Stated:
     varies: bool = False
 
     def scale(self, module: str, rank: int, path: Path) -> float:
-        """Returns the scale of a module; raises ``WeightsError`` if its rank is another one."""
+        """Return the scale of a module; raise ``WeightsError`` if its rank is another one."""
         said = _matching(self.ranks, module, self.rank)
         if said is not None and said != rank:
             raise WeightsError(
@@ -94,7 +94,7 @@ def _matching(patterns: Mapping[str, float], module: str, usual: float | None) -
 def module_scale(
     module: str, rank: int, own: Tensor | None, stated: Sequence[Stated], path: Path
 ) -> float:
-    """Returns the number by which B A of a module is multiplied; 1 where no place says it.
+    """Return the number by which B A of a module is multiplied; 1 where no place says it.
 
     Args:
         module: its name, for patterns and messages.
@@ -133,7 +133,7 @@ def module_scale(
 
 
 def stated_scales(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]:
-    """Returns what is said of the scale beside a file and in its metadata, outside its tensors.
+    """Return what is said of the scale beside a file and in its metadata, outside its tensors.
 
     Args:
         path: a safetensors file.
@@ -163,7 +163,7 @@ def stated_scales(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]
 
 
 def require_own_settings(path: Path) -> None:
-    """Raises ``WeightsError`` if PEFT's settings lie beside a file, but are another's.
+    """Raise ``WeightsError`` if PEFT's settings lie beside a file, but are another's.
 
     A file that says nothing of its scale may then be theirs or not.
     """
@@ -188,7 +188,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def _own(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the settings of the denoiser by the prefix of their names."""
+    """Return the settings of the denoiser by the prefix of their names."""
     return {
         prefix: {
             key.removeprefix(prefix): value
@@ -200,7 +200,7 @@ def _own(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _of_entries(metadata: Mapping[str, str], path: Path) -> list[Stated]:
-    """Returns what single entries of the metadata say, once for every rank that is said."""
+    """Return what single entries of the metadata say, once for every rank that is said."""
     found = []
     for prefix, own in _own(metadata).items():
         ranks: list[float | None] = [
@@ -229,7 +229,7 @@ def _of_entries(metadata: Mapping[str, str], path: Path) -> list[Stated]:
 
 
 def _of_settings(settings: Mapping[str, Any], prefix: str, where: str, path: Path) -> Stated:
-    """Returns what arguments of ``peft.LoraConfig`` say."""
+    """Return what arguments of ``peft.LoraConfig`` say."""
     if unknown := [name for name in _UNSUPPORTED if settings.get(name)]:
         raise WeightsError(f"{path}: adapters with {', '.join(unknown)} are not supported")
     if str(kind := settings.get("peft_type") or "LORA").upper() != "LORA":
@@ -268,7 +268,7 @@ def _is_unsaid(value: object) -> bool:
 
 
 def _number(value: object, what: str, path: Path) -> float:
-    """Returns a finite number that is not zero, or raises ``WeightsError``."""
+    """Return a finite number that is not zero, or raise ``WeightsError``."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -35,13 +35,13 @@ class Flux2Codec:
     """``diffusers.AutoencoderKLFlux2``: latents in 2 x 2 patches, normalised per channel."""
 
     def __init__(self, vae: Any) -> None:
-        """Takes a loaded float32 autoencoder and freezes it."""
+        """Take a loaded float32 autoencoder and freeze it."""
         self.vae = vae.eval().requires_grad_(False)
         self.factor = 2 * 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the normalised patches of the latent mode."""
+        """Return the normalised patches of the latent mode."""
         pixels = images_B3HW.to(self.vae.device) * 2 - 1
         latents = nn.functional.pixel_unshuffle(self.vae.encode(pixels).latent_dist.mode(), 2)
         mean, deviation = self._statistics(latents)
@@ -49,7 +49,7 @@ class Flux2Codec:
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Returns the decoded images."""
+        """Return the decoded images."""
         latents = latents_BCHW.to(self.vae.device)
         mean, deviation = self._statistics(latents)
         latents = nn.functional.pixel_shuffle(latents * deviation + mean, 2)
@@ -57,19 +57,19 @@ class Flux2Codec:
         return (images / 2 + 0.5).clamp(0, 1)
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and standard deviation, [1, C, 1, 1]."""
+        """Return mean and standard deviation, [1, C, 1, 1]."""
         norm = self.vae.bn
         mean = norm.running_mean.view(1, -1, 1, 1).to(latents)
         variance = norm.running_var.view(1, -1, 1, 1).to(latents)
         return mean, (variance + self.vae.config.batch_norm_eps).sqrt()
 
     def to(self, device: torch.device | str) -> "Flux2Codec":
-        """Moves the autoencoder to ``device`` and returns this object."""
+        """Move the autoencoder to ``device`` and return this object."""
         self.vae.to(device)
         return self
 
     def save(self, folder: Path) -> None:
-        """Writes the autoencoder to ``folder/vae``."""
+        """Write the autoencoder to ``folder/vae``."""
         self.vae.save_pretrained(folder / "vae")
 
 
@@ -77,11 +77,11 @@ class Flux2Field:
     """v(z, sigma, cond) of one FLUX.2 transformer: its output at time sigma."""
 
     def __init__(self, backbone: nn.Module) -> None:
-        """Wraps ``backbone``."""
+        """Wrap ``backbone``."""
         self.backbone = backbone
 
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
-        """Returns the velocity, [B, C, H, W] float32."""
+        """Return the velocity, [B, C, H, W] float32."""
         return by_layout(z_BCHW, sigma_B, condition, self._velocity)
 
     def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
@@ -106,19 +106,19 @@ class Flux2Field:
 
 
 def _tokens(latents_BCHW: Tensor) -> Tensor:
-    """Returns latents as tokens, [B, H * W, C]."""
+    """Return latents as tokens, [B, H * W, C]."""
     return latents_BCHW.flatten(2).mT
 
 
 def _places(latents: Tensor, time: int) -> Tensor:
-    """Returns (time, row, column, 0) of every token, [H * W, 4] long."""
+    """Return (time, row, column, 0) of every token, [H * W, 4] long."""
     height, width = latents.shape[-2:]
     rows, columns, one = torch.arange(height), torch.arange(width), torch.zeros(1).long()
     return torch.cartesian_prod(one + time, rows, columns, one).to(latents.device)
 
 
 def _prompt_places(prompts: Tensor) -> Tensor:
-    """Returns (0, 0, 0, position) of every token of the prompt, [L, 4] long."""
+    """Return (0, 0, 0, position) of every token of the prompt, [L, 4] long."""
     one = torch.zeros(1).long()
     return torch.cartesian_prod(one, one, one, torch.arange(prompts.shape[1])).to(prompts.device)
 
@@ -132,21 +132,21 @@ class Flux2Family(StockFamily):
     adapter_targets: tuple[str, ...] = (*_ATTENTION, *_PROMPT_ATTENTION, *_FEED_FORWARD, *_SINGLE)
 
     def __init__(self, settings: StockSettings, codec: Codec, language: LanguageEncoder) -> None:
-        """Joins the frozen parts."""
+        """Join the frozen parts."""
         super().__init__(settings, codec)
         self.language = language
         self._empty: dict[str, Tensor] = {}
 
     @staticmethod
     def transformer_class() -> Any:
-        """Returns ``diffusers.Flux2Transformer2DModel``."""
+        """Return ``diffusers.Flux2Transformer2DModel``."""
         from diffusers import Flux2Transformer2DModel
 
         return Flux2Transformer2DModel
 
     @classmethod
     def open(cls, folder: Path, settings: StockSettings) -> Self:
-        """Returns the family of the frozen parts in ``folder``."""
+        """Return the family of the frozen parts in ``folder``."""
         from diffusers import AutoencoderKLFlux2
         from transformers import Qwen3Model
 
@@ -164,11 +164,11 @@ class Flux2Family(StockFamily):
         return True
 
     def parts(self) -> Sequence[Any]:
-        """Returns the language model."""
+        """Return the language model."""
         return [self.language]
 
     def mu(self, num_tokens: int, num_steps: int) -> float:
-        """Returns the stock pipeline's empirical shift."""
+        """Return the stock pipeline's empirical shift."""
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
         return float(compute_empirical_mu(image_seq_len=num_tokens, num_steps=num_steps))
@@ -178,20 +178,20 @@ class Flux2Family(StockFamily):
         prompts: Sequence[str],
         images: Sequence[Tensor | None],  # noqa: ARG002
     ) -> dict[str, Tensor]:
-        """Returns the prompts' hidden states of three layers, feature by feature."""
+        """Return the prompts' hidden states of three layers, feature by feature."""
         states, _ = self.language.hidden(list(map(self._text, prompts)), NUM_PROMPT_TOKENS)
         return {"prompt_embeds": torch.cat([states[layer] for layer in PROMPT_LAYERS], dim=-1)}
 
     def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:  # noqa: ARG002
-        """Returns how much of ``prompt`` the language model reads."""
+        """Return how much of ``prompt`` the language model reads."""
         return (self.language.reading(prompt, self._text, NUM_PROMPT_TOKENS),)
 
     def _text(self, prompt: str) -> str:
-        """Returns what the language model reads for ``prompt``."""
+        """Return what the language model reads for ``prompt``."""
         return self.language.chat(prompt, thinking=False)
 
     def null(self, condition: Condition) -> Condition:
-        """Returns ``condition`` with the empty prompt and the same source."""
+        """Return ``condition`` with the empty prompt and the same source."""
         if not self._empty:
             self._empty.update(self.prompt_tensors([""], [None]))
         shapes = condition.tensors
@@ -199,5 +199,5 @@ class Flux2Family(StockFamily):
         return with_prompts(condition, null)
 
     def field(self, backbone: nn.Module) -> VelocityField:
-        """Returns the velocity field of ``backbone``."""
+        """Return the velocity field of ``backbone``."""
         return Flux2Field(backbone)

@@ -17,7 +17,7 @@ _NO_STEPS = "a grid needs at least 1 step, got {}"
 
 
 def read_pipeline_class(folder: Path) -> str:
-    """Returns the class name of the pipeline saved in ``folder``.
+    """Return the class name of the pipeline saved in ``folder``.
 
     Raises:
         WeightsError: if ``folder`` holds no diffusers pipeline.
@@ -26,7 +26,7 @@ def read_pipeline_class(folder: Path) -> str:
 
 
 def read_transformer_config(folder: Path, transformer_class: Any) -> dict[str, Any]:
-    """Returns the arguments of the transformer in ``folder / "transformer"``.
+    """Return the arguments of the transformer in ``folder / "transformer"``.
 
     Arguments that its ``config.json`` leaves out have the class's own defaults.
 
@@ -47,7 +47,7 @@ def read_transformer_config(folder: Path, transformer_class: Any) -> dict[str, A
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:
-    """Returns the config of the scheduler in ``folder``.
+    """Return the config of the scheduler in ``folder``.
 
     Raises:
         WeightsError: if it is missing, or no deterministic flow-matching Euler scheduler.
@@ -63,7 +63,7 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
 
 
 def scheduler_grid(config: Mapping[str, Any], num_steps: int, num_tokens: int) -> Tensor:
-    """Returns the sigmas that ``StableDiffusion3Pipeline`` visits, [num_steps + 1] float32.
+    """Return the sigmas that ``StableDiffusion3Pipeline`` visits, [num_steps + 1] float32.
 
     It lets the scheduler choose its sigmas, whose smallest is shifted twice, so this is not
     ``shifted_grid``: the last step starts near 0.01, whatever ``num_steps``.
@@ -81,7 +81,7 @@ def scheduler_grid(config: Mapping[str, Any], num_steps: int, num_tokens: int) -
 
 
 def linear_scheduler_grid(config: Mapping[str, Any], num_steps: int, mu: float) -> Tensor:
-    """Returns the sigmas of pipelines that give the scheduler sigmas from 1 to 1 / num_steps.
+    """Return the sigmas of pipelines that give the scheduler sigmas from 1 to 1 / num_steps.
 
     Args:
         config: the scheduler's config.
@@ -98,7 +98,7 @@ def linear_scheduler_grid(config: Mapping[str, Any], num_steps: int, mu: float) 
 
 
 def interpolated_mu(config: Mapping[str, Any], num_tokens: int, max_shift: float = 1.15) -> float:
-    """Returns the shift that grows linearly with the number of image tokens.
+    """Return the shift that grows linearly with the number of image tokens.
 
     Args:
         config: the scheduler's config.

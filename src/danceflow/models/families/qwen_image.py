@@ -55,14 +55,14 @@ class QwenCodec:
     """``diffusers.AutoencoderKLQwenImage`` on single frames, normalised per channel."""
 
     def __init__(self, vae: Any) -> None:
-        """Takes a loaded float32 autoencoder and freezes it."""
+        """Take a loaded float32 autoencoder and freeze it."""
         self.vae = vae.eval().requires_grad_(False)
         self.factor = 2 ** len(vae.config.temperal_downsample)
         self.num_channels = int(vae.config.z_dim)
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the normalised latent mode."""
+        """Return the normalised latent mode."""
         pixels = images_B3HW.to(self.vae.device) * 2 - 1
         latents = self.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
         mean, deviation = self._statistics(latents)
@@ -71,25 +71,25 @@ class QwenCodec:
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Returns the decoded images."""
+        """Return the decoded images."""
         latents = latents_BCHW.to(self.vae.device).unsqueeze(2)
         mean, deviation = self._statistics(latents)
         images: Tensor = self.vae.decode(latents * deviation + mean).sample[:, :, 0]
         return (images / 2 + 0.5).clamp(0, 1)
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and standard deviation, [1, C, 1, 1, 1]."""
+        """Return mean and standard deviation, [1, C, 1, 1, 1]."""
         config, shape = self.vae.config, (1, -1, 1, 1, 1)
         mean = torch.tensor(config.latents_mean).view(shape).to(latents)
         return mean, torch.tensor(config.latents_std).view(shape).to(latents)
 
     def to(self, device: torch.device | str) -> "QwenCodec":
-        """Moves the autoencoder to ``device`` and returns this object."""
+        """Move the autoencoder to ``device`` and return this object."""
         self.vae.to(device)
         return self
 
     def save(self, folder: Path) -> None:
-        """Writes the autoencoder to ``folder/vae``."""
+        """Write the autoencoder to ``folder/vae``."""
         self.vae.save_pretrained(folder / "vae")
 
 
@@ -97,21 +97,21 @@ class Pictures:
     """The image processor of a vision language model."""
 
     def __init__(self, processor: Any) -> None:
-        """Keeps the processor."""
+        """Keep the processor."""
         self.processor = processor
 
     def __call__(self, image_3HW: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Returns patches, their grid and the number of tokens of an image in [0, 1]."""
+        """Return patches, their grid and the number of tokens of an image in [0, 1]."""
         inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt")
         grid: Tensor = inputs.image_grid_thw
         return inputs.pixel_values, grid, int(grid[0].prod()) // self.processor.merge_size**2
 
     def to(self, _device: torch.device | str) -> "Pictures":
-        """Returns this object, which has no weights."""
+        """Return this object, which has no weights."""
         return self
 
     def save(self, folder: Path) -> None:
-        """Writes the processor to ``folder``."""
+        """Write the processor to ``folder``."""
         self.processor.save_pretrained(folder / "processor")
 
 
@@ -119,11 +119,11 @@ class QwenImageField:
     """v(z, sigma, cond) of one Qwen-Image transformer: its output at time sigma."""
 
     def __init__(self, backbone: nn.Module) -> None:
-        """Wraps ``backbone``."""
+        """Wrap ``backbone``."""
         self.backbone = backbone
 
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
-        """Returns the velocity, [B, C, H, W] float32."""
+        """Return the velocity, [B, C, H, W] float32."""
         return by_layout(z_BCHW, sigma_B, condition, self._velocity)
 
     def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
@@ -144,19 +144,19 @@ class QwenImageField:
 
 
 def _tokens(latents_BCHW: Tensor) -> Tensor:
-    """Returns latents as tokens of 2 x 2, [B, H * W / 4, 4 * C]."""
+    """Return latents as tokens of 2 x 2, [B, H * W / 4, 4 * C]."""
     return nn.functional.pixel_unshuffle(latents_BCHW, 2).flatten(2).mT
 
 
 def _latents(tokens: Tensor, shape: torch.Size) -> Tensor:
-    """Returns tokens as latents of ``shape``."""
+    """Return tokens as latents of ``shape``."""
     batch, channels, height, width = shape
     patches = tokens.mT.reshape(batch, 4 * channels, height // 2, width // 2)
     return nn.functional.pixel_shuffle(patches, 2)
 
 
 def keep_length(guided_BCHW: Tensor, conditional_BCHW: Tensor) -> Tensor:
-    """Returns the guided velocity with every token as long as in the conditional one."""
+    """Return the guided velocity with every token as long as in the conditional one."""
     guided, conditional = _tokens(guided_BCHW), _tokens(conditional_BCHW)
     length = conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
     return _latents(guided * length, guided_BCHW.shape)
@@ -177,7 +177,7 @@ class QwenImageFamily(StockFamily):
         language: LanguageEncoder,
         pictures: Pictures | None,
     ) -> None:
-        """Joins the frozen parts; ``pictures`` makes it a model that edits."""
+        """Join the frozen parts; ``pictures`` makes it a model that edits."""
         super().__init__(settings, codec)
         self.language = language
         self.pictures = pictures
@@ -185,14 +185,14 @@ class QwenImageFamily(StockFamily):
 
     @staticmethod
     def transformer_class() -> Any:
-        """Returns ``diffusers.QwenImageTransformer2DModel``."""
+        """Return ``diffusers.QwenImageTransformer2DModel``."""
         from diffusers import QwenImageTransformer2DModel
 
         return QwenImageTransformer2DModel
 
     @classmethod
     def open(cls, folder: Path, settings: StockSettings) -> Self:
-        """Returns the family of the frozen parts in ``folder``."""
+        """Return the family of the frozen parts in ``folder``."""
         from diffusers import AutoencoderKLQwenImage
         from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
@@ -219,21 +219,21 @@ class QwenImageFamily(StockFamily):
         return self.pictures is not None
 
     def parts(self) -> Sequence[Any]:
-        """Returns the encoders."""
+        """Return the encoders."""
         return [self.language] if self.pictures is None else [self.language, self.pictures]
 
     def mu(self, num_tokens: int, num_steps: int) -> float:  # noqa: ARG002
-        """Returns the shift that grows with the number of tokens."""
+        """Return the shift that grows with the number of tokens."""
         return interpolated_mu(self.settings.scheduler, num_tokens)
 
     def guided(self, field: VelocityField, scale: float) -> GuidedField:
-        """Returns ``field`` with classifier-free guidance that keeps every token's length."""
+        """Return ``field`` with classifier-free guidance that keeps every token's length."""
         return GuidedField(field, self.null, scale, keep_length)
 
     def prompt_tensors(
         self, prompts: Sequence[str], images: Sequence[Tensor | None]
     ) -> dict[str, Tensor]:
-        """Returns prompt embeddings and their mask; where there is a source, empty ones too.
+        """Return prompt embeddings and their mask; where there is a source, empty ones too.
 
         What the language model says of a source picture without an instruction is the row's null
         embedding, since it depends on the picture.
@@ -247,7 +247,7 @@ class QwenImageFamily(StockFamily):
         return tensors
 
     def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
-        """Returns how much of ``prompt`` the language model reads; beside a picture, all."""
+        """Return how much of ``prompt`` the language model reads; beside a picture, all."""
         if edits:
             text_of, window = partial(_CHAT.format, _EDIT_SYSTEM), None
         else:
@@ -256,7 +256,7 @@ class QwenImageFamily(StockFamily):
         return (self.language.reading(prompt, text_of, window),)
 
     def null(self, condition: Condition) -> Condition:
-        """Returns ``condition`` with the empty prompt and the same source."""
+        """Return ``condition`` with the empty prompt and the same source."""
         tensors = condition.tensors
         if self.pictures is not None:
             return with_prompts(
@@ -267,11 +267,11 @@ class QwenImageFamily(StockFamily):
         return with_prompts(condition, {"prompt_embeds": embeds, "prompt_mask": mask})
 
     def field(self, backbone: nn.Module) -> VelocityField:
-        """Returns the velocity field of ``backbone``."""
+        """Return the velocity field of ``backbone``."""
         return QwenImageField(backbone)
 
     def _null(self, image: Tensor | None) -> Tensor:
-        """Returns the embedding [L, D] of the empty prompt beside ``image``."""
+        """Return the embedding [L, D] of the empty prompt beside ``image``."""
         if image is not None:
             return self._embed("", image)
         if not self._empty:
@@ -280,7 +280,7 @@ class QwenImageFamily(StockFamily):
 
     @torch.no_grad()
     def _embed(self, prompt: str, image: Tensor | None) -> Tensor:
-        """Returns the embedding [L, D] of ``prompt``, read beside ``image`` if there is one.
+        """Return the embedding [L, D] of ``prompt``, read beside ``image`` if there is one.
 
         The model was trained with a blank for the empty prompt. Positions of a picture's tokens
         are those the stock pipeline gives them with the installed ``transformers``.

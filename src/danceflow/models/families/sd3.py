@@ -59,14 +59,14 @@ class Sd3Field:
     def __init__(
         self, backbone: nn.Module, prediction: str, sigma_min: float, source_mask: bool
     ) -> None:
-        """Wraps ``backbone``; see :class:`Sd3Family` for the parameters."""
+        """Wrap ``backbone``; see :class:`Sd3Family` for the parameters."""
         self.backbone = backbone
         self.prediction = prediction
         self.sigma_min = sigma_min
         self.source_mask = source_mask
 
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
-        """Returns the velocity, [B, C, H, W] float32."""
+        """Return the velocity, [B, C, H, W] float32."""
         dtype = next(self.backbone.parameters()).dtype
         inputs = z_BCHW
         if "source" in condition.tensors:
@@ -105,7 +105,7 @@ class Sd3Family:
         scheduler: Mapping[str, Any] | None = None,
         image_size: tuple[int, int] | None = None,
     ) -> None:
-        """Joins the frozen parts.
+        """Join the frozen parts.
 
         Args:
             prompts: the text encoders.
@@ -156,7 +156,7 @@ class Sd3Family:
             self._set_size(*image_size)
 
     def _set_size(self, height: int, width: int) -> None:
-        """Sets image and latent sizes; raises ``WeightsError`` if the network cannot do them."""
+        """Set image and latent sizes; raise ``WeightsError`` if the network cannot do them."""
         config = self.transformer_config
         unit = self.codec.factor * config["patch_size"]
         patches = config["pos_embed_max_size"] or config["sample_size"] // config["patch_size"]
@@ -174,7 +174,7 @@ class Sd3Family:
         )
 
     def sized(self, height: int, width: int) -> "Sd3Family":
-        """Returns this family, sharing its frozen parts, for images of another size.
+        """Return this family, sharing its frozen parts, for images of another size.
 
         Raises:
             WeightsError: if the sides are no multiples of a patch, or beyond the position table.
@@ -184,7 +184,7 @@ class Sd3Family:
         return resized
 
     def editing(self) -> "Sd3Family":
-        """Returns this family with source channels and mask beside the state's: it can edit.
+        """Return this family with source channels and mask beside the state's: it can edit.
 
         Its ``load_backbone`` takes a transformer without them and starts them at zero weight, so
         that it gives the same velocities until it is trained. A family that can edit is itself.
@@ -204,7 +204,7 @@ class Sd3Family:
 
     @staticmethod
     def new(config: Mapping[str, Any], words: Sequence[str], seed: int) -> "Sd3Family":
-        """Returns a family with an untrained small text encoder, a function of ``seed``.
+        """Return a family with an untrained small text encoder, a function of ``seed``.
 
         Args:
             config: the ``family`` section of the parameters as plain data.
@@ -244,7 +244,7 @@ class Sd3Family:
 
     @staticmethod
     def from_folder(folder: Path) -> "Sd3Family":
-        """Returns the family of a folder of :meth:`save_frozen`, or of a stock SD3 pipeline.
+        """Return the family of a folder of :meth:`save_frozen`, or of a stock SD3 pipeline.
 
         Raises:
             WeightsError: if it is neither, or a file cannot be read.
@@ -269,7 +269,7 @@ class Sd3Family:
             raise WeightsError(f"{path}: the setting {error} is missing") from error
 
     def save_frozen(self, folder: Path) -> None:
-        """Writes the text encoders, codec and settings to ``folder``."""
+        """Write the text encoders, codec and settings to ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         self.prompts.save(folder)
         self.codec.save(folder)
@@ -286,7 +286,7 @@ class Sd3Family:
         (folder / FROZEN_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     def to(self, device: torch.device | str) -> "Sd3Family":
-        """Moves encoders and codec to ``device``, where conditions are then made."""
+        """Move encoders and codec to ``device``, where conditions are then made."""
         self.prompts.to(device)
         self.codec.to(device)
         return self
@@ -297,7 +297,7 @@ class Sd3Family:
         source_BCHW: Tensor | None = None,
         images_B3HW: Tensor | None = None,  # noqa: ARG002
     ) -> Condition:
-        """Returns the condition of ``prompts``; a missing source is a source of zeros."""
+        """Return the condition of ``prompts``; a missing source is a source of zeros."""
         embeds, pooled = self.prompts(prompts)
         tensors = {"prompt_embeds": embeds, "pooled": pooled}
         if self.takes_source:
@@ -308,7 +308,7 @@ class Sd3Family:
         return Condition(tensors)
 
     def null(self, condition: Condition) -> Condition:
-        """Returns ``condition`` with the empty prompt and the same source."""
+        """Return ``condition`` with the empty prompt and the same source."""
         null = {
             key: value.to(condition.tensors[key]).expand_as(condition.tensors[key])
             for key, value in self._null.items()
@@ -316,25 +316,25 @@ class Sd3Family:
         return Condition({**condition.tensors, **null})
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Returns the words of ``prompt`` that the tokenizer does not know."""
+        """Return the words of ``prompt`` that the tokenizer does not know."""
         return self.prompts.unknown_words(prompt)
 
     def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:  # noqa: ARG002
-        """Returns how much of ``prompt`` each text encoder reads."""
+        """Return how much of ``prompt`` each text encoder reads."""
         return self.prompts.readings(prompt)
 
     def field(self, backbone: nn.Module) -> VelocityField:
-        """Returns the velocity field of ``backbone``."""
+        """Return the velocity field of ``backbone``."""
         return Sd3Field(backbone, self.prediction, self.sigma_min, self.source_mask)
 
     def guided(self, field: VelocityField, scale: float) -> GuidedField:
-        """Returns ``field`` with classifier-free guidance."""
+        """Return ``field`` with classifier-free guidance."""
         return GuidedField(field, self.null, scale)
 
     def target_velocity(
         self, z_BCHW: Tensor, clean_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor
     ) -> Tensor:
-        """Returns eps - x, or (z - x) / max(sigma, sigma_min) for clean prediction.
+        """Return eps - x, or (z - x) / max(sigma, sigma_min) for clean prediction.
 
         The two are equal from ``sigma_min`` on; below it the second is what the field gives for
         the right clean latents.
@@ -344,7 +344,7 @@ class Sd3Family:
         return (z_BCHW - clean_BCHW) / sigma_B.clamp_min(self.sigma_min)[:, None, None, None]
 
     def grid(self, num_steps: int) -> Tensor:
-        """Returns the shifted sigma grid, or the stock scheduler's, [num_steps + 1]."""
+        """Return the shifted sigma grid, or the stock scheduler's, [num_steps + 1]."""
         if self.scheduler is None:
             return shifted_grid(num_steps, self.shift)
         patch = self.transformer_config["patch_size"]
@@ -352,15 +352,15 @@ class Sd3Family:
         return scheduler_grid(self.scheduler, num_steps, num_tokens)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the latents of images in [0, 1]."""
+        """Return the latents of images in [0, 1]."""
         return self.codec.encode(images_B3HW)
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Returns the images of latents, clamped to [0, 1]."""
+        """Return the images of latents, clamped to [0, 1]."""
         return self.codec.decode(latents_BCHW)
 
     def new_backbone(self, seed: int) -> nn.Module:
-        """Returns an untrained transformer whose source channels start at zero weight.
+        """Return an untrained transformer whose source channels start at zero weight.
 
         Its position table (a buffer that is saved with the weights) holds a cosine basis of the
         token grid in place of the stock frequencies, of which a small grid sees few.
@@ -379,7 +379,7 @@ class Sd3Family:
         return network
 
     def load_backbone(self, folder: Path) -> nn.Module:
-        """Returns the transformer in ``folder`` as float32; missing source channels are zeros.
+        """Return the transformer in ``folder`` as float32; missing source channels are zeros.
 
         Raises:
             WeightsError: if the weights are missing, truncated or of another shape.
@@ -394,15 +394,15 @@ class Sd3Family:
         return backbone
 
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
-        """Writes the transformer to ``folder`` as float16 in diffusers' format."""
+        """Write the transformer to ``folder`` as float16 in diffusers' format."""
         save_half(backbone, folder)
 
     def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns an adapter's tensors under diffusers' names, from those of the original code."""
+        """Return an adapter's tensors under diffusers' names, from those of the original code."""
         return diffusers_names(tensors, self.transformer_config["num_layers"])
 
     def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
-        """Writes the student's adapter to ``folder``.
+        """Write the student's adapter to ``folder``.
 
         No stock pipeline takes source channels: ``folder / "stock"`` has the adapter without them,
         with which a stock pipeline gives the student's text-to-image.
@@ -414,7 +414,7 @@ class Sd3Family:
 
 
 def _source_mask(source_BCHW: Tensor) -> Tensor:
-    """Returns 1 for a source and 0 for none (a source of zeros), [B, 1, H, W]."""
+    """Return 1 for a source and 0 for none (a source of zeros), [B, 1, H, W]."""
     present_B = source_BCHW.flatten(1).any(dim=1).to(source_BCHW.dtype)
     return present_B[:, None, None, None].expand(-1, 1, *source_BCHW.shape[2:])
 
@@ -422,7 +422,7 @@ def _source_mask(source_BCHW: Tensor) -> Tensor:
 def _with_source_channels(
     state: dict[str, Tensor], channels: int, source_mask: bool
 ) -> dict[str, Tensor]:
-    """Returns ``state`` with zero weights for the source and its mask where it has none."""
+    """Return ``state`` with zero weights for the source and its mask where it has none."""
     weight = state.get(_SOURCE_WEIGHT)
     if weight is None or weight.shape[1] not in (channels, 2 * channels):
         return state
@@ -432,7 +432,7 @@ def _with_source_channels(
 
 
 def cosine_positions(size: int, width: int) -> Tensor:
-    """Returns features of the places of a square grid, [1, size * size, width] float32.
+    """Return features of the places of a square grid, [1, size * size, width] float32.
 
     Half of the features tell the column and half the row, by the discrete cosine basis
     cos(pi k (p + 1/2) / size), k = 0, 1, ..., repeated to the width. Each has mean square 1 over
@@ -451,7 +451,7 @@ def cosine_positions(size: int, width: int) -> Tensor:
 
 
 def _stock_settings(folder: Path) -> dict[str, Any]:
-    """Returns the settings of a stock SD3 pipeline in diffusers' layout.
+    """Return the settings of a stock SD3 pipeline in diffusers' layout.
 
     Raises:
         WeightsError: if ``folder`` holds no such pipeline.

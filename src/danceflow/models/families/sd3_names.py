@@ -43,7 +43,7 @@ _BLOCK = {
 
 
 def diffusers_names(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """Returns an adapter's tensors by diffusers' names; what is not known stays as it is.
+    """Return an adapter's tensors by diffusers' names; what is not known stays as it is.
 
     An update B A of the joint projection is three: the thirds of B's rows, each with the whole A.
 
@@ -80,7 +80,7 @@ def _last_context(num_layers: int) -> str:
 
 
 def _names(num_layers: int) -> dict[str, tuple[str, ...]]:
-    """Returns diffusers' modules for every module of the original code."""
+    """Return diffusers' modules for every module of the original code."""
     names: dict[str, tuple[str, ...]] = {name: (new,) for name, new in _EMBEDDERS.items()}
     for i in range(num_layers):
         for name, targets in _BLOCK.items():

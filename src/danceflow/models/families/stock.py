@@ -62,7 +62,7 @@ class StockFamily(ABC):
     adapter_targets: tuple[str, ...]
 
     def __init__(self, settings: StockSettings, codec: Codec) -> None:
-        """Keeps the settings and the codec; a family's own ``open`` adds its encoders."""
+        """Keep the settings and the codec; a family's own ``open`` adds its encoders."""
         self.settings = settings
         self.codec = codec
         self._set_size(*settings.image_size)
@@ -72,12 +72,12 @@ class StockFamily(ABC):
     @staticmethod
     @abstractmethod
     def transformer_class() -> Any:
-        """Returns the diffusers class of the backbone."""
+        """Return the diffusers class of the backbone."""
 
     @classmethod
     @abstractmethod
     def open(cls, folder: Path, settings: StockSettings) -> Self:
-        """Returns the family of the frozen parts in ``folder``."""
+        """Return the family of the frozen parts in ``folder``."""
 
     @property
     @abstractmethod
@@ -96,13 +96,13 @@ class StockFamily(ABC):
 
     @abstractmethod
     def parts(self) -> Sequence[Any]:
-        """Returns the frozen parts beside the codec, each with ``to`` and ``save``."""
+        """Return the frozen parts beside the codec, each with ``to`` and ``save``."""
 
     @abstractmethod
     def prompt_tensors(
         self, prompts: Sequence[str], images: Sequence[Tensor | None]
     ) -> dict[str, Tensor]:
-        """Returns the tensors of a condition that stand for its prompts, a row per prompt.
+        """Return the tensors of a condition that stand for its prompts, a row per prompt.
 
         Args:
             prompts: B texts.
@@ -112,25 +112,25 @@ class StockFamily(ABC):
 
     @abstractmethod
     def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
-        """Returns how much of ``prompt`` each text encoder reads."""
+        """Return how much of ``prompt`` each text encoder reads."""
 
     @abstractmethod
     def null(self, condition: Condition) -> Condition:
-        """Returns ``condition`` with the empty prompt and the same source."""
+        """Return ``condition`` with the empty prompt and the same source."""
 
     @abstractmethod
     def field(self, backbone: nn.Module) -> VelocityField:
-        """Returns the velocity field of ``backbone``."""
+        """Return the velocity field of ``backbone``."""
 
     @abstractmethod
     def mu(self, num_tokens: int, num_steps: int) -> float:
-        """Returns the shift that the pipeline gives a dynamically shifting scheduler."""
+        """Return the shift that the pipeline gives a dynamically shifting scheduler."""
 
     # The contract ---------------------------------------------------------------------------------
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Returns the family of a folder of :meth:`save_frozen`, or of a stock pipeline.
+        """Return the family of a folder of :meth:`save_frozen`, or of a stock pipeline.
 
         Raises:
             WeightsError: if it is neither, or a file cannot be read.
@@ -168,14 +168,14 @@ class StockFamily(ABC):
 
     @classmethod
     def new(cls, *_: Any) -> Self:
-        """Raises ``WeightsError``: there is no such model without its pipeline's folder."""
+        """Raise ``WeightsError``: there is no such model without its pipeline's folder."""
         raise WeightsError(
             f"a {cls.name} model is not trained from scratch: danceflow bring-teachers takes a "
             "pipeline's folder"
         )
 
     def save_frozen(self, folder: Path) -> None:
-        """Writes encoders, codec and settings to ``folder``."""
+        """Write encoders, codec and settings to ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         for part in (*self.parts(), self.codec):
             part.save(folder)
@@ -187,13 +187,13 @@ class StockFamily(ABC):
         (folder / FROZEN_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     def to(self, device: torch.device | str) -> Self:
-        """Moves encoders and codec to ``device``, where conditions are then made."""
+        """Move encoders and codec to ``device``, where conditions are then made."""
         for part in (*self.parts(), self.codec):
             part.to(device)
         return self
 
     def sized(self, height: int, width: int) -> Self:
-        """Returns this family, sharing its frozen parts, for images of another size.
+        """Return this family, sharing its frozen parts, for images of another size.
 
         Raises:
             WeightsError: if a side is no multiple of a token's.
@@ -214,7 +214,7 @@ class StockFamily(ABC):
         self.latent_shape = (self.num_channels, height // factor, width // factor)
 
     def editing(self) -> Self:
-        """Returns this family if it can edit.
+        """Return this family if it can edit.
 
         Raises:
             WeightsError: if it cannot: its network was not trained to read source tokens.
@@ -232,7 +232,7 @@ class StockFamily(ABC):
         source_BCHW: Tensor | None = None,
         images_B3HW: Tensor | None = None,
     ) -> Condition:
-        """Returns the condition of ``prompts``; see ``family.ModelFamily``."""
+        """Return the condition of ``prompts``; see ``family.ModelFamily``."""
         if source_BCHW is not None and not self.takes_source:
             raise WeightsError(f"this {self.name} model takes no source and cannot edit")
         images: list[Tensor | None] = [None] * len(prompts)
@@ -251,11 +251,11 @@ class StockFamily(ABC):
         return Condition(tensors)
 
     def unknown_words(self, prompt: str) -> list[str]:  # noqa: ARG002
-        """Returns no word: the tokenizer knows every byte."""
+        """Return no word: the tokenizer knows every byte."""
         return []
 
     def guided(self, field: VelocityField, scale: float) -> GuidedField:
-        """Returns ``field`` with classifier-free guidance."""
+        """Return ``field`` with classifier-free guidance."""
         return GuidedField(field, self.null, scale)
 
     def target_velocity(
@@ -265,32 +265,32 @@ class StockFamily(ABC):
         noise_BCHW: Tensor,
         sigma_B: Tensor,  # noqa: ARG002
     ) -> Tensor:
-        """Returns eps - x."""
+        """Return eps - x."""
         return noise_BCHW - clean_BCHW
 
     def grid(self, num_steps: int) -> Tensor:
-        """Returns the stock pipeline's sigma grid for ``image_size``, [num_steps + 1] float32."""
+        """Return the stock pipeline's sigma grid for ``image_size``, [num_steps + 1] float32."""
         num_tokens = (self.latent_shape[1] // self.patch) * (self.latent_shape[2] // self.patch)
         mu = self.mu(num_tokens, num_steps)
         return linear_scheduler_grid(self.settings.scheduler, num_steps, mu)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the latents of images in [0, 1]."""
+        """Return the latents of images in [0, 1]."""
         return self.codec.encode(images_B3HW)
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Returns the images of latents, clamped to [0, 1]."""
+        """Return the images of latents, clamped to [0, 1]."""
         return self.codec.decode(latents_BCHW)
 
     def new_backbone(self, seed: int) -> nn.Module:
-        """Returns an untrained transformer."""
+        """Return an untrained transformer."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone: nn.Module = self.transformer_class()(**self.settings.transformer)
         return backbone
 
     def load_backbone(self, folder: Path) -> nn.Module:
-        """Returns the transformer in ``folder`` as float32.
+        """Return the transformer in ``folder`` as float32.
 
         Raises:
             WeightsError: if the weights are missing, truncated or of another shape.
@@ -300,11 +300,11 @@ class StockFamily(ABC):
         return backbone
 
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
-        """Writes the transformer to ``folder`` as float16 in diffusers' format."""
+        """Write the transformer to ``folder`` as float16 in diffusers' format."""
         save_half(backbone, folder)
 
     def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns an adapter's tensors under diffusers' names, as the stock pipeline reads them."""
+        """Return an adapter's tensors under diffusers' names, as the stock pipeline reads them."""
         import diffusers
 
         pipeline = getattr(diffusers, self.settings.pipeline)
@@ -312,17 +312,17 @@ class StockFamily(ABC):
         return translated
 
     def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
-        """Writes the student's adapter to ``folder``, as the stock pipelines load it."""
+        """Write the student's adapter to ``folder``, as the stock pipelines load it."""
         save_adapter(backbone, folder)
 
 
 def has_source(source_BCHW: Tensor) -> list[bool]:
-    """Returns for every row whether it has a source: whether its latents are not all zero."""
+    """Return for every row whether it has a source: whether its latents are not all zero."""
     return [bool(found) for found in source_BCHW.flatten(1).any(dim=1).tolist()]
 
 
 def rows_with_source(condition: Condition) -> list[bool]:
-    """Returns for every row of a condition whether it has a source."""
+    """Return for every row of a condition whether it has a source."""
     source = condition.tensors.get("source")
     return [False] * condition.num_samples if source is None else has_source(source)
 
@@ -333,7 +333,7 @@ def by_layout(
     condition: Condition,
     velocity: Callable[[Tensor, Tensor, Condition, bool], Tensor],
 ) -> Tensor:
-    """Returns the velocities of a batch whose rows with and without a source are laid out apart.
+    """Return the velocities of a batch whose rows with and without a source are laid out apart.
 
     Args:
         z_BCHW: states.
@@ -354,7 +354,7 @@ def by_layout(
 
 
 def with_prompts(condition: Condition, prompts: Mapping[str, Tensor]) -> Condition:
-    """Returns ``condition`` with other prompt tensors, padded to the length they had.
+    """Return ``condition`` with other prompt tensors, padded to the length they had.
 
     Raises:
         ValueError: if one is longer than what it replaces.

@@ -49,13 +49,13 @@ class Vision:
     """A frozen SigLIP 2 and its processor."""
 
     def __init__(self, processor: Any, model: nn.Module) -> None:
-        """Freezes the model."""
+        """Freeze the model."""
         self.processor = processor
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, image_3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Returns the features [h * w, C] of an image in [0, 1], and (h, w)."""
+        """Return the features [h * w, C] of an image in [0, 1], and (h, w)."""
         device = next(self.model.parameters()).device
         inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt").to(device)
         height, width = (int(side) for side in inputs.spatial_shapes[0])
@@ -68,12 +68,12 @@ class Vision:
         return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
 
     def to(self, device: torch.device | str) -> "Vision":
-        """Moves the model to ``device`` and returns this object."""
+        """Move the model to ``device`` and return this object."""
         self.model.to(device)
         return self
 
     def save(self, folder: Path) -> None:
-        """Writes model (float16) and processor to ``folder``."""
+        """Write model (float16) and processor to ``folder``."""
         self.processor.save_pretrained(folder / "siglip_processor")
         save_half(self.model, folder / "siglip")
 
@@ -82,7 +82,7 @@ class ZImageField:
     """v(z, sigma, cond) of one Z-Image transformer: minus its output at time 1 - sigma."""
 
     def __init__(self, backbone: nn.Module, frame: tuple[Tensor, Tensor] | None) -> None:
-        """Wraps ``backbone``.
+        """Wrap ``backbone``.
 
         Args:
             backbone: the transformer.
@@ -93,7 +93,7 @@ class ZImageField:
         self.frame = frame
 
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
-        """Returns the velocity, [B, C, H, W] float32."""
+        """Return the velocity, [B, C, H, W] float32."""
         return by_layout(z_BCHW, sigma_B, condition, self._velocity)
 
     def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
@@ -121,7 +121,7 @@ class ZImageField:
         return -torch.stack([output.float() for output in outputs]).squeeze(2)
 
     def _omni(self, states: Any, prompts: Any, tensors: Any, edits: bool) -> tuple[Any, Any, Any]:
-        """Returns texts, images and visions of every row, in the order of their tokens."""
+        """Return texts, images and visions of every row, in the order of their tokens."""
         if not edits:
             return [[p] for p in prompts], [[z] for z in states], [None] * len(states)
         assert self.frame is not None
@@ -155,7 +155,7 @@ class ZImageFamily(StockFamily):
         language: LanguageEncoder,
         vision: Vision | None,
     ) -> None:
-        """Joins the frozen parts; ``vision`` makes it a model that edits."""
+        """Join the frozen parts; ``vision`` makes it a model that edits."""
         super().__init__(settings, codec)
         self.language = language
         self.vision = vision
@@ -163,14 +163,14 @@ class ZImageFamily(StockFamily):
 
     @staticmethod
     def transformer_class() -> Any:
-        """Returns ``diffusers.ZImageTransformer2DModel``."""
+        """Return ``diffusers.ZImageTransformer2DModel``."""
         from diffusers import ZImageTransformer2DModel
 
         return ZImageTransformer2DModel
 
     @classmethod
     def open(cls, folder: Path, settings: StockSettings) -> Self:
-        """Returns the family of the frozen parts in ``folder``."""
+        """Return the family of the frozen parts in ``folder``."""
         from transformers import Qwen3Model, Siglip2ImageProcessor, Siglip2VisionModel
 
         language = load_language_encoder(folder, Qwen3Model)
@@ -198,17 +198,17 @@ class ZImageFamily(StockFamily):
         return self.vision is not None
 
     def parts(self) -> Sequence[Any]:
-        """Returns the encoders."""
+        """Return the encoders."""
         return [self.language] if self.vision is None else [self.language, self.vision]
 
     def mu(self, num_tokens: int, num_steps: int) -> float:  # noqa: ARG002
-        """Returns the shift that grows with the number of tokens."""
+        """Return the shift that grows with the number of tokens."""
         return interpolated_mu(self.settings.scheduler, num_tokens)
 
     def prompt_tensors(
         self, prompts: Sequence[str], images: Sequence[Tensor | None]
     ) -> dict[str, Tensor]:
-        """Returns prompt embeddings, their mask and, in the Omni layout, SigLIP's features."""
+        """Return prompt embeddings, their mask and, in the Omni layout, SigLIP's features."""
         texts = [
             self._text(prompt, edits=image is not None)
             for prompt, image in zip(prompts, images, strict=True)
@@ -226,26 +226,26 @@ class ZImageFamily(StockFamily):
         }
 
     def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
-        """Returns how much of ``prompt`` the language model reads."""
+        """Return how much of ``prompt`` the language model reads."""
         text_of = partial(self._text, edits=edits)
         return (self.language.reading(prompt, text_of, NUM_PROMPT_TOKENS),)
 
     def null(self, condition: Condition) -> Condition:
-        """Returns ``condition`` with the empty prompt in each row's own layout."""
+        """Return ``condition`` with the empty prompt in each row's own layout."""
         edits = rows_with_source(condition)
         rows = [self._one(self._text("", edits=edit)) for edit in edits]
         embeds, mask = ragged(rows)
         return with_prompts(condition, {"prompt_embeds": embeds, "prompt_mask": mask})
 
     def field(self, backbone: nn.Module) -> VelocityField:
-        """Returns the velocity field of ``backbone``."""
+        """Return the velocity field of ``backbone``."""
         frame = None
         if self.vision is not None:
             frame = self._one(_BEFORE_SOURCE), self._one(_AFTER_TARGET)
         return ZImageField(backbone, frame)
 
     def _text(self, prompt: str, *, edits: bool) -> str:
-        """Returns what the language model reads for ``prompt``."""
+        """Return what the language model reads for ``prompt``."""
         if edits:
             return _BEFORE_TARGET.format(prompt)
         if self.vision is not None:
@@ -253,12 +253,12 @@ class ZImageFamily(StockFamily):
         return self.language.chat(prompt, thinking=True)
 
     def _embed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Returns the last but one hidden states of ``texts``, [B, L, D], and their mask."""
+        """Return the last but one hidden states of ``texts``, [B, L, D], and their mask."""
         states, mask = self.language.hidden(texts, NUM_PROMPT_TOKENS)
         return ragged([row[there] for row, there in zip(states[-2], mask, strict=True)])
 
     def _one(self, text: str) -> Tensor:
-        """Returns the embedding [L, D] of a text that is used again and again."""
+        """Return the embedding [L, D] of a text that is used again and again."""
         if text not in self._fixed:
             self._fixed[text] = self._embed([text])[0][0]
         return self._fixed[text]

@@ -14,26 +14,26 @@ class ClipFeatures(nn.Module):
     """The features of a ``transformers.CLIPModel`` as plain tensors."""
 
     def __init__(self, model: Any) -> None:
-        """Takes a loaded model and freezes it."""
+        """Take a loaded model and freeze it."""
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
 
     @torch.no_grad()
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Returns the features of pictures, [B, N]."""
+        """Return the features of pictures, [B, N]."""
         features: Tensor = self.model.get_image_features(pixel_values).pooler_output
         return features
 
     @torch.no_grad()
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Returns the features of texts, [B, N]."""
+        """Return the features of texts, [B, N]."""
         features: Tensor = self.model.get_text_features(input_ids, attention_mask).pooler_output
         return features
 
 
 def load_clip(folder: Path) -> tuple[ClipFeatures, Any]:
-    """Returns the model and the processor of a folder.
+    """Return the model and the processor of a folder.
 
     Raises:
         WeightsError: if one of them is missing or cannot be read.

@@ -16,19 +16,19 @@ class Codec(Protocol):
     """Image pixels per latent pixel, along each side."""
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the latents, float32."""
+        """Return the latents, float32."""
         ...
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Returns the images, float32 clamped to [0, 1]."""
+        """Return the images, float32 clamped to [0, 1]."""
         ...
 
     def to(self, device: torch.device | str, /) -> "Codec":
-        """Moves the codec to ``device`` and returns it."""
+        """Move the codec to ``device`` and return it."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Writes what ``load_codec`` needs to ``folder``."""
+        """Write what ``load_codec`` needs to ``folder``."""
         ...
 
 
@@ -38,26 +38,26 @@ class PixelCodec:
     factor = 1
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the images scaled to [-1, 1]."""
+        """Return the images scaled to [-1, 1]."""
         return images_B3HW * 2 - 1
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Returns the latents scaled back to [0, 1]."""
+        """Return the latents scaled back to [0, 1]."""
         return (latents_BCHW / 2 + 0.5).clamp(0, 1)
 
     def to(self, _device: torch.device | str) -> "PixelCodec":
-        """Returns this object, which has no weights."""
+        """Return this object, which has no weights."""
         return self
 
     def save(self, folder: Path) -> None:
-        """Writes nothing: a folder without ``vae`` is a pixel-space model."""
+        """Write nothing: a folder without ``vae`` is a pixel-space model."""
 
 
 class VaeCodec:
     """``diffusers.AutoencoderKL`` with its latent scale and shift; encodes to the mean."""
 
     def __init__(self, vae: Any) -> None:
-        """Takes a loaded float32 autoencoder and freezes it."""
+        """Take a loaded float32 autoencoder and freeze it."""
         self.vae = vae.eval().requires_grad_(False)
         self.scale = float(vae.config.scaling_factor)
         self.shift = float(vae.config.shift_factor or 0.0)
@@ -65,30 +65,30 @@ class VaeCodec:
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the normalised latent mean."""
+        """Return the normalised latent mean."""
         pixels = images_B3HW.to(self.vae.device) * 2 - 1
         latents: Tensor = self.vae.encode(pixels).latent_dist.mean
         return (latents - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Returns the decoded images."""
+        """Return the decoded images."""
         latents = latents_BCHW.to(self.vae.device) / self.scale + self.shift
         images: Tensor = self.vae.decode(latents).sample
         return (images / 2 + 0.5).clamp(0, 1)
 
     def to(self, device: torch.device | str) -> "VaeCodec":
-        """Moves the autoencoder to ``device`` and returns this object."""
+        """Move the autoencoder to ``device`` and return this object."""
         self.vae.to(device)
         return self
 
     def save(self, folder: Path) -> None:
-        """Writes the autoencoder to ``folder/vae``."""
+        """Write the autoencoder to ``folder/vae``."""
         self.vae.save_pretrained(folder / "vae")
 
 
 def load_codec(folder: Path) -> Codec:
-    """Returns the codec of a pipeline folder: its ``vae``, or pixels if it has none.
+    """Return the codec of a pipeline folder: its ``vae``, or pixels if it has none.
 
     Raises:
         WeightsError: if the autoencoder cannot be read.
@@ -99,7 +99,7 @@ def load_codec(folder: Path) -> Codec:
 
 
 def load_vae(folder: Path) -> VaeCodec:
-    """Returns the codec of the ``AutoencoderKL`` in ``folder / "vae"``.
+    """Return the codec of the ``AutoencoderKL`` in ``folder / "vae"``.
 
     Raises:
         WeightsError: if the autoencoder is missing or cannot be read.

@@ -19,7 +19,7 @@ class LanguageEncoder:
     """A frozen language model and its tokenizer."""
 
     def __init__(self, tokenizer: Any, model: nn.Module) -> None:
-        """Freezes the model.
+        """Freeze the model.
 
         Args:
             tokenizer: of ``transformers``.
@@ -34,7 +34,7 @@ class LanguageEncoder:
         return next(self.model.parameters()).device
 
     def chat(self, prompt: str, *, thinking: bool) -> str:
-        """Returns ``prompt`` as a user's message in the tokenizer's own chat template.
+        """Return ``prompt`` as a user's message in the tokenizer's own chat template.
 
         Raises:
             WeightsError: if the tokenizer has no such template.
@@ -51,7 +51,7 @@ class LanguageEncoder:
 
     @torch.no_grad()
     def hidden(self, texts: Sequence[str], num_tokens: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Returns the hidden states of every layer and which tokens are no padding.
+        """Return the hidden states of every layer and which tokens are no padding.
 
         Args:
             texts: B texts.
@@ -79,7 +79,7 @@ class LanguageEncoder:
     def reading(
         self, prompt: str, text_of: Callable[[str], str], num_tokens: int | None
     ) -> Reading:
-        """Returns how much of ``prompt`` the model reads.
+        """Return how much of ``prompt`` the model reads.
 
         Args:
             prompt: a text.
@@ -93,18 +93,18 @@ class LanguageEncoder:
         )
 
     def to(self, device: torch.device | str) -> "LanguageEncoder":
-        """Moves the model to ``device`` and returns this object."""
+        """Move the model to ``device`` and return this object."""
         self.model.to(device)
         return self
 
     def save(self, folder: Path) -> None:
-        """Writes model (float16) and tokenizer to ``folder``, laid out as in stock pipelines."""
+        """Write model (float16) and tokenizer to ``folder``, laid out as in stock pipelines."""
         self.tokenizer.save_pretrained(folder / "tokenizer")
         save_half(self.model, folder / "text_encoder")
 
 
 def load_language_encoder(folder: Path, model_class: Any) -> LanguageEncoder:
-    """Returns the float32 encoder in ``text_encoder`` and ``tokenizer`` of a pipeline folder.
+    """Return the float32 encoder in ``text_encoder`` and ``tokenizer`` of a pipeline folder.
 
     Raises:
         WeightsError: if a file is missing or cannot be read.
@@ -114,7 +114,7 @@ def load_language_encoder(folder: Path, model_class: Any) -> LanguageEncoder:
 
 
 def load_part(place: Path, part_class: Any) -> Any:
-    """Returns a tokenizer or processor of ``transformers`` saved in ``place``.
+    """Return a tokenizer or processor of ``transformers`` saved in ``place``.
 
     Raises:
         WeightsError: if it is missing or cannot be read.
@@ -134,7 +134,7 @@ def _tokenizer_class() -> Any:
 
 
 def ragged(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns rows [L_i, D] as one [B, L, D], zeros behind each, and the [B, L] mask of tokens."""
+    """Return rows [L_i, D] as one [B, L, D], zeros behind each, and the [B, L] mask of tokens."""
     longest = max(len(row) for row in rows)
     masks = [torch.ones(1, len(row), dtype=torch.bool, device=row.device) for row in rows]
     return (

@@ -36,7 +36,7 @@ def read_text(
     start: int = 0,
     end: int | None = None,
 ) -> Reading:
-    """Returns what an encoder reads of the prompt ``text[start:end]``.
+    """Return what an encoder reads of the prompt ``text[start:end]``.
 
     Args:
         tokenizer: a fast one of ``transformers``.
@@ -63,7 +63,7 @@ def read_text(
 
 
 def told(readings: Iterable[Reading]) -> str:
-    """Returns what encoders drop of a prompt in a sentence, nothing if they read all of it."""
+    """Return what encoders drop of a prompt in a sentence, nothing if they read all of it."""
     by_cut: dict[tuple[int, int, str, str], list[str]] = {}
     for item in readings:
         if item.dropped:
@@ -85,7 +85,7 @@ def _first(text: str) -> str:
 
 
 def one_to_all(readings: Sequence[Sequence[Reading]]) -> list[list[int]]:
-    """Returns the places of prompts that every encoder reads as the same, where there are several.
+    """Return the places of prompts that every encoder reads as the same, where there are several.
 
     Args:
         readings: of every prompt.

@@ -31,7 +31,7 @@ class PromptEncoder:
         width: int,
         num_t5_tokens: int = 0,
     ) -> None:
-        """Freezes the encoders.
+        """Freeze the encoders.
 
         Args:
             clips: (tokenizer, encoder) pairs; the first tokenizer's window is used for all.
@@ -48,7 +48,7 @@ class PromptEncoder:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Returns (prompt_embeds [B, L, width], pooled [B, P]), both float32."""
+        """Return (prompt_embeds [B, L, width], pooled [B, P]), both float32."""
         hidden, pooled = [], []
         for tokenizer, encoder in self.clips:
             tokens = _tokenize(tokenizer, prompts, self.max_length).to(_device(encoder))
@@ -62,7 +62,7 @@ class PromptEncoder:
         return embeds, torch.cat(pooled, dim=-1)
 
     def _t5_embeds(self, prompts: Sequence[str]) -> Tensor:
-        """Returns the T5 part, [B, num_t5_tokens, width]."""
+        """Return the T5 part, [B, num_t5_tokens, width]."""
         if self.t5 is None:
             return torch.zeros(len(prompts), self.num_t5_tokens, self.width)
         tokenizer, encoder = self.t5
@@ -71,14 +71,14 @@ class PromptEncoder:
         return embeds
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Returns the words of ``prompt`` that the first tokenizer maps to its unknown token."""
+        """Return the words of ``prompt`` that the first tokenizer maps to its unknown token."""
         tokenizer = self.clips[0][0]
         unknown = tokenizer.unk_token_id
         words = prompt.lower().split()
         return [w for w in words if unknown in tokenizer(w, add_special_tokens=False).input_ids]
 
     def readings(self, prompt: str) -> tuple[Reading, ...]:
-        """Returns how much of ``prompt`` each encoder reads."""
+        """Return how much of ``prompt`` each encoder reads."""
         found = [
             read_text(tokenizer, f"text_encoder{suffix}", prompt, self.max_length)
             for suffix, (tokenizer, _) in self._named_clips()
@@ -93,13 +93,13 @@ class PromptEncoder:
         return int(self.clips[0][0].model_max_length)
 
     def to(self, device: torch.device | str) -> "PromptEncoder":
-        """Moves the encoders to ``device`` and returns this object."""
+        """Move the encoders to ``device`` and return this object."""
         for encoder in self._encoders():
             encoder.to(device)
         return self
 
     def save(self, folder: Path) -> None:
-        """Writes encoders (float16) and tokenizers to ``folder``, laid out as in SD3 pipelines."""
+        """Write encoders (float16) and tokenizers to ``folder``, laid out as in SD3 pipelines."""
         parts = self._named_clips()
         if self.t5 is not None:
             parts.append(("_3", self.t5))
@@ -108,7 +108,7 @@ class PromptEncoder:
             save_half(encoder, folder / f"text_encoder{suffix}")
 
     def _named_clips(self) -> list[tuple[str, tuple[Any, nn.Module]]]:
-        """Returns the CLIP encoders with the ends of their folders' names."""
+        """Return the CLIP encoders with the ends of their folders' names."""
         return [("" if i == 0 else f"_{i + 1}", part) for i, part in enumerate(self.clips)]
 
     def _encoders(self) -> list[nn.Module]:
@@ -131,7 +131,7 @@ def _tokenize(tokenizer: Any, prompts: Sequence[str], max_length: int) -> Tensor
 
 
 def word_tokenizer(words: Sequence[str], max_length: int) -> Any:
-    """Returns a word-level ``transformers`` tokenizer for a closed vocabulary.
+    """Return a word-level ``transformers`` tokenizer for a closed vocabulary.
 
     Ids: 0 padding, 1 end of text, 2 unknown, then ``words`` in order. Text is lower-cased.
     """
@@ -158,7 +158,7 @@ def word_tokenizer(words: Sequence[str], max_length: int) -> Any:
 def small_clip(
     vocabulary_size: int, *, width: int, num_layers: int, num_heads: int, max_length: int
 ) -> nn.Module:
-    """Returns an untrained ``CLIPTextModelWithProjection`` of the given size."""
+    """Return an untrained ``CLIPTextModelWithProjection`` of the given size."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -178,7 +178,7 @@ def small_clip(
 
 
 def load_prompt_encoder(folder: Path, width: int, num_t5_tokens: int = 0) -> PromptEncoder:
-    """Returns the prompt encoder saved in a diffusers pipeline folder, float32.
+    """Return the prompt encoder saved in a diffusers pipeline folder, float32.
 
     ``text_encoder``, ``text_encoder_2`` are CLIP models and ``text_encoder_3`` (optional) is T5,
     each beside its ``tokenizer``, as SD3 pipelines are laid out.
@@ -199,7 +199,7 @@ def load_prompt_encoder(folder: Path, width: int, num_t5_tokens: int = 0) -> Pro
 
 
 def _load_part(folder: Path, suffix: str, encoder_class: Any) -> tuple[Any, nn.Module]:
-    """Returns the tokenizer and the encoder with a suffix of ``folder``."""
+    """Return the tokenizer and the encoder with a suffix of ``folder``."""
     from transformers import AutoTokenizer
 
     encoder = load_pretrained(encoder_class, folder / f"text_encoder{suffix}", dtype=torch.float32)

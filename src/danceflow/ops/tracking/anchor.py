@@ -5,8 +5,6 @@ copied, what it holds lies elsewhere, and whatever is recorded next would go to 
 into a folder that was given up, or into the checkout that this one is a copy of.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import shlex
@@ -17,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from danceflow.errors import TrackingError
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 ARTIFACTS = "mlartifacts"
 
@@ -60,7 +58,7 @@ def anchor(database: Path) -> None:
             _require_all(connection, database, location, here)
             for table, column in _COLUMNS:
                 _replace(connection, table, column, location, here.as_uri())
-            logger.info("%s: its artifacts were in %s and are in %s", database, location, here)
+            _LOG.info("%s: its artifacts were in %s and are in %s", database, location, here)
 
 
 def _elsewhere(database: Path, here: Path) -> bool:

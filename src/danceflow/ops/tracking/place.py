@@ -5,8 +5,6 @@ one of these would go with it. A worktree that the user made shares the store of
 was made from. The project need not be the top of its repository.
 """
 
-from __future__ import annotations
-
 import shlex
 import subprocess
 from pathlib import Path

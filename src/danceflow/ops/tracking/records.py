@@ -1,7 +1,5 @@
 """Finished results as runs: written once under a name, found again by what they belong to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The run of a pipeline: started by the training, resumed by later stages, rebuilt when lost."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import logging
@@ -30,7 +28,7 @@ from danceflow.ops.tracking.tracker import (
 )
 from danceflow.params.read import read_yaml
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 ORIGIN_TAG = "danceflow.origin"
 RESTORED_TAG = "restored"
@@ -72,7 +70,7 @@ class RunPointer:
         )
 
     @staticmethod
-    def read(path: Path) -> RunPointer:
+    def read(path: Path) -> "RunPointer":
         """Return the pointer in a file.
 
         Raises:
@@ -213,7 +211,7 @@ def _rebuild(store: Store, pointer: RunPointer, files: RunFiles, root: Path) -> 
         store.client.log_artifacts(run_id, str(files.folder))
     store.client.set_tag(run_id, ORIGIN_TAG, pointer.origin)
     shown = without_login(store.uri)
-    logger.info("run %s is unknown at %s: rebuilt as %s", pointer.origin, shown, run_id)
+    _LOG.info("run %s is unknown at %s: rebuilt as %s", pointer.origin, shown, run_id)
     return run_id
 
 

@@ -1,7 +1,5 @@
 """The tracking store: where it is, whether it answers, and what it raises."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -79,7 +77,7 @@ class TrackingSettings:
     registered_model: str
 
     @staticmethod
-    def of(root: Path, section: TrackingSection) -> TrackingSettings:
+    def of(root: Path, section: TrackingSection) -> "TrackingSettings":
         """Return the settings of a checkout, from the ``tracking`` section of its parameters."""
         return TrackingSettings(
             root, section.enabled, section.uri, section.experiment, section.registered_model
@@ -91,7 +89,7 @@ class Store:
     """A tracking store that answered, and the experiment in it."""
 
     uri: str
-    client: MlflowClient
+    client: "MlflowClient"
     experiment_id: str
 
     @contextlib.contextmanager
@@ -264,7 +262,7 @@ def _reach(uri: str) -> None:
     )
 
 
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
     """Return the id of an experiment, made when it is missing."""
     from mlflow.exceptions import MlflowException
 

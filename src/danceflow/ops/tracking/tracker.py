@@ -1,7 +1,5 @@
 """What a stage may record: nothing, or a mirror of it in MLflow."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from PIL.Image import Image
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 _FLUSH_EVERY_S = 10.0
 _FLUSH_AFTER_FAILURE_S = 60.0
@@ -50,7 +48,7 @@ class Tracker(Protocol):
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers at a step (a training update)."""
 
-    def log_image(self, key: str, image: Image, step: int) -> None:
+    def log_image(self, key: str, image: "Image", step: int) -> None:
         """Record an image under one of a few fixed keys, such as ``grid/t2i``."""
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
@@ -85,7 +83,7 @@ class NoTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Do nothing."""
 
-    def log_image(self, key: str, image: Image, step: int) -> None:
+    def log_image(self, key: str, image: "Image", step: int) -> None:
         """Do nothing."""
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
@@ -127,7 +125,7 @@ class MlflowTracker:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"
         self._mirror("the end of the run", lambda: self._end(status))
         if self._lost or self._pending:
-            logger.warning(
+            _LOG.warning(
                 "MLflow at %s did not take everything (%s); the files of the run are complete",
                 without_login(self.store.uri),
                 ", ".join(dict.fromkeys([*self._lost, *(["metrics"] * bool(self._pending))])),
@@ -173,7 +171,7 @@ class MlflowTracker:
                 return
             del self._pending[: len(batch)]
 
-    def log_image(self, key: str, image: Image, step: int) -> None:
+    def log_image(self, key: str, image: "Image", step: int) -> None:
         """Record an image; it is in MLflow's image grid when the call returns."""
         self._mirror(
             f"image {key}",
@@ -228,7 +226,7 @@ class MlflowTracker:
             with store_errors(self.store.uri):
                 send()
         except TrackingError as error:
-            logger.warning("not mirrored: %s: %s", what, error)
+            _LOG.warning("not mirrored: %s: %s", what, error)
             if not retried:
                 self._lost.append(what)
             return False
@@ -246,7 +244,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+def log_params(client: "MlflowClient", run_id: str, params: Mapping[str, str]) -> None:
     """Send flat parameters in batches that MLflow takes."""
     from mlflow.entities import Param
 

@@ -20,7 +20,7 @@ def line_chart(
     log: bool = False,
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """Returns an SVG element with one line per series, in the colours ``--series-0``, ``-1``, ...
+    """Return an SVG element with one line per series, in the colours ``--series-0``, ``-1``, ...
 
     Args:
         series: by name, (x, y) points in order; with ``log`` points with y <= 0 are left out.
@@ -76,12 +76,12 @@ class _Axis:
         self.start, self.end = start, end
 
     def place(self, value: float) -> float:
-        """Returns where a value lies."""
+        """Return where a value lies."""
         share = (value - self.low) / (self.high - self.low)
         return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Returns about four round values on the axis."""
+        """Return about four round values on the axis."""
         rough = (self.high - self.low) / _NUM_TICKS
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
@@ -90,7 +90,7 @@ class _Axis:
         return [number * step for number in range(first, last + 1)]
 
     def log_ticks(self) -> list[float]:
-        """Returns the logarithms of the round values on an axis of logarithms."""
+        """Return the logarithms of the round values on an axis of logarithms."""
         powers = range(math.floor(self.low), math.ceil(self.high) + 1)
         ticks: list[float] = []
         for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):

@@ -76,7 +76,7 @@ def render_page(
     tiles: Mapping[str, Sequence[TileRow]],
     making: Making,
 ) -> str:
-    """Returns the page.
+    """Return the page.
 
     Args:
         summary: ``reports/summary.json``.
@@ -112,7 +112,7 @@ def render_page(
 
 
 def headline(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns the least shares that the student, and the best single teacher, keep of any skill."""
+    """Return the least shares that the student, and the best single teacher, keep of any skill."""
     fields = summary["conflict"]["fields"]
     teachers = [
         row["least_share"]
@@ -127,7 +127,7 @@ def headline(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def human(name: str) -> str:
-    """Returns a name as a person would write it."""
+    """Return a name as a person would write it."""
     if name in _NAMES:
         return _NAMES[name]
     if name.startswith(TEACHER):
@@ -136,19 +136,19 @@ def human(name: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Returns a share in percent, a dash where there is none."""
+    """Return a share in percent, a dash where there is none."""
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def figure(value: float | None) -> str:
-    """Returns a number with as many digits as are worth reading."""
+    """Return a number with as many digits as are worth reading."""
     if value is None:
         return "–"
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
 
 
 def duration(seconds: float) -> str:
-    """Returns seconds as a person would say them."""
+    """Return seconds as a person would say them."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:
@@ -171,7 +171,7 @@ class _Gallery:
 def _galleries(
     conflict: Mapping[str, Any], tiles: Mapping[str, Sequence[TileRow]]
 ) -> dict[str, list[_Gallery]]:
-    """Returns the tables of pictures by section: ``conflict``, ``pictures`` and ``robustness``."""
+    """Return the tables of pictures by section: ``conflict``, ``pictures`` and ``robustness``."""
     found: dict[str, list[_Gallery]] = {"conflict": [], "pictures": [], "robustness": []}
     for name, rows in tiles.items():
         kinds = {row.kind: [r for r in rows if r.kind == row.kind] for row in rows}
@@ -203,7 +203,7 @@ def _galleries(
 
 
 def _one_of_each(rows: Sequence[TileRow]) -> list[TileRow]:
-    """Returns the first row of every category."""
+    """Return the first row of every category."""
     return list({row.category: row for row in reversed(rows)}.values())[::-1]
 
 
@@ -215,7 +215,7 @@ class _Chart:
 
 
 def _charts(curves: Curves, scale: Mapping[str, float]) -> list[_Chart]:
-    """Returns the training's charts, the capabilities in the order (and colours) of ``scale``."""
+    """Return the training's charts, the capabilities in the order (and colours) of ``scale``."""
     charts = []
     scores = {
         human(name): [(step, score / scale[name]) for step, score in curves.scores[name]]

@@ -32,7 +32,7 @@ class TileRow:
 
 
 def read_tiles(folder: Path) -> list[TileRow]:
-    """Returns the rows of a capability's tiles.
+    """Return the rows of a capability's tiles.
 
     Raises:
         DataError: the tiles are missing or damaged.

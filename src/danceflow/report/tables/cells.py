@@ -52,7 +52,7 @@ class CellRecord(Record):
 
 
 def scores_of(params: "Params", evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
-    """Returns the numbers that tables are made of.
+    """Return the numbers that tables are made of.
 
     Beside the scores, and the student's share of the teacher's gap closed where there is a gap:
     ``scale/<capability>``, the best possible score; ``trained/<capability>``, 1
@@ -80,12 +80,12 @@ def scores_of(params: "Params", evaluations: Mapping[str, Evaluation]) -> dict[s
 
 
 def write_cell(path: Path, record: CellRecord) -> None:
-    """Writes a record (atomically) as JSON."""
+    """Write a record (atomically) as JSON."""
     write_text(path, json.dumps(record.model_dump(), indent=2, allow_nan=False) + "\n")
 
 
 def read_cell(text: str, source: str) -> CellRecord:
-    """Returns the record in a text.
+    """Return the record in a text.
 
     Args:
         text: the content of a cell's file.
@@ -103,13 +103,13 @@ def read_cell(text: str, source: str) -> CellRecord:
 
 
 def tags_of(record: CellRecord) -> dict[str, str]:
-    """Returns a record's tags, without its scores."""
+    """Return a record's tags, without its scores."""
     values = record.model_dump()
     return {f"sweep.{tag}": str(values[tag]) for tag in TAGS}
 
 
 def from_tags(tags: Mapping[str, str], scores: Mapping[str, float], source: str) -> CellRecord:
-    """Returns the record that a run's tags and metrics hold.
+    """Return the record that a run's tags and metrics hold.
 
     Raises:
         DataError: a tag is missing or spoilt.

@@ -16,7 +16,7 @@ _SHIFT = 0.17
 
 
 def draw_table(table: Table, path: Path) -> None:
-    """Writes the picture as a PNG file."""
+    """Write the picture as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

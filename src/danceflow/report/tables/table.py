@@ -48,7 +48,7 @@ class Estimate:
 
     @staticmethod
     def of(values: Sequence[float]) -> "Estimate":
-        """Returns the mean of at least one value, with its interval."""
+        """Return the mean of at least one value, with its interval."""
         num = len(values)
         mean = math.fsum(values) / num
         if num < 2:
@@ -70,7 +70,7 @@ class Row:
     values: Mapping[int, Mapping[str, float]]
 
     def get(self, name: str) -> Estimate | None:
-        """Returns an estimate, ``None`` where the variant has none."""
+        """Return an estimate, ``None`` where the variant has none."""
         return self.estimates.get(name)
 
 
@@ -95,14 +95,14 @@ class Table:
     num_codes: int = 1
 
     def names(self, capability: str, kind: str) -> list[str]:
-        """Returns the names of a capability's categories or variants, in order of appearance."""
+        """Return the names of a capability's categories or variants, in order of appearance."""
         start = f"{STUDENT}/{capability}/{kind}/"
         found = (name for row in self.rows for name in row.estimates if name.startswith(start))
         return list(dict.fromkeys(name.removeprefix(start) for name in found))
 
 
 def make_table(sweep: str, cells: Sequence[CellRecord]) -> Table:
-    """Returns the table of a sweep's cells.
+    """Return the table of a sweep's cells.
 
     Args:
         sweep: its name.
@@ -138,7 +138,7 @@ def make_table(sweep: str, cells: Sequence[CellRecord]) -> Table:
 
 
 def markdown(table: Table, missing: Sequence[str] = (), against: str | None = None) -> str:
-    """Returns the table as Markdown: all capabilities, then each with its categories.
+    """Return the table as Markdown: all capabilities, then each with its categories.
 
     The last columns tell what share of the way from the start to the teacher was gone, in the score
     and, where it was measured, in realism.
@@ -205,7 +205,7 @@ def markdown(table: Table, missing: Sequence[str] = (), against: str | None = No
 
 
 def _difference_lines(table: Table, against: str) -> list[str]:
-    """Returns the differences to one variant; bold is what its interval tells from 0."""
+    """Return the differences to one variant; bold is what its interval tells from 0."""
     names = [MEAN, *table.capabilities]
     heads = ["variant", "pairs", "mean over trained", *table.capabilities]
     rows = []
@@ -228,7 +228,7 @@ def _difference_lines(table: Table, against: str) -> list[str]:
 
 
 def csv_text(table: Table, against: str | None = None) -> str:
-    """Returns the table in long form, one number a line, the start and the teachers included.
+    """Return the table in long form, one number a line, the start and the teachers included.
 
     With ``against``, too, the differences of :func:`differences`, as the field ``difference``.
     """
@@ -251,7 +251,7 @@ def csv_text(table: Table, against: str | None = None) -> str:
 
 
 def _numbers(found: Estimate) -> list[str]:
-    """Returns n, mean and the ends of the interval."""
+    """Return n, mean and the ends of the interval."""
     ends = ["", ""]
     if found.half is not None:
         ends = [f"{found.mean - found.half:.6g}", f"{found.mean + found.half:.6g}"]
@@ -261,7 +261,7 @@ def _numbers(found: Estimate) -> list[str]:
 def write_table(
     folder: Path, table: Table, missing: Sequence[str] = (), against: str | None = None
 ) -> list[Path]:
-    """Writes ``<sweep>.md``, ``.csv`` and ``.png`` to a folder and returns their paths."""
+    """Write ``<sweep>.md``, ``.csv`` and ``.png`` to a folder and return their paths."""
     from danceflow.report.tables.chart import draw_table
 
     paths = [folder / f"{table.sweep}{suffix}" for suffix in (".md", ".csv", ".png")]
@@ -274,7 +274,7 @@ def write_table(
 
 
 def t_quantile(degrees: int) -> float:
-    """Returns the 97.5 % quantile of Student's t, by bisection of its distribution function.
+    """Return the 97.5 % quantile of Student's t, by bisection of its distribution function.
 
     Args:
         degrees: of freedom, at least 1.
@@ -287,7 +287,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def _t_distribution(t: float, degrees: int) -> float:
-    """Returns P(T <= t) for t >= 0 (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    """Return P(T <= t) for t >= 0 (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     theta = math.atan(t / math.sqrt(degrees))
     cosine, odd = math.cos(theta), degrees % 2
     term, total = (cosine, cosine) if odd else (1.0, 1.0)
@@ -320,7 +320,7 @@ def _row(variant: str, cells: Sequence[CellRecord]) -> Row:
 
 
 def differences(table: Table, against: str) -> dict[str, dict[str, Estimate]]:
-    """Returns how far each variant is from ``against``, over pairs of cells with the same seed.
+    """Return how far each variant is from ``against``, over pairs of cells with the same seed.
 
     A seed stands for the same routes, rows, noise and queries: what the pair shares cancels.
     By variant and capability, as a share of the best possible score; ``MEAN`` is the mean over the
@@ -376,7 +376,7 @@ def _head(table: Table, capability: str) -> str:
 
 
 def _shared(table: Table, field: str, capability: str) -> str:
-    """Returns the score of a field that is no student, where all variants have the same one."""
+    """Return the score of a field that is no student, where all variants have the same one."""
     found = {
         round(estimate.mean, 4)
         for row in table.rows

@@ -18,7 +18,7 @@ class LossBalance:
     """
 
     def __init__(self, capabilities: Sequence[str], decay: float | None) -> None:
-        """Starts without any loss.
+        """Start without any loss.
 
         Args:
             capabilities: the names of all that are trained.
@@ -31,19 +31,19 @@ class LossBalance:
         self._update: dict[str, list[Tensor]] = {}
 
     def weight(self, capability: str) -> float:
-        """Returns the capability's weight, the same until :meth:`close_update`."""
+        """Return the capability's weight, the same until :meth:`close_update`."""
         if self.decay is None or len(self.means) < len(self.capabilities):
             return 1.0
         logs = {name: math.log(max(mean, _TINY)) for name, mean in self.means.items()}
         return math.exp(sum(logs.values()) / len(logs) - logs[capability])
 
     def add(self, capability: str, rows_M: Tensor) -> None:
-        """Counts row losses of the present update."""
+        """Count row losses of the present update."""
         if self.decay is not None:
             self._update.setdefault(capability, []).append(rows_M.detach().double().cpu())
 
     def close_update(self) -> None:
-        """Moves the running means towards the losses counted since the last call."""
+        """Move the running means towards the losses counted since the last call."""
         for name, rows in self._update.items():
             loss = sum(float(part.sum()) for part in rows) / sum(len(part) for part in rows)
             old = self.means.get(name, loss)
@@ -51,9 +51,9 @@ class LossBalance:
         self._update.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the running means."""
+        """Return the running means."""
         return dict(self.means)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where ``state`` was taken."""
+        """Go on where ``state`` was taken."""
         self.means = dict(state)

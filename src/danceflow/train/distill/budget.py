@@ -18,7 +18,7 @@ class Ledger:
     """Counts what is spent, and says when a budget allows no further update."""
 
     def __init__(self, budget: int | None) -> None:
-        """Starts at zero.
+        """Start at zero.
 
         Args:
             budget: field evaluations in all; ``None``: as many as the updates need.
@@ -30,7 +30,7 @@ class Ledger:
         self._last_total = 0
 
     def count(self, part: str, field: VelocityField, cost: int = 1) -> CountingField:
-        """Returns the field, with its evaluations counted.
+        """Return the field, with its evaluations counted.
 
         Args:
             part: one of ``PARTS``.
@@ -65,7 +65,7 @@ class Ledger:
         return self.budget is not None and self.total + self._dearest > self.budget
 
     def close_update(self) -> None:
-        """Takes note of what the update that just ended has cost.
+        """Take note of what the update that just ended has cost.
 
         Raises:
             TrainingError: if the budget is too small for a single update.
@@ -80,11 +80,11 @@ class Ledger:
             )
 
     def state_dict(self) -> dict[str, int]:
-        """Returns what was counted so far."""
+        """Return what was counted so far."""
         return {**self.spent, "dearest": self._dearest}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes on where ``state`` was taken; nothing may have been evaluated yet."""
+        """Go on where ``state`` was taken; nothing may have been evaluated yet."""
         self._before = {part: int(state[part]) for part in PARTS}
         self._dearest = int(state["dearest"])
         self._last_total = self.total

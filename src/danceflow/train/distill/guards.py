@@ -11,7 +11,7 @@ from danceflow.fields import Queries
 
 
 def require_finite(value: float, what: str, step: int) -> None:
-    """Raises ``TrainingError`` if ``value`` is not finite."""
+    """Raise ``TrainingError`` if ``value`` is not finite."""
     if not math.isfinite(value):
         raise TrainingError(
             f"update {step}: the {what} is {value}, though the student's and the teachers' "
@@ -22,7 +22,7 @@ def require_finite(value: float, what: str, step: int) -> None:
 def require_finite_velocities(
     queries: Queries, target: Tensor, velocity: Tensor, capability: str, asked: str, step: int
 ) -> None:
-    """Raises ``TrainingError`` that tells whose values are not finite, if any are.
+    """Raise ``TrainingError`` that tells whose values are not finite, if any are.
 
     Args:
         queries: the states and their conditions.
@@ -51,7 +51,7 @@ def require_finite_velocities(
 
 
 def require_gradient(norm: float, step: int) -> None:
-    """Raises ``TrainingError`` if the gradient norm is zero or not finite."""
+    """Raise ``TrainingError`` if the gradient norm is zero or not finite."""
     require_finite(norm, "gradient norm", step)
     if norm == 0:
         raise TrainingError(
@@ -61,7 +61,7 @@ def require_gradient(norm: float, step: int) -> None:
 
 
 def require_different(student: Tensor, teacher: Tensor, capability: str) -> None:
-    """Raises ``TrainingError`` if the student's velocity is the teacher's to the last bit."""
+    """Raise ``TrainingError`` if the student's velocity is the teacher's to the last bit."""
     if student.shape != teacher.shape:
         raise TrainingError(
             f"capability {capability!r}: the student's velocity has shape {tuple(student.shape)}, "
@@ -75,7 +75,7 @@ def require_different(student: Tensor, teacher: Tensor, capability: str) -> None
 
 
 def require_frozen(modules: Iterable[nn.Module]) -> None:
-    """Raises ``TrainingError`` if a teacher's parameter could be trained."""
+    """Raise ``TrainingError`` if a teacher's parameter could be trained."""
     for module in modules:
         if any(p.requires_grad for p in module.parameters()):
             raise TrainingError("a teacher's parameters are not frozen")

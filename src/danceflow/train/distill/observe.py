@@ -34,7 +34,7 @@ class Observer:
         work: Path,
         tracker: Tracker,
     ) -> None:
-        """Reads the validation rows and samples the teachers' images for the grids once."""
+        """Read the validation rows and sample the teachers' images for the grids once."""
         self.params, self.tracker = params, tracker
         self.folder = work / "grids"
         self.batches = {
@@ -59,7 +59,7 @@ class Observer:
     def observe(
         self, student: VelocityField, step: int, *, score: bool, draw: bool
     ) -> dict[str, float]:
-        """Returns the student's score per capability if asked, and writes image grids if asked."""
+        """Return the student's score per capability if asked, and write image grids if asked."""
         scores = {}
         for name, rows in self.batches.items():
             batch = rows if score else rows.head(_GRID_ROWS)

@@ -37,7 +37,7 @@ class Replay:
     """The rounds of recent rollouts that wait for their update."""
 
     def __init__(self, num_rounds: int, device: torch.device, dynamics: Dynamics) -> None:
-        """Starts with no state waiting.
+        """Start with no state waiting.
 
         Args:
             num_rounds: R, the updates per rollout; at 1 nothing ever waits.
@@ -49,7 +49,7 @@ class Replay:
         self.waiting: list[list[list[Part]]] = [[] for _ in range(num_rounds - 1)]
 
     def exchange(self, fresh: Sequence[Part]) -> list[Part]:
-        """Returns what this update trains on: waiting rounds and the first one of ``fresh``.
+        """Return what this update trains on: waiting rounds and the first one of ``fresh``.
 
         Every rollout has the same weight, and the parts of one capability and size are joined. In
         the first R - 1 updates there are fewer rollouts, and fewer states.
@@ -67,11 +67,11 @@ class Replay:
         return _joined(self.waiting.pop(0))
 
     def state_dict(self) -> list[list[list[dict[str, Any]]]]:
-        """Returns what waits, as plain data and tensors."""
+        """Return what waits, as plain data and tensors."""
         return [[[_packed(part) for part in parts] for parts in due] for due in self.waiting]
 
     def load_state_dict(self, state: list[list[list[dict[str, Any]]]]) -> None:
-        """Goes on where ``state`` was taken."""
+        """Go on where ``state`` was taken."""
         self.waiting = [
             [[self._unpacked(part) for part in parts] for parts in due] for due in state
         ]
@@ -87,7 +87,7 @@ class Replay:
 
 
 def _joined(rollouts: Sequence[Sequence[Part]]) -> list[Part]:
-    """Returns one part per capability and size of states.
+    """Return one part per capability and size of states.
 
     Its states have one weight, as every rollout has as many samples of a capability.
     """
@@ -116,5 +116,5 @@ def _packed(part: Part) -> dict[str, Any]:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Returns a copy with memory of its own: a saved view would save what it is a view of."""
+    """Return a copy with memory of its own: a saved view would save what it is a view of."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -60,7 +60,7 @@ _MAX_ROWS = 256  # states per backward pass
 
 
 def run(params: "Params", paths: "Paths") -> None:
-    """Writes ``models/student`` and ``reports/distill``; running again resumes.
+    """Write ``models/student`` and ``reports/distill``; running again resumes.
 
     Raises:
         WeightsError, DataError: if a teacher or a cache cannot be used.
@@ -110,7 +110,7 @@ def run(params: "Params", paths: "Paths") -> None:
 
 
 def training_key(params: "Params", paths: "Paths") -> Key:
-    """Returns the key of everything that decides the training, code included."""
+    """Return the key of everything that decides the training, code included."""
     return keys.trained(
         params,
         sha256(paths.teachers / MANIFEST),
@@ -123,7 +123,7 @@ def training_key(params: "Params", paths: "Paths") -> Key:
 
 
 def sizes_by_rows(caches: Iterable[ConditionCache]) -> list[Size]:
-    """Returns the sizes that all caches hold, those of most rows first."""
+    """Return the sizes that all caches hold, those of most rows first."""
     counts: Counter[Size] = Counter()
     for cache in caches:
         counts.update(cache.counts)
@@ -160,7 +160,7 @@ class Trainer:
         tracker: Tracker,
         observer: "Observer",
     ) -> None:
-        """Builds the student and resumes from ``work`` if a checkpoint is there."""
+        """Build the student and resume from ``work`` if a checkpoint is there."""
         self.params, self.config, self.method = params, params.distill, method
         self.caches, self.sizes = caches, sizes_by_rows(caches.values())
         self.families = {size: teachers.family.sized(*size) for size in self.sizes}
@@ -220,7 +220,7 @@ class Trainer:
         return self.ledger.count("average", self.family.field(self.ema_backbone))
 
     def train(self) -> None:
-        """Runs the updates that are left; a method that does not train has none."""
+        """Run the updates that are left; a method that does not train has none."""
         num_updates = self.config.num_updates
         began, done_before = time.monotonic(), self.step
         bar = tqdm(total=num_updates, initial=self.step, desc="distill", unit="update")
@@ -255,13 +255,13 @@ class Trainer:
         self.ema.copy_to(self.backbone)
 
     def _is_finished(self) -> bool:
-        """Returns whether all updates are made, or the budget allows no further one."""
+        """Return whether all updates are made, or the budget allows no further one."""
         if not self.method.trains or self.step >= self.config.num_updates:
             return True
         return self.ledger.exhausted
 
     def _position(self) -> float:
-        """Returns how far the training is on a scale of ``num_updates``.
+        """Return how far the training is on a scale of ``num_updates``.
 
         With a budget of field evaluations the share that is spent counts where it is larger than
         the share of updates made: schedule and curriculum end where the training ends, without
@@ -271,7 +271,7 @@ class Trainer:
         return max(self.step, spent)
 
     def _update(self, progress: float) -> float:
-        """Makes one update and returns the gradient norm before clipping."""
+        """Make one update and return the gradient norm before clipping."""
         drawn = [
             self._draw(capability, share, self._num_rows(share))
             for capability, share in self.router.route(self.step)
@@ -311,7 +311,7 @@ class Trainer:
         return norm
 
     def _target_of(self, name: str) -> str:
-        """Returns who says what a capability's rows are to become, for messages."""
+        """Return who says what a capability's rows are to become, for messages."""
         if self.method.target == "data":
             return "the data"
         if self.method.routing == "soft":
@@ -319,13 +319,13 @@ class Trainer:
         return f"teacher {self.params.capabilities[name].teacher!r}"
 
     def _num_rows(self, share: float) -> int:
-        """Returns how many samples of a capability with this share are rolled out: whole groups."""
+        """Return how many samples of a capability with this share are rolled out: whole groups."""
         group = self.method.group_size
         num_samples = self.config.batch_size / self.method.updates_per_rollout
         return max(1, round(num_samples * share / group)) * group
 
     def _draw(self, capability: Capability, share: float, num_rows: int) -> Drawn:
-        """Returns rows of the capability's cache; a group of samples shares one row."""
+        """Return rows of the capability's cache; a group of samples shares one row."""
         name, group = capability.name, self.method.group_size
         seeds = [
             seed_for(self.config.seed, f"row/{name}", self.step, index // group)
@@ -336,7 +336,7 @@ class Trainer:
         return Drawn(name, share, cached, rows)
 
     def _collect(self, size: Size, drawn: Sequence[Drawn], progress: float) -> list[Part]:
-        """Returns the states of rows of one size, capability by capability."""
+        """Return the states of rows of one size, capability by capability."""
         counts = [len(item.rows) for item in drawn]
         seeds = [
             seed_for(self.config.seed, f"sample/{item.capability}", self.step, index)
@@ -365,7 +365,7 @@ class Trainer:
         ]
 
     def _observe(self, *, force: bool) -> None:
-        """Scores and draws the averaged student when it is time; the live weights are put back."""
+        """Score and draw the averaged student when it is time; the live weights are put back."""
         score = force or self.step % self.config.evaluate_every == 0
         draw = force or self.step % self.config.grid_every == 0
         if not (score or draw):
@@ -412,7 +412,7 @@ class Trainer:
         )
 
     def package(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Writes the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
+        """Write the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
         if self.config.student == "lora":
             self.family.export_adapter(self.backbone, folder / "adapter")
             self.backbone = merge_adapter(self.backbone, dtype=torch.float16)

@@ -30,7 +30,7 @@ class Batches(Protocol):
     """A source of training data that is a function of the step."""
 
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Condition]:
-        """Returns clean latents [B, C, H, W] and their condition."""
+        """Return clean latents [B, C, H, W] and their condition."""
         ...
 
 
@@ -46,7 +46,7 @@ def finetune(
     observe: Callable[[int, nn.Module], dict[str, float]] | None = None,
     observe_every: int = 2000,
 ) -> None:
-    """Trains what of ``backbone`` requires gradients, and leaves its moving average in it.
+    """Train what of ``backbone`` requires gradients, and leave its moving average in it.
 
     Sigma is logit-normal, then shifted like the sampling grid, sigma' = s sigma / (1 + (s - 1)
     sigma). The loss is sigma^p times the squared difference of the field's velocity to the family's
@@ -141,7 +141,7 @@ def _loss(
     config: "TeacherParams",
     seeds: Sequence[int],
 ) -> Tensor:
-    """Returns the weighted mean squared error of the field at one random state per sample.
+    """Return the weighted mean squared error of the field at one random state per sample.
 
     Noise and sigma of a sample come from its own seed.
     """
@@ -163,7 +163,7 @@ def _require_finite(value: float, what: str, step: int) -> None:
 def _drop_captions(
     family: ModelFamily, condition: Condition, share: float, seeds: Sequence[int]
 ) -> Condition:
-    """Returns the condition with a random ``share`` of prompts replaced by the empty one.
+    """Return the condition with a random ``share`` of prompts replaced by the empty one.
 
     Whether a sample's prompt is dropped comes from its own seed.
     """
@@ -185,7 +185,7 @@ def _observed(
     observe: Callable[[int, nn.Module], dict[str, float]],
     step: int,
 ) -> dict[str, float]:
-    """Returns what ``observe`` measures on the averaged weights; the live ones are put back."""
+    """Return what ``observe`` measures on the averaged weights; the live ones are put back."""
     live = {name: value.clone() for name, value in backbone.state_dict().items()}
     ema.copy_to(backbone)
     backbone.eval()

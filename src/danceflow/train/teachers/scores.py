@@ -21,7 +21,7 @@ _GRID_ROWS = 8
 
 
 def score_teachers(params: "Params", paths: "Paths", data: "Paths", report: dict[str, Any]) -> None:
-    """Scores every teacher on every capability, its own one at several guidance scales.
+    """Score every teacher on every capability, its own one at several guidance scales.
 
     Args:
         params: names them.
@@ -75,7 +75,7 @@ def _scored(
 def _draw(
     params: "Params", teachers: Teachers, batch: QuickBatch, capability: str, path: Path
 ) -> None:
-    """Writes a grid: source, every teacher, exact target, with the prompts beside."""
+    """Write a grid: source, every teacher, exact target, with the prompts beside."""
     part = batch.head(_GRID_ROWS)
     columns = {"source": part.sources} if part.sources else {}
     for name, config in params.capabilities.items():

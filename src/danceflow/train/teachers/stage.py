@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def run(params: "Params", paths: Paths) -> None:
-    """Writes ``models/teachers``, ``reports/teachers`` and ``reports/teachers.json``.
+    """Write ``models/teachers``, ``reports/teachers`` and ``reports/teachers.json``.
 
     Raises:
         ConfigError: if a teacher was brought along, or starts from one that is not trained before.
@@ -55,7 +55,7 @@ def run(params: "Params", paths: Paths) -> None:
 
 
 def add(params: "Params", paths: Paths) -> list[str]:
-    """Returns the teachers of ``params`` that ``models/teachers`` lacked; they are in it now.
+    """Return the teachers of ``params`` that ``models/teachers`` lacked; they are in it now.
 
     Those that are there stay as they are, whatever the parameters say about their training. What
     ``reports/teachers.json`` lacks is scored and drawn.
@@ -98,7 +98,7 @@ def _add(params: "Params", paths: Paths, manifest: Mapping[str, Any]) -> list[st
 
 
 def _kept(paths: Paths, name: str, manifest: Mapping[str, Any]) -> Path:
-    """Returns a work folder whose ``final`` is a copy of a teacher that is there already."""
+    """Return a work folder whose ``final`` is a copy of a teacher that is there already."""
     files = {file: sha for file, sha in manifest["files"].items() if file.startswith(f"{name}/")}
     work = keys.kept_teacher(name, files).touched(paths)
     if not (work / "final").exists():
@@ -108,7 +108,7 @@ def _kept(paths: Paths, name: str, manifest: Mapping[str, Any]) -> Path:
 
 
 def _write(params: "Params", paths: Paths, frozen: Path, trained: Mapping[str, Path]) -> None:
-    """Writes ``models/teachers``: frozen parts, every teacher's weights, the manifest."""
+    """Write ``models/teachers``: frozen parts, every teacher's weights, the manifest."""
     bases = [t.init for t in params.teachers.values() if t.adapter_rank is not None]
     meta = {"family": params.family.name, "teachers": list(trained)}
     with atomic_directory(paths.teachers) as folder:
@@ -119,7 +119,7 @@ def _write(params: "Params", paths: Paths, frozen: Path, trained: Mapping[str, P
 
 
 def _curve(path: Path) -> list[list[float]]:
-    """Returns (update, loss, seconds) triples of a training curve, at most fifty."""
+    """Return (update, loss, seconds) triples of a training curve, at most fifty."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if "loss" in row]
     step = max(1, len(rows) // 50)

@@ -109,7 +109,7 @@ def _fit(
     learning_rate: float,
     seed: int,
 ) -> None:
-    """Trains encoder and heads; ``loss_of`` takes pooled outputs and the rows they are of."""
+    """Train encoder and heads; ``loss_of`` takes pooled outputs and the rows they are of."""
     encoder.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(
         [*encoder.parameters(), *heads.parameters()], lr=learning_rate, weight_decay=0.01

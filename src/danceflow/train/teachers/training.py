@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def text_encoder(params: "Params", paths: "Paths") -> Path:
-    """Returns the folder of the frozen parts; trains the text encoder if it is not there."""
+    """Return the folder of the frozen parts; trains the text encoder if it is not there."""
     prompts = _prompts(params, paths)
     folder = keys.text_encoder(params, prompts).folder(paths)
     if folder.exists():
@@ -81,7 +81,7 @@ def train_teacher(
     trained: Mapping[str, Path],
     frozen: str,
 ) -> Path:
-    """Returns the work folder of a teacher; its ``final`` holds the weights.
+    """Return the work folder of a teacher; its ``final`` holds the weights.
 
     Args:
         params: all sections.
