@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Where each piece of work begins; what it reaches from there is its code.
 _MODULES = {
-    "prepare": "danceflow.data.intake.write",
+    "prepare": "danceflow.worlds.prepare",
     "cache": "danceflow.data.cache",
     "distill": "danceflow.train.distill.stage",
     "evaluation": "danceflow.evaluate.stage",

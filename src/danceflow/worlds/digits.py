@@ -1,6 +1,7 @@
 """Handwritten digits, brought as a table of pictures: the exact score is to read the digit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,12 @@ class Digits(Rows):
     """Rows whose facts name the digit that a made picture must show; edits as of any rows."""
 
     name = "digits"
+
+    def trouble(self, facts: Mapping[str, Any], is_edit: bool) -> str | None:
+        """Return why the facts about a row cannot be used: a digit to make is not told."""
+        if is_edit or facts.get("digit") in range(10):
+            return None
+        return "has no digit from 0 to 9"
 
     def marks(
         self, samples: Sequence[Sample], images: Tensor, sources: Tensor | None, targets: Tensor

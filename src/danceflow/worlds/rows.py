@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from danceflow.data.buckets import images_of
-from danceflow.data.intake import write as prepare_rows
+from danceflow.data.intake.write import write as write_rows
 from danceflow.data.sizes import sizes_of
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.worlds.world import SCORE, Lesson, Marks, Reading, Sample, World
@@ -41,7 +41,17 @@ class Rows(World):
         Raises:
             DataError: it cannot be read, too many rows are bad, or none is left for a split.
         """
-        return prepare_rows.write(data, paths)
+        return write_rows(data, paths, self.trouble)
+
+    def trouble(self, facts: Mapping[str, Any], is_edit: bool) -> str | None:
+        """Return why the facts about a row cannot be used, None where they can.
+
+        Args:
+            facts: what its ``spec`` column says, empty where it says nothing.
+            is_edit: whether it has a picture to edit.
+        """
+        del facts, is_edit
+        return None
 
     def sample(self, row: Mapping[str, Any]) -> Sample:
         """Return what a row asks for."""

@@ -793,8 +793,7 @@ def test_a_teacher_whose_velocities_are_not_finite_is_named(made: Paths, tmp_pat
     damaged = Teachers(made.teachers, "sd3", ["base", "local"], "cpu")
     with torch.no_grad():
         damaged.backbones["local"].proj_out.bias[0] = float("inf")
-    only = {"capabilities": ("local_edit",), "init": "base"}
-    found = trainer(made, damaged, tmp_path, **only)
+    found = trainer(made, damaged, tmp_path, init="base", capabilities_per_update="all")
     with pytest.raises(
         TrainingError,
         match="update 0, capability 'local_edit': teacher 'local' gives .* not the cause",

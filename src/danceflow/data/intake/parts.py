@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from danceflow.data.intake.picture_files import PictureFiles
-from danceflow.data.intake.reader import BadRow, Row, RowReader, SkippedRow
+from danceflow.data.intake.reader import (
+    BadRow,
+    FactsTrouble,
+    Row,
+    RowReader,
+    SkippedRow,
+    no_trouble,
+)
 from danceflow.data.intake.sources import Record, open_source
 from danceflow.errors import DataError
 from danceflow.ops.files import atomic_file
@@ -54,13 +61,16 @@ class Facts:
     skipped: dict[str, int]
 
 
-def ingest(data: "DataParams", root: Path, work: Path) -> list[Path]:
+def ingest(
+    data: "DataParams", root: Path, work: Path, trouble: FactsTrouble = no_trouble
+) -> list[Path]:
     """Read the whole source into parts below ``work`` and return them in order.
 
     Args:
         data: the ``data`` section, with an input.
         root: the checkout.
         work: the folder of the parts; those that are there and still true are kept.
+        trouble: what the world has against a row's facts.
 
     Raises:
         DataError: the source cannot be read, or more rows are bad than ``max_bad`` allows.
@@ -69,12 +79,14 @@ def ingest(data: "DataParams", root: Path, work: Path) -> list[Path]:
         raise ValueError("only a source with an input is read row by row")
     num_shards = data.input.num_shards
     if num_shards == 1:
-        _ingest_shard(data, root, work, 0)
+        _ingest_shard(data, root, work, 0, trouble)
     else:
         # Fresh processes: a forked one would share locks of libraries that have threads.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_shards, mp_context=context) as pool:
-            jobs = [pool.submit(_ingest_shard, data, root, work, n) for n in range(num_shards)]
+            jobs = [
+                pool.submit(_ingest_shard, data, root, work, n, trouble) for n in range(num_shards)
+            ]
             try:
                 for job in as_completed(jobs):
                     job.result()
@@ -84,13 +96,15 @@ def ingest(data: "DataParams", root: Path, work: Path) -> list[Path]:
     return sorted(work.glob("part-*.parquet"))
 
 
-def _ingest_shard(data: "DataParams", root: Path, work: Path, shard: int) -> None:
+def _ingest_shard(
+    data: "DataParams", root: Path, work: Path, shard: int, trouble: FactsTrouble
+) -> None:
     """Write the parts of one shard that are not there yet, or whose pictures changed."""
     if data.source is None or data.input is None:
         raise ValueError("only a source with an input is read row by row")
     config = data.input
     source = open_source(data.source, config, root)
-    reader = RowReader(data, source.folder)
+    reader = RowReader(data, source.folder, trouble)
     records: Iterator[Record] | None = None
     num_records = num_bad = 0
     total = source.num_rows()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,15 +146,28 @@ def _holds(words: tuple[str, ...], phrase: tuple[str, ...]) -> bool:
     return any(words[i : i + length] == phrase for i in range(len(words) - length + 1))
 
 
+FactsTrouble = Callable[[Mapping[str, Any], bool], str | None]
+"""Why facts about a row, which may be an edit, cannot be used; None where they can."""
+
+
+def no_trouble(facts: Mapping[str, Any], is_edit: bool) -> str | None:
+    """Return None: any facts will do."""
+    del facts, is_edit
+    return None
+
+
 class RowReader:
     """Checks records and brings their pictures into their frame."""
 
-    def __init__(self, data: "DataParams", folder: Path | None) -> None:
+    def __init__(
+        self, data: "DataParams", folder: Path | None, trouble: FactsTrouble = no_trouble
+    ) -> None:
         """Take the ``data`` section.
 
         Args:
             data: says what the columns hold.
             folder: of the pictures that cells name by path, None where there are none.
+            trouble: what the world has against a row's facts.
 
         Raises:
             DataError: the tasks contradict each other.
@@ -162,6 +175,7 @@ class RowReader:
         if data.input is None:
             raise ValueError("only sources with an input are read row by row")
         self.config, self.files, self.seed = data.input, PictureFiles(folder), data.seed
+        self.trouble = trouble
         self.tasks = TaskMap(data.input.tasks)
         self.only_bucket = next(iter(data.buckets))
         sizes = frame_sizes(data.image_size, self.config.aspect_ratios, self.config.size_multiple)
@@ -204,7 +218,7 @@ class RowReader:
             prompt=prompt,
             source=None if source is None else png_bytes(source),
             target=png_bytes(target),
-            spec=self._spec(record),
+            spec=self._spec(record, is_edit=source is not None),
             source_digest=b"" if source is None else _digest(source),
             target_digest=_digest(target),
         )
@@ -277,21 +291,18 @@ class RowReader:
             )
         return SPLIT_NAMES[text]
 
-    def _spec(self, record: Record) -> str:
+    def _spec(self, record: Record, *, is_edit: bool) -> str:
         text = self._text(record, "spec")
-        if not text:
-            return ""
+        spec: Any = {}
         try:
-            spec = json.loads(text)
+            spec = json.loads(text) if text else {}
             json.dumps(spec, allow_nan=False, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             spec = None
         if not isinstance(spec, dict) or _is_deeper(spec, _MAX_DEPTH):
             raise _FieldError(self._column("spec"), "is no JSON object")
-        if "request" in spec:
-            raise _FieldError(self._column("spec"), "holds 'request', which only drawn scenes have")
-        if spec.get("kind") == "digit" and spec.get("digit") not in range(10):
-            raise _FieldError(self._column("spec"), "is of kind digit without a digit from 0 to 9")
+        if (trouble := self.trouble(spec, is_edit)) is not None:
+            raise _FieldError(self._column("spec"), trouble)
         return text
 
     def _picture(self, record: Record, name: str) -> "Image | None":

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from danceflow.data.buckets import BucketWriter, write_framing
 from danceflow.data.intake.parts import ingest, read_facts, read_part, require_few_bad
-from danceflow.data.intake.reader import BadRow
+from danceflow.data.intake.reader import BadRow, FactsTrouble, no_trouble
 from danceflow.data.intake.sources import open_source
 from danceflow.data.intake.splits import LIGHT_COLUMNS, Selection, select_rows
 from danceflow.ops import keys
@@ -31,7 +31,7 @@ SPLITS = ("train", "validation", "test")
 _NUM_SKIP_REASONS = 50
 
 
-def write(data: "DataParams", paths: "Paths") -> dict[str, Any]:
+def write(data: "DataParams", paths: "Paths", trouble: FactsTrouble = no_trouble) -> dict[str, Any]:
     """Write ``data/buckets`` from a user's rows and return what the data report tells of it.
 
     Raises:
@@ -42,13 +42,15 @@ def write(data: "DataParams", paths: "Paths") -> dict[str, Any]:
         raise ValueError("there is nothing to read")
     source = open_source(data.source, data.input, paths.root)
     with keys.prepared(data, source.fingerprint()).working(paths) as work:
-        return _prepare(data, paths, work)
+        return _prepare(data, paths, work, trouble)
 
 
-def _prepare(data: "DataParams", paths: "Paths", work: Path) -> dict[str, Any]:
+def _prepare(
+    data: "DataParams", paths: "Paths", work: Path, trouble: FactsTrouble
+) -> dict[str, Any]:
     """Write the buckets by way of checked parts in ``work``, which is removed at the end."""
     assert data.input is not None
-    parts = ingest(data, paths.root, work)
+    parts = ingest(data, paths.root, work, trouble)
     facts = [read_facts(part) for part in parts]
     bad = [row for item in facts for row in item.bad]
     num_records = sum(item.num_records for item in facts)
