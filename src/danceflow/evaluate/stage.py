@@ -19,6 +19,7 @@ from danceflow.evaluate import score as marks
 from danceflow.evaluate.gallery import Answers, draw_gallery
 from danceflow.evaluate.judge.endpoint import Endpoint
 from danceflow.evaluate.judge.judge import JUDGE, Judge, Judged
+from danceflow.evaluate.measurement import Evaluator, category_means, mean_of_categories
 from danceflow.evaluate.metrics.field_gap import field_gap
 from danceflow.evaluate.metrics.pixels import EXTRACTOR, distribution, preservation
 from danceflow.evaluate.metrics.pretrained import open_metrics
@@ -36,14 +37,7 @@ from danceflow.evaluate.records import (
     write_evaluation,
 )
 from danceflow.evaluate.reuse import folder_digests, reused
-from danceflow.evaluate.task import (
-    Evaluator,
-    Row,
-    Task,
-    build_task,
-    category_means,
-    mean_of_categories,
-)
+from danceflow.evaluate.task import Row, Task, build_task
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.memory import Memory, memory_of
 from danceflow.models.package import (
@@ -55,7 +49,8 @@ from danceflow.models.package import (
 from danceflow.models.start import start_backbone
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256
-from danceflow.worlds.world import SCORE, open_world
+from danceflow.worlds.marks import SCORE
+from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
     from danceflow.params.sections import EvaluateParams, Params

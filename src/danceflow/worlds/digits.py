@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from danceflow.digits.score import digit_reader
+from danceflow.worlds.marks import SCORE
 from danceflow.worlds.rows import Rows
-from danceflow.worlds.world import SCORE, Marks, Sample
+from danceflow.worlds.world import Marks, Sample
 
 
 class Digits(Rows):

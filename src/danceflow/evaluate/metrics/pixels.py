@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from danceflow.evaluate.task import Measurement, Task, by_rows, row_by_row
+from danceflow.evaluate.measurement import Measurement, by_rows, row_by_row
+from danceflow.evaluate.task import Task
 from danceflow.fields import normal, seed_for
 from danceflow.worlds.rows import similarity_maps
 

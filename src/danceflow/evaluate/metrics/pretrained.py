@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
-from danceflow.evaluate.task import Evaluator, Measurement, Task, by_rows, over_sizes
+from danceflow.evaluate.measurement import Evaluator, Measurement, by_rows, over_sizes
+from danceflow.evaluate.task import Task
 from danceflow.models.frozen.clip import load_clip
 
 if TYPE_CHECKING:
