@@ -181,7 +181,7 @@ def test_a_stage_without_its_function_is_told(checkout: Path) -> None:
 
 def test_code_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
     _write(checkout, "danceflow.models.families.sd3", "WIDTH = 1\n")
-    _write(checkout, "danceflow.worlds.prepare", f"from danceflow.models.families import sd3\n{RUN}")
+    _write(checkout, "danceflow.worlds.prepare", f"from danceflow.models import sd3\n{RUN}")
     missing = "dvc.yaml: stage 'prepare': deps: its imports reach src/danceflow/{}, which is not"
     assert of_prepare(checkout) == [f"{missing.format('models/families/sd3.py')} among them"]
     (checkout / "src/danceflow/data/look.css").write_text("body {}")

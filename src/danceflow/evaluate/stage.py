@@ -35,7 +35,7 @@ from danceflow.evaluate.records import (
     Training,
     write_evaluation,
 )
-from danceflow.evaluate.reuse import folder_digests, reused
+from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.task import (
     Evaluator,
     Row,
@@ -54,7 +54,7 @@ from danceflow.models.package import (
 )
 from danceflow.models.start import start_backbone
 from danceflow.ops import keys
-from danceflow.ops.files import atomic_directory, sha256
+from danceflow.ops.files import atomic_directory, file_digests, sha256
 from danceflow.worlds.world import SCORE, open_world
 
 if TYPE_CHECKING:
@@ -422,7 +422,7 @@ def _inputs(
     """Return everything but the field itself, and the code, that decides what a field answers."""
     config = params.capabilities[capability]
     return {
-        "rows": folder_digests(paths.bucket(config.bucket) / _SPLIT),
+        "rows": file_digests(paths.bucket(config.bucket) / _SPLIT),
         "teachers": sha256(paths.teachers / MANIFEST),
         # The student's own frozen parts read the prompts.
         "frozen": {k: v for k, v in student["files"].items() if k.startswith(FROZEN_FOLDER)},

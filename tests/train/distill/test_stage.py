@@ -16,12 +16,12 @@ from training_record import read_metrics
 from danceflow.capability import asked
 from danceflow.data import cache
 from danceflow.errors import ConfigError, DataError
-from danceflow.models.package import MANIFEST, Teachers, load_package, read_manifest
+from danceflow.models.package import Teachers, load_package, read_manifest
 from danceflow.models.start import start_backbone
 from danceflow.ops import keys as ops_keys
 from danceflow.ops.files import sha256
 from danceflow.params.read import dump_yaml, override
-from danceflow.paths import Paths
+from danceflow.paths import MANIFEST, Paths
 from danceflow.registry.open import open_student
 from danceflow.train.distill import stage as distill
 from danceflow.train.distill.trainer import Trainer

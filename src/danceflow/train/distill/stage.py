@@ -13,11 +13,12 @@ from danceflow.data.buckets import VALIDATION, bucket_digest, read_framing
 from danceflow.data.cached_rows import INDEX, ConditionCache
 from danceflow.method import method_of
 from danceflow.models.memory import memory_of
-from danceflow.models.package import MANIFEST, Teachers
+from danceflow.models.package import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256
 from danceflow.ops.keys import Key
 from danceflow.ops.tracking import TrackingSettings, start_run
+from danceflow.paths import MANIFEST
 from danceflow.train.distill.observe import Observer
 from danceflow.train.distill.trainer import Trainer
 from danceflow.train.log import write_curves

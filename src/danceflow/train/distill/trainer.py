@@ -39,7 +39,7 @@ from danceflow.train.distill.guards import (
     require_frozen,
     require_gradient,
 )
-from danceflow.train.distill.replay import Part, Replay
+from danceflow.train.distill.replay import Replay, Visits
 from danceflow.train.distill.router import Router
 from danceflow.train.log import Meter, MetricsFile, log_losses
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
@@ -266,7 +266,7 @@ class Trainer:
         cached, rows = self.caches[name].draw(self.method.states.clean_kind, size_seed, seeds)
         return Drawn(name, share, cached, rows)
 
-    def _collect(self, size: Size, drawn: Sequence[Drawn], progress: float) -> list[Part]:
+    def _collect(self, size: Size, drawn: Sequence[Drawn], progress: float) -> list[Visits]:
         """Return the states of rows of one size, capability by capability."""
         counts = [len(item.rows) for item in drawn]
         seeds = [
@@ -291,7 +291,7 @@ class Trainer:
             )
         )
         return [
-            Part(item.capability, item.share, part)
+            Visits(item.capability, item.share, part)
             for item, part in zip(drawn, queries.parts(counts), strict=True)
         ]
 
