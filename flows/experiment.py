@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.errors import DataError, StageError, UsageError
-from danceflow.ops.files import fingerprint
+from danceflow.ops.files import fingerprint, is_alive
 from danceflow.ops.runtime import git_identity
 from danceflow.ops.tracking import mark_experiment
 from danceflow.params.read import override, parse_params
@@ -372,18 +372,8 @@ def _remove_leftovers(root: Path, parent: Path) -> None:
     """Remove the worktrees of processes that were killed."""
     for folder in parent.glob("*.*"):
         number = folder.suffix.removeprefix(".")
-        if number.isdigit() and _gone(int(number)):
+        if number.isdigit() and not is_alive(int(number)):
             _remove(root, folder)
-
-
-def _gone(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _surroundings() -> dict[str, str]:

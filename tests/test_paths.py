@@ -50,7 +50,6 @@ def test_what_lies_in_a_folder() -> None:
     assert paths.teacher("base").parent == paths.teachers
     assert paths.cache("t2i").parent == paths.caches
     assert paths.distill_metrics.parent == paths.distill_report
-    assert paths.distill_curves.parent == paths.distill_report
     assert paths.run_pointer.parent == paths.distill_report
     assert paths.work("0a1b").is_relative_to(paths.scratch)
     assert paths.params.parent == paths.graph.parent == paths.root

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from danceflow.errors import UsageError
 
+MANIFEST = "manifest.json"
+"""In a model's folder: how it was made, and the SHA-256 of its files."""
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -105,11 +108,6 @@ class Paths:
     def distill_metrics(self) -> Path:
         """One JSON line per logged update."""
         return self.distill_report / "metrics.jsonl"
-
-    @property
-    def distill_curves(self) -> Path:
-        """The logged losses and scores as a table that DVC can plot."""
-        return self.distill_report / "curves.csv"
 
     @property
     def run_pointer(self) -> Path:

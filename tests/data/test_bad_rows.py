@@ -245,7 +245,7 @@ def test_any_rows_end_in_buckets_or_in_one_error(lines: list[bytes]) -> None:
 @given(name=PATHS)
 def test_no_path_reaches_what_lies_outside(name: str) -> None:
     from danceflow.data.intake.reader import BadRow, RowReader
-    from danceflow.data.intake.sources import Record
+    from danceflow.data.intake.sources import RawRecord
 
     with TemporaryDirectory() as place:
         folder = Path(place) / "raw"
@@ -254,6 +254,6 @@ def test_no_path_reaches_what_lies_outside(name: str) -> None:
         columns = {"prompt": "text", "target": "after", "task": "kind"}
         data = parse_params(row_data(columns=columns), "test").data
         cells = {"text": "a pet", "kind": "make", "after": name}
-        found = RowReader(data, folder).read(Record("t: row 1", 0, cells))
+        found = RowReader(data, folder).read(RawRecord("t: row 1", 0, cells))
         assert isinstance(found, BadRow)
         found.reason.encode()

@@ -21,12 +21,12 @@ from danceflow.evaluate.task import STANDARD
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.families.sd3 import Sd3Family
 from danceflow.models.family import open_family
-from danceflow.models.package import FROZEN_FOLDER, MANIFEST, Teachers, write_manifest
+from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
 from danceflow.models.start import start_backbone
 from danceflow.ops import keys
 from danceflow.ops.files import sha256
 from danceflow.params.read import parse_params
-from danceflow.paths import Paths
+from danceflow.paths import MANIFEST, Paths
 from danceflow.report.page.tiles import read_tiles
 
 FIELDS = ["student", "start", "teacher:base", "teacher:local", "teacher:global"]

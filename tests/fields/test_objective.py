@@ -13,7 +13,6 @@ from danceflow.fields import (
     Sde,
     resolve_objective,
     shifted_grid,
-    uniform_grid,
     velocity_mse,
     with_reduction,
 )
@@ -57,7 +56,9 @@ def test_the_mix_weighs_a_whole_rollout_as_plain_mse_does():
     weights = unit_losses("mix", every)
     assert abs(weights.mean() - 1.0) < 1e-5
     assert (weights - 0.5).mean().item() == pytest.approx(0.5, abs=1e-5)
-    assert torch.allclose(unit_losses("mix", queries_at([[0, 7]], uniform_grid(8))), torch.ones(2))
+    assert torch.allclose(
+        unit_losses("mix", queries_at([[0, 7]], shifted_grid(8, 1.0))), torch.ones(2)
+    )
 
 
 def test_velocity_mse_is_the_mean_over_the_state():
@@ -106,7 +107,7 @@ def test_diffusion_opd_weights_match_a_hand_sum_on_the_shift_3_grid():
 
 def test_the_uniform_variant_agrees_only_on_a_uniform_grid():
     everything = [list(range(16))]
-    even = queries_at(everything, uniform_grid(16))
+    even = queries_at(everything, shifted_grid(16, 1.0))
     assert torch.allclose(
         unit_losses("diffusionopd", even), unit_losses("diffusionopd_uniform", even), rtol=1e-5
     )

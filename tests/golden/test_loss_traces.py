@@ -20,7 +20,7 @@ from danceflow.method import METHODS, method_of
 from danceflow.models.package import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
-from danceflow.train.distill.stage import Trainer
+from danceflow.train.distill.trainer import Trainer
 
 FILE = Path(__file__).with_name("loss_traces.json")
 COMMAND = "python -m pytest tests/golden --record-golden"

@@ -66,7 +66,7 @@ FILES = (
     "plan/cost.py",
     "registry/register.py",
     "scenes/render.py",
-    "train/distill/stage.py",
+    "train/distill/trainer.py",
     "train/teachers/finetune.py",
     "train/teachers/scores.py",
     "train/teachers/text_encoder.py",

@@ -13,7 +13,7 @@ from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.plan.cost import Plan, plan_recipe
 from danceflow.plan.training import MAX_ROWS, evaluations, rows_together, training_of
-from danceflow.train.distill import stage as distill
+from danceflow.train.distill import trainer as distill
 from danceflow.train.distill.budget import PARTS
 
 CAPABILITIES = ("t2i", "local_edit")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from danceflow.errors import WeightsError
-from danceflow.fields import Condition, GuidedField, VelocityField, uniform_grid
+from danceflow.fields import Condition, GuidedField, VelocityField, shifted_grid
 from danceflow.models.frozen.reading import Reading
 
 SIZE = 8
@@ -63,7 +63,7 @@ class ColourFamily:
         return (Reading("text_encoder", (), len(words), num_read, kept, dropped),)
 
     def grid(self, num_steps: int) -> Tensor:
-        return uniform_grid(num_steps)
+        return shifted_grid(num_steps, 1.0)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         return images_B3HW

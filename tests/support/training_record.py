@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 CAPABILITIES = ("t2i", "local_edit", "global_edit")
+CLOCKS = ("seconds", "images_per_second")
 
 
 def write_metrics(path: Path, capabilities=CAPABILITIES, num_updates: int = 60) -> None:
@@ -32,3 +33,9 @@ def write_metrics(path: Path, capabilities=CAPABILITIES, num_updates: int = 60) 
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the record without its clocks."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: v for name, v in line.items() if name not in CLOCKS} for line in lines]

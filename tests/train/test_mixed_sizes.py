@@ -31,7 +31,7 @@ from danceflow.registry.open import open_student
 from danceflow.report import stage as report
 from danceflow.report.page.tiles import read_tiles
 from danceflow.train.distill import stage as distill
-from danceflow.train.distill.stage import Drawn, Trainer
+from danceflow.train.distill.trainer import Drawn, Trainer
 from danceflow.train.teachers import stage as teachers
 
 LONG = (12, 40)  # what a wide row becomes where the other ratio is 3:1

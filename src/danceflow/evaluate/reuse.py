@@ -14,16 +14,10 @@ from torch import Tensor
 
 from danceflow.errors import DataError
 from danceflow.evaluate.records import FieldResult
-from danceflow.ops.files import atomic_directory, exclusive, sha256
+from danceflow.ops.files import atomic_directory, exclusive
 
 _IMAGES = "images.safetensors"
 _RESULT = "result.json"
-
-
-def folder_digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder, by its path there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def reused(

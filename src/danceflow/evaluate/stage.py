@@ -36,19 +36,19 @@ from danceflow.evaluate.records import (
     Training,
     write_evaluation,
 )
-from danceflow.evaluate.reuse import folder_digests, reused
+from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.task import Row, Task, build_task
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.memory import Memory, memory_of
 from danceflow.models.package import (
     FROZEN_FOLDER,
-    MANIFEST,
     Teachers,
     load_package,
 )
 from danceflow.models.start import start_backbone
 from danceflow.ops import keys
-from danceflow.ops.files import atomic_directory, sha256
+from danceflow.ops.files import atomic_directory, file_digests, sha256
+from danceflow.paths import MANIFEST
 from danceflow.worlds.marks import SCORE
 from danceflow.worlds.world import open_world
 
@@ -417,7 +417,7 @@ def _inputs(
     """Return everything but the field itself, and the code, that decides what a field answers."""
     config = params.capabilities[capability]
     return {
-        "rows": folder_digests(paths.bucket(config.bucket) / _SPLIT),
+        "rows": file_digests(paths.bucket(config.bucket) / _SPLIT),
         "teachers": sha256(paths.teachers / MANIFEST),
         # The student's own frozen parts read the prompts.
         "frozen": {k: v for k, v in student["files"].items() if k.startswith(FROZEN_FOLDER)},

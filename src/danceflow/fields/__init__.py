@@ -13,7 +13,7 @@ from danceflow.fields.field import (
     pad_length,
 )
 from danceflow.fields.gaussian import GaussianField
-from danceflow.fields.grid import GRIDS, shifted_grid, sigma_grid, uniform_grid
+from danceflow.fields.grid import shifted_grid
 from danceflow.fields.names import lookup
 from danceflow.fields.objective import (
     OBJECTIVES,
@@ -37,7 +37,6 @@ from danceflow.fields.states import (
 
 __all__ = [
     "COUPLINGS",
-    "GRIDS",
     "INDEPENDENT",
     "LOGIT_NORMAL",
     "OBJECTIVES",
@@ -70,9 +69,7 @@ __all__ = [
     "sample",
     "seed_for",
     "shifted_grid",
-    "sigma_grid",
     "uniform",
-    "uniform_grid",
     "velocity_mse",
     "with_reduction",
 ]

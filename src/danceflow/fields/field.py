@@ -147,27 +147,24 @@ class GuidedField:
 
 
 class AverageField:
-    """The weighted mean of several fields at the same state (soft routing)."""
+    """The mean of several fields at the same state (soft routing)."""
 
-    def __init__(
-        self, fields: Sequence[VelocityField], weights: Sequence[float] | None = None
-    ) -> None:
-        """Keep the fields and their weights, scaled to sum to 1 (equal when not given).
+    def __init__(self, fields: Sequence[VelocityField]) -> None:
+        """Keep the fields.
 
         Raises:
-            ValueError: no fields, another number of weights, a negative weight, or a zero sum.
+            ValueError: there are none.
         """
-        weights = [1.0] * len(fields) if weights is None else list(weights)
-        if len(weights) != len(fields) or min(weights, default=-1.0) < 0 or not sum(weights) > 0:
-            raise ValueError(f"{len(fields)} fields cannot be averaged with weights {weights}")
+        if not fields:
+            raise ValueError("there is no field to average")
         self.fields = tuple(fields)
-        self.weights = tuple(weight / sum(weights) for weight in weights)
 
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
-        """Return the weighted mean of the fields' velocities."""
+        """Return the mean of the fields' velocities."""
+        share = 1.0 / len(self.fields)
         mean = torch.zeros_like(z_BCHW)
-        for field, weight in zip(self.fields, self.weights, strict=True):
-            mean = mean + weight * field(z_BCHW, sigma_B, condition)
+        for field in self.fields:
+            mean = mean + share * field(z_BCHW, sigma_B, condition)
         return mean
 
 

@@ -1,16 +1,7 @@
 """Sigma grids: the decreasing noise levels a rollout visits."""
 
-from collections.abc import Callable, Mapping
-
 import torch
 from torch import Tensor
-
-from danceflow.fields.names import lookup
-
-
-def uniform_grid(num_steps: int) -> Tensor:
-    """Return sigma_k = 1 - k/N for k = 0..N, [N+1] float32, from 1 (noise) down to 0 (clean)."""
-    return shifted_grid(num_steps, 1.0)
 
 
 def shifted_grid(num_steps: int, shift: float) -> Tensor:
@@ -28,18 +19,3 @@ def shifted_grid(num_steps: int, shift: float) -> Tensor:
         raise ValueError(f"the grid's shift must be positive, got {shift}")
     uniform = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
     return (shift * uniform / (1.0 + (shift - 1.0) * uniform)).float()
-
-
-GRIDS: Mapping[str, Callable[[int, float], Tensor]] = {
-    "uniform": lambda num_steps, _shift: uniform_grid(num_steps),
-    "shifted": shifted_grid,
-}
-
-
-def sigma_grid(name: str, num_steps: int, shift: float = 1.0) -> Tensor:
-    """Return the named grid, [N+1] float32; "uniform" ignores the shift.
-
-    Raises:
-        ValueError: unknown name, fewer than 1 step, or a shift that is not positive.
-    """
-    return lookup(GRIDS, name, "grid")(num_steps, shift)

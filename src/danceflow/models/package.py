@@ -25,11 +25,11 @@ from danceflow.models.adapters.lora import (
 )
 from danceflow.models.family import ModelFamily, open_family
 from danceflow.models.memory import Memory
-from danceflow.ops.files import sha256
+from danceflow.ops.files import file_digests, sha256
+from danceflow.paths import MANIFEST
 
 _LOG = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 FROZEN_FOLDER = "frozen"
 BACKBONE_FOLDER = "transformer"
 _AVERAGE = "_average"
@@ -95,8 +95,7 @@ def load_package(
 
 def write_manifest(folder: Path, meta: Mapping[str, Any]) -> None:
     """Write ``manifest.json``: ``meta`` and the SHA-256 of every file below ``folder``."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    hashes = {p.relative_to(folder).as_posix(): sha256(p) for p in files}
+    hashes = {name: digest for name, digest in file_digests(folder).items() if name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps({**meta, "files": hashes}, indent=2) + "\n")
 
 

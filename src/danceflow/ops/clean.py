@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from danceflow.errors import WeightsError
 from danceflow.ops import keys
 from danceflow.ops.files import exclusive_if_free, remove
+from danceflow.paths import MANIFEST
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
@@ -71,7 +72,7 @@ def clean(paths: "Paths", num_days: int) -> Cleaned:
 
 def _training_of(student: Path) -> str | None:
     """Return the digest of the key of a student's training; None where there is no student."""
-    path = student / "manifest.json"
+    path = student / MANIFEST
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["key"])
     except FileNotFoundError:

@@ -178,6 +178,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder, by its path there, in the paths' order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
 def fingerprint(value: Any) -> str:
     """Return 16 hexadecimal digits that stand for plain data, the same in every process.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.errors import TrackingError, UsageError, WeightsError
-from danceflow.ops.files import sha256
+from danceflow.ops.files import file_digests
 from danceflow.ops.tracking import Store, TrackingSettings, open_store, store_errors
 from danceflow.params.read import load_params
 from danceflow.paths import Paths, find_root
@@ -106,8 +106,8 @@ def fetch(store: Store, source: str, folder: Path) -> tuple[Path, str]:
 def folder_digest(folder: Path) -> str:
     """Return the SHA-256 of a folder's files: 64 hexadecimal digits over names and contents."""
     digest = hashlib.sha256()
-    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
+    for name, content in file_digests(folder).items():
+        digest.update(f"{name}\0{content}\n".encode())
     return digest.hexdigest()
 
 

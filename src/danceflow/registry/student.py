@@ -2,49 +2,21 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import DataError, UsageError
 from danceflow.pictures import FIT, PAPER, Frame, fit_picture, plain, to_picture, to_pixels
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
     from torch import Tensor
 
     from danceflow.data.sizes import Size
-    from danceflow.fields import VelocityField
     from danceflow.models.family import ModelFamily
+    from danceflow.models.package import Package
 
 _LOG = logging.getLogger(__name__)
 _BATCH_SIZE = 16
-
-
-class StudentPackage(Protocol):
-    """What ``danceflow.models.package.load_package`` returns."""
-
-    @property
-    def family(self) -> "ModelFamily":
-        """The frozen parts of the student's family."""
-
-    @property
-    def field(self) -> "VelocityField":
-        """The student."""
-
-    @property
-    def device(self) -> "torch.device":
-        """Where it computes."""
-
-    @property
-    def meta(self) -> Mapping[str, Any]:
-        """How it was made: ``num_steps`` (of its rollouts) at least.
-
-        ``framing`` says how its training's pictures were framed; older students have none.
-        """
-
-    @property
-    def image_sizes(self) -> "tuple[Size, ...]":
-        """Height and width in pixels of the images it was trained to make, the usual one first."""
 
 
 class Student:
@@ -54,8 +26,10 @@ class Student:
     samples beside it.
     """
 
-    def __init__(self, package: StudentPackage) -> None:
+    def __init__(self, package: "Package") -> None:
+        """Take a loaded student; its ``framing`` is how its training's pictures were framed."""
         self._package = package
+        # Older students were made without.
         framing = package.meta.get("framing", {"fit": FIT, "paper": PAPER})
         sizes = tuple((width, height) for height, width in package.image_sizes)
         self._frame = Frame(sizes, framing["fit"], framing["paper"])

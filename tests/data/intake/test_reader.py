@@ -7,11 +7,18 @@ import pytest
 import yaml
 from user_rows import encoded, picture, row_params
 
-from danceflow.data.intake.reader import BadRow, Row, RowReader, SkippedRow, TaskMap, words_of
-from danceflow.data.intake.sources import Record
+from danceflow.data.intake.reader import (
+    BadRow,
+    CheckedRow,
+    RowReader,
+    SkippedRow,
+    TaskMap,
+    words_of,
+)
+from danceflow.data.intake.sources import RawRecord
 from danceflow.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GOOD = {"id": "7", "kind": "make", "text": "a  pet ", "before": None, "after": "after.png"}
 OMNIEDIT_TASKS = (
     "addition", "attribute_modification", "background", "background_swap", "env", "environment",
@@ -31,18 +38,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path, cells: dict, **changes) -> Row | BadRow | SkippedRow:
+def read(folder: Path, cells: dict, **changes) -> CheckedRow | BadRow | SkippedRow:
     reader = RowReader(row_params(**changes).data, folder)
-    return reader.read(Record("pets.csv: row 3", 2, cells))
+    return reader.read(RawRecord("pets.csv: row 3", 2, cells))
 
 
 def test_a_good_row(folder: Path) -> None:
     row = read(folder, GOOD)
-    assert isinstance(row, Row)
+    assert isinstance(row, CheckedRow)
     assert (row.bucket, row.category, row.variant) == ("t2i", "make", "standard")
     assert (row.uid, row.prompt, row.split, row.source) == ("7", "a pet", "", None)
     edit = read(folder, EDIT)
-    assert isinstance(edit, Row)
+    assert isinstance(edit, CheckedRow)
     assert (edit.bucket, edit.category) == ("local_edit", "object_swap")
     assert edit.source is not None
     assert edit.source_digest != edit.target_digest == row.target_digest
@@ -83,7 +90,7 @@ def test_rows_that_are_left_out_say_why(folder: Path) -> None:
     columns = {"prompt": "text", "target": "after", "task": "kind", "score": "o_score"}
     scored = {"columns": columns, "min_score": 9.0}
     assert read(folder, GOOD | {"o_score": 8.5}, **scored) == SkippedRow("score below 9")
-    assert isinstance(read(folder, GOOD | {"o_score": "9.5"}, **scored), Row)
+    assert isinstance(read(folder, GOOD | {"o_score": "9.5"}, **scored), CheckedRow)
     bad = read(folder, GOOD | {"o_score": "good"}, **scored)
     assert bad == BadRow("pets.csv: row 3", "o_score", "should be a number, found 'good'")
 
@@ -92,23 +99,23 @@ def test_pictures_come_as_paths_bytes_or_cells_of_datasets(folder: Path) -> None
     data = (folder / "after.png").read_bytes()
     cells = ("after.png", data, {"bytes": data, "path": None}, {"bytes": None, "path": "after.png"})
     rows = [read(folder, GOOD | {"after": cell}) for cell in cells]
-    assert len({row.target for row in rows if isinstance(row, Row)}) == 1
-    assert all(isinstance(row, Row) for row in rows)
+    assert len({row.target for row in rows if isinstance(row, CheckedRow)}) == 1
+    assert all(isinstance(row, CheckedRow) for row in rows)
 
 
 def test_one_of_several_wordings_is_chosen_by_the_row(folder: Path) -> None:
     wordings = ["swap it", "please swap it", "swap"]
     rows = [read(folder, EDIT | {"text": wordings, "id": str(n)}) for n in range(30)]
-    prompts = [row.prompt for row in rows if isinstance(row, Row)]
+    prompts = [row.prompt for row in rows if isinstance(row, CheckedRow)]
     assert set(prompts) == set(wordings)
     again = [read(folder, EDIT | {"text": wordings, "id": str(n)}) for n in range(30)]
-    assert prompts == [row.prompt for row in again if isinstance(row, Row)]
+    assert prompts == [row.prompt for row in again if isinstance(row, CheckedRow)]
 
 
 def test_splits_and_specs(folder: Path) -> None:
     columns = {"prompt": "text", "target": "after", "task": "kind", "split": "s", "spec": "facts"}
     row = read(folder, GOOD | {"s": "Dev", "facts": '{"kind": "x"}'}, columns=columns)
-    assert isinstance(row, Row)
+    assert isinstance(row, CheckedRow)
     assert (row.split, row.spec) == ("validation", '{"kind": "x"}')
     assert row.uid == "pets-00000002"
     bad = read(folder, GOOD | {"s": "some"}, columns=columns)

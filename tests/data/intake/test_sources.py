@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from user_rows import encoded, only, pets, picture, row_data, row_params, write_csv, write_jsonl
 
-from danceflow.data.intake.sources import Source, open_source
+from danceflow.data.intake.sources import RowSource, open_source
 from danceflow.errors import DataError
 from danceflow.params.read import parse_params
 from danceflow.params.sections import InputParams
@@ -25,7 +25,7 @@ def rows() -> list[dict]:
     ]
 
 
-def saved(root: Path, kind: str, rows: list[dict]) -> Source:
+def saved(root: Path, kind: str, rows: list[dict]) -> RowSource:
     """The rows as a source of some kind."""
     from datasets import Dataset, Features, Image, Value
 

@@ -8,7 +8,7 @@ import torch
 
 from danceflow.fields import Condition, Ode, Queries, Request, seed_for, shifted_grid
 from danceflow.method import resolve_method
-from danceflow.train.distill.replay import Part, Replay
+from danceflow.train.distill.replay import Replay, Visits
 
 GRID = shifted_grid(8, 3.0)
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def rolled_out(step, num_rounds, sizes):
     )
     share = 1.0 / len(sizes)
     return [
-        Part(name, share, part)
+        Visits(name, share, part)
         for name, part in zip(sizes, queries.parts(list(sizes.values())), strict=True)
     ]
 

@@ -55,7 +55,7 @@ class Batches:
         return clean, Condition({**text, "source": source})
 
 
-def train(family, work, batches=None, observe=None, **changes):
+def train(family, work, batches=None, **changes):
     backbone = family.new_backbone(0)
     finetune(
         family,
@@ -65,8 +65,6 @@ def train(family, work, batches=None, observe=None, **changes):
         seed=0,
         work=work,
         checkpoint_every=2,
-        observe=observe,
-        observe_every=3,
     )
     return backbone
 
@@ -172,22 +170,17 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     family, tmp_path, monkeypatch, optimizer: str
 ) -> None:
     monkeypatch.setattr(module, "_LOG_EVERY", 3)
-
-    def observe(step, backbone):
-        return {"sum": float(sum(p.detach().sum() for p in backbone.parameters()))}
-
-    options = {"optimizer": optimizer, "observe": observe}
-    whole = train(family, tmp_path / "whole", **options)
+    whole = train(family, tmp_path / "whole", optimizer=optimizer)
     for stop_at in (3, 6):
         with pytest.raises(KeyboardInterrupt):
-            train(family, tmp_path / "parts", Batches(family, stop_at=stop_at), **options)
+            train(family, tmp_path / "parts", Batches(family, stop_at=stop_at), optimizer=optimizer)
         checkpoint = load_checkpoint(tmp_path / "parts" / "checkpoint.pt")
         assert checkpoint is not None
         assert checkpoint["step"] == 2 * (stop_at // 2)
-    parts = train(family, tmp_path / "parts", **options)
+    parts = train(family, tmp_path / "parts", optimizer=optimizer)
     assert same(whole, parts)
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
-    assert [row["step"] for row in rows(tmp_path / "parts")] == [3, 3, 6, 6, 7, 7]
+    assert [row["step"] for row in rows(tmp_path / "parts")] == [3, 6, 7]
 
 
 def test_a_finished_training_is_not_repeated(family, tmp_path) -> None:
@@ -208,21 +201,6 @@ def test_it_leaves_the_frozen_average(family, tmp_path) -> None:
     assert any(not torch.equal(average[name], live[name]) for name in average)
     assert not backbone.training
     assert not any(p.requires_grad for p in backbone.parameters())
-
-
-def test_looking_on_does_not_change_the_training(family, tmp_path) -> None:
-    seen = {}
-
-    def observe(step, backbone):
-        assert not backbone.training
-        seen[step] = copy.deepcopy(backbone)
-        return {"score": 0.5}
-
-    watched = train(family, tmp_path / "watched", observe=observe)
-    assert same(watched, train(family, tmp_path / "alone"))
-    assert list(seen) == [3, 6, 7]
-    assert same(seen[7], watched)
-    assert {"step": 3, "score": 0.5} in rows(tmp_path / "watched")
 
 
 def test_the_seed_decides_everything(family, tmp_path) -> None:

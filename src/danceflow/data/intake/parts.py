@@ -22,13 +22,13 @@ from tqdm import tqdm
 from danceflow.data.intake.picture_files import PictureFiles
 from danceflow.data.intake.reader import (
     BadRow,
+    CheckedRow,
     FactsTrouble,
-    Row,
     RowReader,
     SkippedRow,
     no_trouble,
 )
-from danceflow.data.intake.sources import Record, open_source
+from danceflow.data.intake.sources import RawRecord, open_source
 from danceflow.errors import DataError
 from danceflow.ops.files import atomic_file
 
@@ -105,7 +105,7 @@ def _ingest_shard(
     config = data.input
     source = open_source(data.source, config, root)
     reader = RowReader(data, source.folder, trouble)
-    records: Iterator[Record] | None = None
+    records: Iterator[RawRecord] | None = None
     num_records = num_bad = 0
     total = source.num_rows()
     with tqdm(
@@ -149,7 +149,7 @@ def _kept(path: Path, files: PictureFiles) -> Facts | None:
     return read_facts(path)
 
 
-def _write_part(path: Path, reader: RowReader, records: Iterator[Record], bar: Any) -> Facts:
+def _write_part(path: Path, reader: RowReader, records: Iterator[RawRecord], bar: Any) -> Facts:
     """Write the rows of some records and return what became of the others."""
     import pyarrow.parquet as pq
 
@@ -160,7 +160,7 @@ def _write_part(path: Path, reader: RowReader, records: Iterator[Record], bar: A
     with atomic_file(path) as partial:
         writer = pq.ParquetWriter(partial, _schema(), compression="NONE")
         with writer:
-            group: list[Row] = []
+            group: list[CheckedRow] = []
             size = 0
             for record in records:
                 found = reader.read(record)
@@ -232,10 +232,10 @@ def _schema() -> "pa.Schema":
             return pa.int64()
         return pa.binary() if name in _BINARY else pa.string()
 
-    return pa.schema([(item.name, kind(item.name)) for item in fields(Row)])
+    return pa.schema([(item.name, kind(item.name)) for item in fields(CheckedRow)])
 
 
-def _batch(rows: list[Row]) -> "pa.RecordBatch":
+def _batch(rows: list[CheckedRow]) -> "pa.RecordBatch":
     import pyarrow as pa
 
     schema = _schema()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danceflow.data.intake.picture_files import PictureFiles
-from danceflow.data.intake.sources import Record
+from danceflow.data.intake.sources import RawRecord
 from danceflow.errors import DataError, brief
 from danceflow.fields import seed_for
 from danceflow.pictures import (
@@ -45,7 +45,7 @@ _DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckedRow:
     """A checked row with its pictures in their frame.
 
     Attributes:
@@ -182,7 +182,7 @@ class RowReader:
         self.frame = Frame(sizes, self.config.fit, self.config.paper, self.config.min_side)
         self.stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.config.path).stem).strip("-")
 
-    def read(self, record: Record) -> Row | BadRow | SkippedRow:
+    def read(self, record: RawRecord) -> CheckedRow | BadRow | SkippedRow:
         """Return the row of a record, what is wrong with it, or why it is left out."""
         if record.fault is not None:
             return BadRow(record.place, "row", record.fault)
@@ -191,7 +191,7 @@ class RowReader:
         except _FieldError as error:
             return BadRow(record.place, error.field, str(error))
 
-    def _row(self, record: Record) -> Row | SkippedRow:
+    def _row(self, record: RawRecord) -> CheckedRow | SkippedRow:
         uid = self._text(record, "uid") or f"{self.stem}-{record.number:08d}"
         place = self._bucket(record)
         if place is None:
@@ -207,7 +207,7 @@ class RowReader:
             source, target = fit_pair(source, target, self.frame)
         except DataError as error:
             raise _FieldError(self._column("target"), str(error)) from None
-        return Row(
+        return CheckedRow(
             place=record.place,
             number=record.number,
             bucket=place[0],
@@ -226,11 +226,11 @@ class RowReader:
     def _column(self, name: str) -> str:
         return self.config.columns.get(name, name)
 
-    def _cell(self, record: Record, name: str) -> Any:
+    def _cell(self, record: RawRecord, name: str) -> Any:
         column = self.config.columns.get(name)
         return None if column is None else record.cells.get(column)
 
-    def _text(self, record: Record, name: str) -> str:
+    def _text(self, record: RawRecord, name: str) -> str:
         cell = self._cell(record, name)
         if cell is None:
             return ""
@@ -240,7 +240,7 @@ class RowReader:
             return _clean(str(cell), self._column(name)).strip()
         raise _FieldError(self._column(name), f"should be text, found {type(cell).__name__}")
 
-    def _bucket(self, record: Record) -> tuple[str, str] | None:
+    def _bucket(self, record: RawRecord) -> tuple[str, str] | None:
         """Return bucket and category of a record, None where its task belongs to no bucket."""
         category = "_".join(words_of(self._text(record, "category")))
         if "task" not in self.config.columns:
@@ -254,7 +254,7 @@ class RowReader:
             raise _FieldError(self._column("task"), str(error)) from None
         return None if found is None else (found[0], category or found[1])
 
-    def _scores_enough(self, record: Record) -> bool:
+    def _scores_enough(self, record: RawRecord) -> bool:
         if self.config.min_score is None or "score" not in self.config.columns:
             return True
         text = self._text(record, "score")
@@ -266,7 +266,7 @@ class RowReader:
             raise _FieldError(self._column("score"), f"should be a number, found '{brief(text)}'")
         return score >= self.config.min_score
 
-    def _prompt(self, record: Record, uid: str) -> str:
+    def _prompt(self, record: RawRecord, uid: str) -> str:
         """Return the prompt; of a list of wordings, one that the seed and the row decide."""
         cell, column = self._cell(record, "prompt"), self._column("prompt")
         texts = cell if isinstance(cell, list) else [cell]
@@ -280,7 +280,7 @@ class RowReader:
             return wordings[seed_for(self.seed, f"wording/{uid}", 0, 0) % len(wordings)]
         return " ".join(wordings[0].split())
 
-    def _split(self, record: Record) -> str:
+    def _split(self, record: RawRecord) -> str:
         text = self._text(record, "split").lower()
         if "split" not in self.config.columns:
             return ""
@@ -291,7 +291,7 @@ class RowReader:
             )
         return SPLIT_NAMES[text]
 
-    def _spec(self, record: Record, *, is_edit: bool) -> str:
+    def _spec(self, record: RawRecord, *, is_edit: bool) -> str:
         text = self._text(record, "spec")
         spec: Any = {}
         try:
@@ -305,7 +305,7 @@ class RowReader:
             raise _FieldError(self._column("spec"), trouble)
         return text
 
-    def _picture(self, record: Record, name: str) -> "Image | None":
+    def _picture(self, record: RawRecord, name: str) -> "Image | None":
         """Return the picture that a cell holds or names, None where it is empty."""
         data = self._bytes(self._cell(record, name), self._column(name))
         if data is None:

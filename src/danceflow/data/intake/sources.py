@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Record:
+class RawRecord:
     """One row as it stands in its source.
 
     Attributes:
@@ -47,7 +47,7 @@ class Record:
     fault: str | None = None
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """A sequence of records that can be read in parts."""
 
     folder: Path | None
@@ -65,7 +65,7 @@ class Source(Protocol):
         """Return the number of records, or None where only reading them would tell."""
         ...
 
-    def records(self, shard: int, num_shards: int, start: int) -> Iterator[Record]:
+    def records(self, shard: int, num_shards: int, start: int) -> Iterator[RawRecord]:
         """Yield the records of a shard, without its first ``start`` ones.
 
         The shards together hold every record once.
@@ -73,7 +73,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(kind: str, config: "InputParams", root: Path) -> Source:
+def open_source(kind: str, config: "InputParams", root: Path) -> RowSource:
     """Return the source that the parameters name.
 
     Args:
@@ -85,7 +85,7 @@ def open_source(kind: str, config: "InputParams", root: Path) -> Source:
         DataError: it is not there, cannot be read or lacks a column.
     """
     path = root / config.path
-    source: Source
+    source: RowSource
     if kind == "table":
         source = TableSource(path)
     elif kind == "folder":
@@ -96,7 +96,7 @@ def open_source(kind: str, config: "InputParams", root: Path) -> Source:
     return source
 
 
-def _require_columns(source: Source, config: "InputParams") -> None:
+def _require_columns(source: RowSource, config: "InputParams") -> None:
     """Check that the source has every column, and read no further than it must to know."""
     lacking = set(config.columns.values())
     known = []
@@ -171,7 +171,7 @@ class TableSource:
             return None
         return int(self._parquet().metadata.num_rows)
 
-    def records(self, shard: int, num_shards: int, start: int) -> Iterator[Record]:
+    def records(self, shard: int, num_shards: int, start: int) -> Iterator[RawRecord]:
         """Yield the rows of a shard, blocks of rows in turn."""
         readers = {".csv": self._csv, ".jsonl": self._lines, ".parquet": self._rows}
         rows = readers[self.path.suffix]()
@@ -198,7 +198,7 @@ class TableSource:
 
             yield _guarded(reader, unreadable)
 
-    def _csv(self) -> Iterator[Record]:
+    def _csv(self) -> Iterator[RawRecord]:
         with self._csv_reader() as reader:
             header = self._header(reader)
             rows = (row for row in reader if row)
@@ -207,9 +207,9 @@ class TableSource:
                 if len(row) != len(header):
                     fault = f"has {len(row)} fields, the first line has {len(header)}"
                 cells = dict(zip(header, row, strict=False))
-                yield Record(self._place(number), number, cells, fault)
+                yield RawRecord(self._place(number), number, cells, fault)
 
-    def _lines(self) -> Iterator[Record]:
+    def _lines(self) -> Iterator[RawRecord]:
         with self.path.open("rb") as file:
             for number, line in enumerate(row for row in file if row.strip()):
                 fault = None
@@ -221,7 +221,7 @@ class TableSource:
                     cells, fault = None, "is nested too deeply"
                 if not isinstance(cells, dict):
                     cells, fault = {}, fault or "is no JSON object"
-                yield Record(self._place(number), number, cells, fault)
+                yield RawRecord(self._place(number), number, cells, fault)
 
     def _parquet(self) -> Any:
         import pyarrow.parquet as pq
@@ -232,11 +232,11 @@ class TableSource:
             reason = _reason(error)
             raise DataError(f"{self.path}: is no readable parquet file: {reason}") from error
 
-    def _rows(self) -> Iterator[Record]:
+    def _rows(self) -> Iterator[RawRecord]:
         batches = self._parquet().iter_batches(batch_size=_BLOCK, use_threads=False)
         rows = (cells for batch in batches for cells in batch.to_pylist())
         for number, cells in enumerate(_guarded(rows, self._unreadable)):
-            yield Record(self._place(number), number, cells)
+            yield RawRecord(self._place(number), number, cells)
 
     def _unreadable(self, number: int, error: Exception) -> DataError:
         return DataError(f"{self.path}: is damaged behind row {number}: {_reason(error)}")
@@ -315,7 +315,7 @@ class DatasetSource:
         found = splits.get(self.config.subset or "train")
         return None if found is None else int(found.num_examples)
 
-    def records(self, shard: int, num_shards: int, start: int) -> Iterator[Record]:
+    def records(self, shard: int, num_shards: int, start: int) -> Iterator[RawRecord]:
         """Yield the rows of a shard: whole files where there are enough, else rows in turn."""
         from datasets.distributed import split_dataset_by_node
 
@@ -337,7 +337,7 @@ class DatasetSource:
             return DataError(f"{text}: {self._damage() or _reason(error)}")
 
         for index, cells in enumerate(_guarded(iter(part), unreadable), start=start):
-            yield Record(f"{label}: row {index + 1}", index * num_shards + shard, cells)
+            yield RawRecord(f"{label}: row {index + 1}", index * num_shards + shard, cells)
 
 
 def _guarded(rows: Iterator[T], failure: Callable[[int, Exception], DanceflowError]) -> Iterator[T]:

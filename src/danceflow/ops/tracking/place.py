@@ -52,6 +52,17 @@ def mark_experiment(worktree: Path, checkout: Path) -> None:
     write_text(Paths(worktree).started_from, str(checkout.resolve()))
 
 
+def git_says(folder: Path, *arguments: str) -> str | None:
+    """Return what a git command prints in a folder; None: it fails, or there is no git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def _started_from(root: Path) -> Path | None:
     """Return the project that an experiment at ``root`` was started from; None: it is none."""
     mark = Paths(root).started_from
@@ -117,9 +128,4 @@ def _git_folder(top: Path) -> Path:
 
 def _setting(folder: Path, name: str) -> str | None:
     """Return a setting of the repository in a git folder; None: it is not set."""
-    command = ["git", f"--git-dir={folder}", "config", "--get", name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return git_says(folder, f"--git-dir={folder}", "config", "--get", name)

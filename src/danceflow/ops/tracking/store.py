@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import sqlite3
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from danceflow.errors import TrackingError
 from danceflow.ops.tracking.anchor import anchor, artifact_root
-from danceflow.ops.tracking.place import main_checkout
+from danceflow.ops.tracking.place import git_says, main_checkout
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -226,10 +225,10 @@ def source_tags(root: Path) -> dict[str, str]:
     MLflow's own commit tag hides local changes, hence ``git.dirty``.
     """
     tags = {"mlflow.user": getuser(), "mlflow.source.name": "danceflow"}
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = git_says(root, "rev-parse", "HEAD")
     if commit is not None:
         tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
-        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+        changes = git_says(root, "status", "--porcelain", "--untracked-files=no")
         tags["git.dirty"] = str(changes != "").lower()
     if experiment := os.environ.get("DVC_EXP_NAME"):
         tags["dvc.experiment"] = experiment
@@ -290,14 +289,3 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
     if found.tags.get(KIND_TAG) in _NO_KIND:
         client.set_experiment_tag(found.experiment_id, KIND_TAG, TRAINING)
     return str(found.experiment_id)
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """Return what a git command prints, or None where there is no commit or no git."""
-    try:
-        process = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return None
-    return process.stdout.strip() if process.returncode == 0 else None

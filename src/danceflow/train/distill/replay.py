@@ -19,8 +19,8 @@ _TENSORS = ("z", "sigma", "sigma_next", "index", "grid")
 
 
 @dataclass(frozen=True)
-class Part:
-    """States of one capability and of one size in an update.
+class Visits:
+    """What the student visits of one capability, in one size: the states of an update.
 
     Attributes:
         capability: its name.
@@ -46,9 +46,9 @@ class Replay:
         """
         self.num_rounds, self.device, self.dynamics = num_rounds, device, dynamics
         # Of the update after the next i ones: a list of parts for each rollout, the oldest first.
-        self.waiting: list[list[list[Part]]] = [[] for _ in range(num_rounds - 1)]
+        self.waiting: list[list[list[Visits]]] = [[] for _ in range(num_rounds - 1)]
 
-    def exchange(self, fresh: Sequence[Part]) -> list[Part]:
+    def exchange(self, fresh: Sequence[Visits]) -> list[Visits]:
         """Return what this update trains on: waiting rounds and the first one of ``fresh``.
 
         Every rollout has the same weight, and the parts of one capability and size are joined. In
@@ -57,10 +57,10 @@ class Replay:
         Args:
             fresh: the parts of this update's rollout, with R rounds each; their shares sum to 1.
         """
-        rounds: list[list[Part]] = [[] for _ in range(self.num_rounds)]
+        rounds: list[list[Visits]] = [[] for _ in range(self.num_rounds)]
         for part in fresh:
             for number, queries in enumerate(part.queries.rounds(self.num_rounds)):
-                rounds[number].append(Part(part.capability, part.share, queries))
+                rounds[number].append(Visits(part.capability, part.share, queries))
         self.waiting.append([])
         for number, parts in enumerate(rounds):
             self.waiting[number].append(parts)
@@ -76,26 +76,26 @@ class Replay:
             [[self._unpacked(part) for part in parts] for parts in due] for due in state
         ]
 
-    def _unpacked(self, packed: dict[str, Any]) -> Part:
+    def _unpacked(self, packed: dict[str, Any]) -> Visits:
         queries = Queries(
             **{name: packed[name].to(self.device) for name in _TENSORS},
             condition=Condition(packed["condition"]).to(self.device),
             num_queries=packed["num_queries"],
             dynamics=self.dynamics,
         )
-        return Part(packed["capability"], packed["share"], queries)
+        return Visits(packed["capability"], packed["share"], queries)
 
 
-def _joined(rollouts: Sequence[Sequence[Part]]) -> list[Part]:
+def _joined(rollouts: Sequence[Sequence[Visits]]) -> list[Visits]:
     """Return one part per capability and size of states.
 
     Its states have one weight, as every rollout has as many samples of a capability.
     """
-    found: dict[tuple[str, torch.Size], list[Part]] = {}
+    found: dict[tuple[str, torch.Size], list[Visits]] = {}
     for part in (part for parts in rollouts for part in parts):
         found.setdefault((part.capability, part.queries.z.shape[1:]), []).append(part)
     return [
-        Part(
+        Visits(
             name,
             sum(part.share for part in parts) / len(rollouts),
             parts[0].queries if len(parts) == 1 else Queries.cat([p.queries for p in parts]),
@@ -104,7 +104,7 @@ def _joined(rollouts: Sequence[Sequence[Part]]) -> list[Part]:
     ]
 
 
-def _packed(part: Part) -> dict[str, Any]:
+def _packed(part: Visits) -> dict[str, Any]:
     queries = part.queries
     return {
         "capability": part.capability,

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,8 +43,6 @@ def finetune(
     seed: int,
     work: Path,
     checkpoint_every: int = 500,
-    observe: Callable[[int, nn.Module], dict[str, float]] | None = None,
-    observe_every: int = 2000,
 ) -> None:
     """Train what of ``backbone`` requires gradients, and leave its moving average in it.
 
@@ -61,8 +59,6 @@ def finetune(
         seed: decides noise, sigma and caption dropout.
         work: folder of the rolling checkpoint and ``curve.jsonl``; running again resumes.
         checkpoint_every: updates between checkpoints.
-        observe: measures the averaged network; its numbers go to the curve.
-        observe_every: updates between observations.
 
     Raises:
         TrainingError: when the loss or the gradient is not finite; the last checkpoint stays.
@@ -114,8 +110,6 @@ def finetune(
             elapsed = seconds + time.monotonic() - began
             curve.append({"step": done, "loss": mean, "seconds": round(elapsed, 1)})
             _LOG.info("update %d: loss %.5f", done, mean)
-        if observe is not None and (done % observe_every == 0 or last):
-            curve.append({"step": done, **_observed(backbone, ema, observe, done)})
         if done % checkpoint_every == 0 or last:
             save_checkpoint(
                 path,
@@ -177,19 +171,3 @@ def _drop_captions(
             for name, value in condition.tensors.items()
         }
     )
-
-
-def _observed(
-    backbone: nn.Module,
-    ema: Ema,
-    observe: Callable[[int, nn.Module], dict[str, float]],
-    step: int,
-) -> dict[str, float]:
-    """Return what ``observe`` measures on the averaged weights; the live ones are put back."""
-    live = {name: value.clone() for name, value in backbone.state_dict().items()}
-    ema.copy_to(backbone)
-    backbone.eval()
-    measured = observe(step, backbone)
-    backbone.load_state_dict(live)
-    backbone.train()
-    return measured

@@ -1,0 +1,350 @@
+"""The training loop of the student.
+
+For every update: pick the capabilities, draw their rows and query indices, roll the student out to
+those indices, ask each capability's own teacher there, and regress. Everything that differs between
+methods is data (``danceflow.method``); every draw is a function of (seed, purpose, step, sample).
+A capability's rows in an update have one size; sizes are rolled out apart, each on its own grid.
+"""
+
+import copy
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from danceflow.capability import Capability, asked
+from danceflow.data.cached_rows import CachedRows, ConditionCache
+from danceflow.data.sizes import Size, by_size
+from danceflow.fields import Condition, Request, VelocityField, seed_for
+from danceflow.method import Method
+from danceflow.models.adapters.lora import merge_adapter
+from danceflow.models.memory import Memory, recompute_activations
+from danceflow.models.package import Teachers, save_package
+from danceflow.models.start import start_student
+from danceflow.ops.tracking import Tracker
+from danceflow.train.distill.balance import LossBalance
+from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, Ledger
+from danceflow.train.distill.guards import (
+    require_different,
+    require_finite,
+    require_finite_velocities,
+    require_frozen,
+    require_gradient,
+)
+from danceflow.train.distill.replay import Replay, Visits
+from danceflow.train.distill.router import Router
+from danceflow.train.log import Meter, MetricsFile, log_losses
+from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
+from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from danceflow.params.sections import Params
+    from danceflow.train.distill.observe import Observer
+
+_LOG = logging.getLogger(__name__)
+_MAX_ROWS = 256  # states per backward pass
+
+
+def sizes_by_rows(caches: Iterable[ConditionCache]) -> list[Size]:
+    """Return the sizes that all caches hold, those of most rows first."""
+    counts: Counter[Size] = Counter()
+    for cache in caches:
+        counts.update(cache.counts)
+    return [size for size, _ in counts.most_common()]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows of one capability in an update, of one size.
+
+    Attributes:
+        capability: its name.
+        share: of the update's loss.
+        cached: the cached rows of that size.
+        rows: [B] long, places in them.
+    """
+
+    capability: str
+    share: float
+    cached: CachedRows
+    rows: Tensor
+
+
+class Trainer:
+    """Student, optimiser and average, and the loop that moves them."""
+
+    def __init__(
+        self,
+        params: "Params",
+        method: Method,
+        teachers: Teachers,
+        caches: dict[str, ConditionCache],
+        work: Path,
+        tracker: Tracker,
+        observer: "Observer",
+    ) -> None:
+        """Build the student and resume from ``work`` if a checkpoint is there."""
+        self.params, self.config, self.method = params, params.distill, method
+        self.caches, self.sizes = caches, sizes_by_rows(caches.values())
+        self.families = {size: teachers.family.sized(*size) for size in self.sizes}
+        self.family = self.families[self.sizes[0]]
+        self.tracker, self.observer, self.work = tracker, observer, work
+        self.device = torch.device(params.run.device)
+        found = asked(params)
+        capabilities = found.capabilities
+        self.router = Router(capabilities, self.config.seed, self.config.capabilities_per_update)
+        require_frozen(teachers.backbones.values())
+        self.ledger = Ledger(self.config.max_field_evaluations)
+        self.teachers: dict[str, VelocityField] = {}
+        for c in capabilities:
+            teacher = teachers.field(c.teacher.name, c.teacher.guidance_scale)
+            self.teachers[c.name] = self.ledger.count("teachers", teacher, teacher.cost)
+        self.backbone, self.trainable = start_student(
+            self.config, teachers, self.config.seed, found.start
+        )
+        if self.config.activation_checkpointing:
+            recompute_activations(self.backbone)
+        # A student that starts as one of several teachers agrees with that one at first.
+        self.must_differ = found.differing or {c.name for c in capabilities}
+        self.student = self.family.field(self.backbone)
+        self.rollout_field = self.ledger.count("rollout", self.student)
+        self.trained_field = self.ledger.count("training", self.student, FORWARD_AND_BACKWARD)
+        self.grids = {
+            size: family.grid(self.config.num_steps).to(self.device)
+            for size, family in self.families.items()
+        }
+        self.optimizer = make_optimizer(
+            self.config.optimizer,
+            self.trainable,
+            self.config.learning_rate,
+            self.config.weight_decay,
+        )
+        self.replay = Replay(method.updates_per_rollout, self.device, method.states.dynamics)
+        self.balance = LossBalance([c.name for c in capabilities], self.config.loss_normalisation)
+        self.ema = Ema(self.backbone, self.config.ema_decay)
+        needs_ema = method.objective.needs_ema
+        self.ema_field = self._ema_field(teachers.memory) if needs_ema else None
+        self.step, self.seconds, size, self.meter = 0, 0.0, 0, Meter()
+        if (saved := load_checkpoint(work / "checkpoint.pt")) is not None:
+            self.backbone.load_state_dict(saved["student"], strict=False)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.ema.load_state_dict(saved["ema"])
+            self.meter.load_state_dict(saved["meter"])
+            self.replay.load_state_dict(saved["replay"])
+            self.balance.load_state_dict(saved["balance"])
+            self.ledger.load_state_dict(saved["ledger"])
+            self.step, self.seconds, size = saved["step"], saved["seconds"], saved["metrics_size"]
+            _LOG.info("resuming at update %d", self.step)
+        self.metrics = MetricsFile(work / "metrics.jsonl", size)
+
+    def _ema_field(self, memory: Memory) -> VelocityField:
+        copied = copy.deepcopy(self.backbone).eval().requires_grad_(False)
+        self.ema_backbone = memory.compiled(copied)  # a copy of compiled blocks is not
+        return self.ledger.count("average", self.family.field(self.ema_backbone))
+
+    def train(self) -> None:
+        """Run the updates that are left; a method that does not train has none."""
+        num_updates = self.config.num_updates
+        began, done_before = time.monotonic(), self.step
+        bar = tqdm(total=num_updates, initial=self.step, desc="distill", unit="update")
+        if self.step == 0:
+            self._observe(force=True)
+        while not self._is_finished():
+            position = self._position()
+            factor = schedule(position, num_updates, self.config.warmup, self.config.schedule)
+            set_learning_rate(self.optimizer, factor)
+            norm = self._update(position / num_updates)
+            self.ledger.close_update()
+            self.step += 1
+            last = self._is_finished()
+            bar.update(int(self._position()) - bar.n)
+            if self.step % self.config.log_every == 0 or last:
+                elapsed = time.monotonic() - began
+                speed = (self.step - done_before) * self.config.batch_size / elapsed
+                common = {
+                    "grad_norm": norm,
+                    "learning_rate": self.config.learning_rate * factor,
+                    "images_per_second": speed,
+                    "field_evaluations": self.ledger.total,
+                    "seconds": self.seconds + elapsed,
+                }
+                loss = log_losses(self.meter, self.metrics, self.tracker, self.step, common)
+                require_finite(loss, "loss", self.step)
+                bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
+            self._observe(force=last)
+            if self.step % self.config.checkpoint_every == 0 or last:
+                self._checkpoint(self.seconds + time.monotonic() - began)
+        bar.close()
+        self.ema.copy_to(self.backbone)
+
+    def _is_finished(self) -> bool:
+        """Return whether all updates are made, or the budget allows no further one."""
+        if not self.method.trains or self.step >= self.config.num_updates:
+            return True
+        return self.ledger.exhausted
+
+    def _position(self) -> float:
+        """Return how far the training is on a scale of ``num_updates``.
+
+        With a budget of field evaluations the share that is spent counts where it is larger than
+        the share of updates made: schedule and curriculum end where the training ends, without
+        a forecast of what an update costs.
+        """
+        spent = min(1.0, self.ledger.share) * self.config.num_updates
+        return max(self.step, spent)
+
+    def _update(self, progress: float) -> float:
+        """Make one update and return the gradient norm before clipping."""
+        drawn = [
+            self._draw(capability, share, self._num_rows(share))
+            for capability, share in self.router.route(self.step)
+        ]
+        groups = by_size(item.cached.size for item in drawn)
+        parts = self.replay.exchange(
+            [
+                part
+                for size, places in groups.items()
+                for part in self._collect(size, [drawn[place] for place in places], progress)
+            ]
+        )
+        if self.ema_field is not None:
+            self.ema.copy_to(self.ema_backbone)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in parts:
+            name, weight = part.capability, part.share * self.balance.weight(part.capability)
+            for chunk, piece in part.queries.split(_MAX_ROWS):
+                target = self.method.target_velocity(chunk, self.teachers, name)
+                velocity = self.trained_field(chunk.z, chunk.sigma, chunk.condition)
+                require_finite_velocities(
+                    chunk, target, velocity, name, self._target_of(name), self.step
+                )
+                if self.step == 0 and name in self.must_differ:
+                    require_different(velocity, target, name)
+                loss, rows = self.method.objective(velocity, target, chunk, self.ema_field)
+                (loss * weight * piece).backward()
+                self.meter.add(name, chunk.sigma, rows)
+                self.balance.add(name, rows)
+        norm = float(nn.utils.clip_grad_norm_(self.trainable, self.config.clip_norm))
+        require_finite(norm, "gradient norm", self.step)
+        if any(part.capability in self.must_differ for part in parts):
+            require_gradient(norm, self.step)
+        self.optimizer.step()
+        self.ema.update(self.backbone)
+        self.balance.close_update()
+        return norm
+
+    def _target_of(self, name: str) -> str:
+        """Return who says what a capability's rows are to become, for messages."""
+        if self.method.target == "data":
+            return "the data"
+        if self.method.routing == "soft":
+            return "the average of all teachers"
+        return f"teacher {self.params.capabilities[name].teacher!r}"
+
+    def _num_rows(self, share: float) -> int:
+        """Return how many samples of a capability with this share are rolled out: whole groups."""
+        group = self.method.group_size
+        num_samples = self.config.batch_size / self.method.updates_per_rollout
+        return max(1, round(num_samples * share / group)) * group
+
+    def _draw(self, capability: Capability, share: float, num_rows: int) -> Drawn:
+        """Return rows of the capability's cache; a group of samples shares one row."""
+        name, group = capability.name, self.method.group_size
+        seeds = [
+            seed_for(self.config.seed, f"row/{name}", self.step, index // group)
+            for index in range(num_rows)
+        ]
+        size_seed = seed_for(self.config.seed, f"size/{name}", self.step, 0)
+        cached, rows = self.caches[name].draw(self.method.states.clean_kind, size_seed, seeds)
+        return Drawn(name, share, cached, rows)
+
+    def _collect(self, size: Size, drawn: Sequence[Drawn], progress: float) -> list[Visits]:
+        """Return the states of rows of one size, capability by capability."""
+        counts = [len(item.rows) for item in drawn]
+        seeds = [
+            seed_for(self.config.seed, f"sample/{item.capability}", self.step, index)
+            for item in drawn
+            for index in range(len(item.rows))
+        ]
+        queries = self.method.collect(
+            Request(
+                student=self.rollout_field,
+                condition=Condition.cat([item.cached.condition(item.rows) for item in drawn]).to(
+                    self.device
+                ),
+                grid=self.grids[size],
+                shape=self.families[size].latent_shape,
+                seeds=seeds,
+                clean=lambda kind: torch.cat(
+                    [item.cached.clean(kind, item.rows) for item in drawn]
+                ).to(self.device),
+                progress=progress,
+                runs=counts,
+            )
+        )
+        return [
+            Visits(item.capability, item.share, part)
+            for item, part in zip(drawn, queries.parts(counts), strict=True)
+        ]
+
+    def _observe(self, *, force: bool) -> None:
+        """Score and draw the averaged student when it is time; the live weights are put back."""
+        score = force or self.step % self.config.evaluate_every == 0
+        draw = force or self.step % self.config.grid_every == 0
+        if not (score or draw):
+            return
+        live = {
+            name: param.detach().clone()
+            for name, param in self.backbone.named_parameters()
+            if param.requires_grad
+        }
+        self.ema.copy_to(self.backbone)
+        scores = self.observer.observe(self.student, self.step, score=score, draw=draw)
+        if scores:
+            self.metrics.append(
+                {
+                    "step": self.step,
+                    "num_steps": self.params.evaluate.num_steps,
+                    "scores": scores,
+                }
+            )
+        with torch.no_grad():
+            for name, param in self.backbone.named_parameters():
+                if name in live:
+                    param.copy_(live[name])
+
+    def _checkpoint(self, seconds: float) -> None:
+        save_checkpoint(
+            self.work / "checkpoint.pt",
+            {
+                "step": self.step,
+                "seconds": seconds,
+                "metrics_size": self.metrics.size,
+                "student": {
+                    name: value
+                    for name, value in self.backbone.state_dict().items()
+                    if name in self.ema.values
+                },
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict(),
+                "meter": self.meter.state_dict(),
+                "replay": self.replay.state_dict(),
+                "balance": self.balance.state_dict(),
+                "ledger": self.ledger.state_dict(),
+            },
+        )
+
+    def package(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Write the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
+        if self.config.student == "lora":
+            self.family.export_adapter(self.backbone, folder / "adapter")
+            self.backbone = merge_adapter(self.backbone, dtype=torch.float16)
+        save_package(folder, self.family, self.backbone, json.loads(json.dumps(meta)))
