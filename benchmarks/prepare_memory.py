@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from danceflow.params.read import load_params, read_yaml
+from danceflow.params.read import load_params
+from danceflow.params.yaml12 import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 300e6

@@ -25,7 +25,9 @@ from danceflow.errors import DataError, StageError, UsageError
 from danceflow.ops.files import fingerprint
 from danceflow.ops.runtime import git_identity
 from danceflow.ops.tracking import mark_experiment
-from danceflow.params.read import Params, override, parse_params, read_yaml
+from danceflow.params.read import override, parse_params
+from danceflow.params.sections import Params
+from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from flows import dvc_graph, dvc_stage
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from danceflow.errors import DanceflowError, TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store, resolve_uri, runs_page
-from danceflow.params.read import TrackingParams
+from danceflow.params.sections import TrackingParams
 from flows.processes import ProcessGroups
 from flows.servers import Server, mlflow_server, prefect_server
 

@@ -21,7 +21,9 @@ from prefect.tasks import Task, exponential_backoff
 
 from danceflow.errors import DanceflowError, TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store
-from danceflow.params.read import Params, load_params, require_trained_here, require_weights
+from danceflow.params.read import load_params
+from danceflow.params.rules import require_trained_here, require_weights
+from danceflow.params.sections import Params
 from danceflow.paths import Paths, find_root
 from danceflow.registry.promotion import Standing
 from flows import dvc_graph, dvc_stage, promote

@@ -19,7 +19,8 @@ from danceflow.ops.tracking import (
     resume_run,
     source_tags,
 )
-from danceflow.params.read import Params, load_params
+from danceflow.params.read import load_params
+from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.registry.promotion import Change, Promotions, Standing
 from danceflow.registry.register import register_student

@@ -10,7 +10,7 @@ import typer.main
 from danceflow.check import find_problems
 from danceflow.cli import app
 from danceflow.errors import ConfigError
-from danceflow.params.read import read_yaml
+from danceflow.params.yaml12 import read_yaml
 from danceflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]

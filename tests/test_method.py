@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from params_files import ROOT, changed
 
 from danceflow.capability import FIXED_STARTS
 from danceflow.fields import (
@@ -17,7 +18,10 @@ from danceflow.fields import (
     shifted_grid,
     velocity_mse,
 )
-from danceflow.method import METHODS, Method, resolve_method
+from danceflow.method import METHODS, Method, method_of, resolve_method
+from danceflow.params.read import parse_params
+from danceflow.params.sections import MethodParts
+from danceflow.params.yaml12 import read_yaml
 
 GRID = shifted_grid(4, 3.0)
 TEACHERS = {
@@ -206,6 +210,36 @@ def test_resolve_replaces_what_is_given_and_nothing_else():
     dense = resolve_method("diffusionopd", reduction="mean")
     assert dense.objective.row_loss == OBJECTIVES["diffusionopd"].row_loss
     assert dense.num_queries == "all"
+
+
+# For every part that a params file can replace: one that the method of ``params.yaml`` has not.
+REPLACED = {
+    "query": ["query=high"],
+    "objective": ["objective=snr"],
+    "num_queries": ["num_queries=2"],
+    "reduction": ["reduction=sum"],
+    "dynamics": ["dynamics=sde"],
+    "eta": ["dynamics=sde", "eta=0.3"],
+    "routing": ["routing=soft"],
+    "group_size": ["group_size=2"],
+    "coupling": ["coupling=antithetic"],
+    "warm_start": ["warm_start=1"],
+    "updates_per_rollout": ["updates_per_rollout=2"],
+}
+
+
+@pytest.mark.parametrize("part", MethodParts.model_fields)
+def test_every_part_that_a_file_replaces_reaches_the_method(part):
+    data = changed(read_yaml(ROOT / "params.yaml"), "distill.batch_size=32")
+    *before, last = [f"distill.{assignment}" for assignment in REPLACED[part]]
+    assert last.startswith(f"distill.{part}=")
+    own = method_of(parse_params(changed(data, *before), "before").distill)
+    assert method_of(parse_params(changed(data, *before, last), "after").distill) != own
+
+
+def test_a_part_that_no_method_has_is_refused():
+    with pytest.raises(TypeError, match="qury"):
+        resolve_method("danceopd", qury="high")
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from danceflow.capability import asked
 from danceflow.fields import OBJECTIVES
 from danceflow.method import method_of, require_training
 from danceflow.models.family import FAMILIES
-from danceflow.params.read import load_params, override, parse_params, read_yaml
-from danceflow.params.sections import BROUGHT, InputParams, Params
+from danceflow.params.names import BROUGHT
+from danceflow.params.read import load_params, override, parse_params
+from danceflow.params.sections import InputParams, Params
 from danceflow.params.sweep import read_sweep
+from danceflow.params.yaml12 import read_yaml
 from danceflow.plan.devices import device_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from params_files import dump_yaml
 
 from danceflow import stages
 from danceflow.errors import ConfigError, DiskSpaceError, StageError, UsageError
 from danceflow.ops import determinism
-from danceflow.params.read import dump_yaml, override, read_yaml
+from danceflow.params.read import override
+from danceflow.params.yaml12 import read_yaml
 from danceflow.stages import STAGES, Stage, run_stage
 
 ROOT = Path(__file__).resolve().parents[1]

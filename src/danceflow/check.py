@@ -15,7 +15,9 @@ from typing import Any
 
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.ops.code import file_of, holds_code, reached_files
-from danceflow.params.read import Params, load_params, read_yaml
+from danceflow.params.read import load_params
+from danceflow.params.sections import Params
+from danceflow.params.yaml12 import read_yaml
 from danceflow.stages import STAGES, Out, Stage
 
 # Sections that decide where something is recorded, never what.

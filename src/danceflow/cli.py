@@ -87,13 +87,8 @@ def run(
     root = _checkout()
     _leave_on_sigterm()
     from danceflow.method import require_training
-    from danceflow.params.read import (
-        load_params,
-        override,
-        parse_params,
-        read_assignments,
-        read_yaml,
-    )
+    from danceflow.params.read import load_params, override, parse_params, read_assignments
+    from danceflow.params.yaml12 import read_yaml
 
     source = root / "params.yaml" if recipe is None else recipe
     values = read_assignments(assignments or [])
@@ -322,7 +317,8 @@ def plan(
     if recipe is None:
         found = plan_reference(str(model), gpu, utilisation)
     else:
-        from danceflow.params.read import override, parse_params, read_assignments, read_yaml
+        from danceflow.params.read import override, parse_params, read_assignments
+        from danceflow.params.yaml12 import read_yaml
 
         values = read_assignments(assignments or [])
         source = f"{recipe} with --set" if values else str(recipe)

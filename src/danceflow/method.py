@@ -13,7 +13,7 @@ no branch on it:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -41,14 +41,12 @@ from danceflow.fields import (
     resolve_objective,
     with_reduction,
 )
+from danceflow.params.names import ROUTING_NAMES, Routing
 
 if TYPE_CHECKING:
     from danceflow.params.sections import DistillParams, Params
 
-Routing = Literal["hard", "soft"]
 Target = Literal["teacher", "data"]
-NumQueries = int | Literal["all"]
-ROUTINGS: Mapping[str, Routing] = {name: name for name in get_args(Routing)}
 STUDENT_ODE = OnPolicy(Ode())
 DYNAMICS: Mapping[str, type[Ode] | type[Sde]] = {"ode": Ode, "sde": Sde}
 
@@ -77,7 +75,7 @@ class Method:
     name: str
     states: StateSource = STUDENT_ODE
     query: str = "low"
-    num_queries: NumQueries = 1
+    num_queries: int | Literal["all"] = 1
     objective: Objective = OBJECTIVES["mse"]
     routing: Routing = "hard"
     target: Target = "teacher"
@@ -114,6 +112,8 @@ class Method:
                 f"method {self.name!r}: updates_per_rollout is {self.updates_per_rollout}, but "
                 f"{reason}"
             )
+        if self.routing not in ROUTING_NAMES:
+            raise ValueError(unknown_name("routing", self.routing, ROUTING_NAMES))
         lookup(COUPLINGS, self.coupling, "coupling")
         if self.query == LOGIT_NORMAL and self.coupling != INDEPENDENT:
             raise ValueError(f"method {self.name!r}: a query {LOGIT_NORMAL!r} cannot be coupled")
@@ -238,51 +238,36 @@ METHODS: Mapping[str, Method] = {
 def resolve_method(
     name: str,
     *,
-    query: str | None = None,
-    num_queries: NumQueries | None = None,
     objective: str | None = None,
     reduction: str | None = None,
     dynamics: str | None = None,
     eta: float | None = None,
-    routing: str | None = None,
-    group_size: int | None = None,
-    coupling: str | None = None,
     warm_start: int | None = None,
-    updates_per_rollout: int | None = None,
+    **fields: Any,
 ) -> Method:
-    """Return the named method, with the parts that are given (not None) replaced.
+    """Return the named method, with the parts that are given replaced.
+
+    The parts are those of ``danceflow.params.sections.MethodParts``.
 
     Args:
         name: a name of METHODS.
-        query: a name of fields.QUERIES, or "logit_normal" for noised states.
-        num_queries: K, or "all".
         objective: a name of fields.OBJECTIVES.
         reduction: how K states combine: "mean", "sum", "weighted".
         dynamics: "ode" or "sde", for methods whose states come from a rollout.
         eta: noise level of the SDE.
-        routing: "hard" or "soft".
-        group_size: samples that share a condition.
-        coupling: a name of fields.COUPLINGS.
         warm_start: the rollout index where the student takes over from a noised teacher sample.
-        updates_per_rollout: updates among which a rollout's states are shared out.
+        fields: the other parts, which are fields of ``Method`` by the same names.
 
     Raises:
         ValueError: an unknown name (the message names the nearest), or parts that do not fit.
     """
     method = lookup(METHODS, name, "method")
-    parts = method.objective if objective is None else resolve_objective(objective)
+    loss = method.objective if objective is None else resolve_objective(objective)
     return replace(
         method,
         states=_with_start(method, _with_dynamics(method, dynamics, eta), warm_start),
-        query=method.query if query is None else query,
-        num_queries=method.num_queries if num_queries is None else num_queries,
-        objective=parts if reduction is None else with_reduction(parts, reduction),
-        routing=method.routing if routing is None else lookup(ROUTINGS, routing, "routing"),
-        group_size=method.group_size if group_size is None else group_size,
-        coupling=method.coupling if coupling is None else coupling,
-        updates_per_rollout=(
-            method.updates_per_rollout if updates_per_rollout is None else updates_per_rollout
-        ),
+        objective=loss if reduction is None else with_reduction(loss, reduction),
+        **fields,
     )
 
 
@@ -322,20 +307,7 @@ def method_of(config: "DistillParams") -> Method:
         ConfigError: its parts do not fit.
     """
     try:
-        method = resolve_method(
-            config.method,
-            query=config.query,
-            num_queries=config.num_queries,
-            objective=config.objective,
-            reduction=config.reduction,
-            dynamics=config.dynamics,
-            eta=config.eta,
-            routing=config.routing,
-            group_size=config.group_size,
-            coupling=config.coupling,
-            warm_start=config.warm_start,
-            updates_per_rollout=config.updates_per_rollout,
-        )
+        method = resolve_method(config.method, **config.replaced)
         method.queries_per_sample(config.num_steps)
     except ValueError as error:
         raise ConfigError(f"distill: {error}") from error

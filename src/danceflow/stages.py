@@ -14,7 +14,9 @@ from typing import Any
 from danceflow.errors import StageError, UsageError, unknown_name
 from danceflow.ops import determinism, files, runtime, timings
 from danceflow.ops.code import EVERY_STAGE
-from danceflow.params.read import Params, load_params, require_weights
+from danceflow.params.read import load_params
+from danceflow.params.rules import require_weights
+from danceflow.params.sections import Params
 from danceflow.paths import Paths, find_root
 
 # A stage that starts on a nearly full disk would fail half-way.

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from params_files import dump_yaml
 from tiny_project import ROOT, SMALL
 
 from danceflow.data.buckets import read_bucket
 from danceflow.digits.raw import write_digits
 from danceflow.evaluate.records import read_evaluation
 from danceflow.models.package import load_package, read_manifest
-from danceflow.params.read import dump_yaml, load_params, override, read_yaml
+from danceflow.params.read import load_params, override
+from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.stages import run_stage
 

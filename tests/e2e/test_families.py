@@ -26,7 +26,7 @@ from tiny_stock import stock_family
 from danceflow.fields import normal, sample
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.package import load_package
-from danceflow.params.read import read_yaml
+from danceflow.params.yaml12 import read_yaml
 from danceflow.registry.student import Student
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from layouts import LAYOUTS, Layout
+from params_files import dump_yaml
 
 from danceflow.errors import ConfigError, DataError, UsageError
 from danceflow.ops.tracking import main_checkout
-from danceflow.params.read import dump_yaml, load_params
+from danceflow.params.read import load_params
 from danceflow.paths import Paths
 from flows.dvc_graph import DvcError
 from flows.experiment import Plan, check_raw, experiment, kept_experiments, kept_file, plan

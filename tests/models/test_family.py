@@ -5,7 +5,7 @@ import pytest
 from danceflow.errors import WeightsError
 from danceflow.models.families.sd3 import Sd3Family
 from danceflow.models.family import FAMILIES, family_class, open_family
-from danceflow.params.sections import FAMILY_NAMES
+from danceflow.params.names import FAMILY_NAMES
 
 
 def test_a_name_gives_the_class_that_bears_it() -> None:

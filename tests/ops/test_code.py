@@ -8,7 +8,7 @@ import pytest
 
 from danceflow.errors import StageError
 from danceflow.ops.code import SOURCE, code_digest, digest_of, reached_files, reached_modules
-from danceflow.params.read import read_yaml
+from danceflow.params.yaml12 import read_yaml
 from danceflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]

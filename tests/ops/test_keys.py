@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from params_files import dump_yaml
 from tiny_project import small_data, small_params
 
 from danceflow.ops import code, keys
 from danceflow.ops.code import SOURCE, reached_files
 from danceflow.ops.keys import Key
-from danceflow.params.read import dump_yaml, load_params, override, read_yaml
+from danceflow.params.read import load_params, override
 from danceflow.params.sections import Params
+from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.stages import STAGES
 

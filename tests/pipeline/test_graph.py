@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from danceflow.ops.runtime import TELEMETRY_OFF
-from danceflow.params.read import read_yaml
+from danceflow.params.yaml12 import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from params_files import dump_yaml
 
 from danceflow.errors import ConfigError
 from danceflow.ops.tracking import open_store
-from danceflow.params.read import dump_yaml, load_params
+from danceflow.params.read import load_params
 from danceflow.report.tables.table import csv_text, markdown
 from flows.cells import (
     SweepFailedError,

@@ -12,8 +12,9 @@ from tiny_stock import flux2_pipeline, qwen_image_pipeline, zimage_pipeline
 from danceflow.errors import UsageError, WeightsError
 from danceflow.models.bring import bring_teachers
 from danceflow.models.family import open_family
+from danceflow.params.names import FAMILY_NAMES
 from danceflow.params.read import override, parse_params
-from danceflow.params.sections import FAMILY_NAMES, Params
+from danceflow.params.sections import Params
 from danceflow.plan.architecture import (
     architecture_of,
     folder_architecture,

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from params_files import dump_yaml
+
 from danceflow.ops.tracking import TrackingSettings
-from danceflow.params.read import dump_yaml, load_params, override, read_yaml
+from danceflow.params.read import load_params, override
 from danceflow.params.sections import Params
+from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 
 ROOT = Path(__file__).resolve().parents[2]

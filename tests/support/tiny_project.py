@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from params_files import dump_yaml
 from tiny_models import awake
 
 from danceflow.data import cache
 from danceflow.models.family import family_class
 from danceflow.models.package import FROZEN_FOLDER, write_manifest
 from danceflow.ops import determinism
-from danceflow.params.read import dump_yaml, override, parse_params, read_yaml
+from danceflow.params.read import override, parse_params
 from danceflow.params.sections import Params
+from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import vocabulary
 from danceflow.worlds import prepare

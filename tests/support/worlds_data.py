@@ -8,8 +8,9 @@ from shaped_rows import shaped_data, write_rows
 from tiny_project import ROOT, small_data
 
 from danceflow.digits.raw import write_digits
-from danceflow.params.read import override, parse_params, read_yaml
+from danceflow.params.read import override, parse_params
 from danceflow.params.sections import DataParams
+from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.worlds.world import open_world
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from params_files import dump_yaml
 from PIL import Image
 from tiny_models import WORDS, shake, stock_pipeline
 from tiny_project import small_data
@@ -28,7 +29,7 @@ from danceflow.models.package import (
     write_manifest,
 )
 from danceflow.ops import determinism
-from danceflow.params.read import dump_yaml, parse_params
+from danceflow.params.read import parse_params
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.registry.student import Student

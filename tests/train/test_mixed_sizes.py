@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from params_files import dump_yaml
 from PIL import Image
 from shaped_rows import CAPABILITIES, SQUARE, WIDE, prepared, shaped_data
 from tiny_models import awake
@@ -23,7 +24,7 @@ from danceflow.fields import Queries, Request
 from danceflow.method import Method, method_of
 from danceflow.models.package import FROZEN_FOLDER, Teachers, load_package, write_manifest
 from danceflow.ops.tracking.tracker import NoTracker
-from danceflow.params.read import dump_yaml, override, parse_params
+from danceflow.params.read import override, parse_params
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.registry.open import open_student

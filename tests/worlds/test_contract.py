@@ -11,7 +11,7 @@ from worlds_data import write_world
 from danceflow.data.buckets import images_of, read_bucket
 from danceflow.data.sizes import by_size, sizes_of
 from danceflow.errors import ConfigError
-from danceflow.params.sections import WORLD_BUCKETS
+from danceflow.params.names import WORLD_BUCKETS
 from danceflow.worlds.world import SCORE, WORLDS, Sample, World, open_world
 
 

@@ -1,162 +1,43 @@
 """What a params file holds: one strict, frozen model per section and no default value.
 
 A default stands in ``params.yaml`` and nowhere else, so what a run used can be read there.
-``danceflow.params.read`` reads files into these models and checks the sections against each other.
+``danceflow.params.read`` reads files into these models, ``danceflow.params.rules`` ties them
+together.
 """
 
-import json
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
+from pydantic import BaseModel, ConfigDict, Field
+
+from danceflow.params.names import (
+    COUPLING_NAMES,
+    DYNAMICS_NAMES,
+    FAMILY_NAMES,
+    METHOD_NAMES,
+    OBJECTIVE_NAMES,
+    QUERY_NAMES,
+    REDUCTION_NAMES,
+    ROUTING_NAMES,
+    SOURCE_NAMES,
+    WORLD_BUCKETS,
+)
+from danceflow.params.values import (
+    Address,
+    Columns,
+    Count,
+    Fraction,
+    Key,
+    NonNegative,
+    NotEmpty,
+    NumQueries,
+    Positive,
+    PositiveCount,
+    Ratio,
+    Variable,
+    one_of,
 )
 
-from danceflow.columns import COLUMN_NAMES, COLUMN_PRESETS
-from danceflow.errors import unknown_name
-
-# Names that may stand in a params file. They repeat tables whose modules import torch, so that a
-# file is checked without it; tests hold them equal to those tables.
-METHOD_NAMES = (
-    "danceopd",
-    "danceopd_clean",
-    "diffusionopd",
-    "diffusionopd_uniform",
-    "flowopd",
-    "flowopd_detached",
-    "offpolicy",
-    "offpolicy_random_latent",
-    "joint",
-    "merge",
-    "soft",
-)
-QUERY_NAMES = ("low", "median", "high", "uniform", "stratified", "curriculum", "logit_normal")
-OBJECTIVE_NAMES = (
-    "mse",
-    "snr",
-    "kl",
-    "dmd-ema",
-    "consistency",
-    "mix",
-    "diffusionopd",
-    "diffusionopd_uniform",
-    "flowopd",
-    "flowopd_detached",
-)
-REDUCTION_NAMES = ("mean", "sum", "weighted")
-DYNAMICS_NAMES = ("ode", "sde")
-ROUTING_NAMES = ("hard", "soft")
-COUPLING_NAMES = ("independent", "antithetic", "stratified")
-FAMILY_NAMES = ("flux2", "qwen_image", "sd3", "zimage")
-SOURCE_NAMES = ("table", "folder", "dataset")
-SCRATCH, BROUGHT = "scratch", "brought"
-"""What a teacher's ``init`` can say beside another teacher's name."""
-WORLD_BUCKETS: Mapping[str, tuple[str, ...] | None] = {
-    "digits": None,
-    "rows": None,
-    "scenes": ("t2i", "local_edit", "global_edit", "realism"),
-}
-"""The buckets that each world draws; None where its rows are read, and buckets are theirs."""
-
-
-def _one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in known:
-            raise ValueError(unknown_name(kind, name, known))
-        return name
-
-    return AfterValidator(check)
-
-
-def _address(value: object) -> object:
-    """Check an endpoint's address; what it is may hold a password, so it is never told."""
-    form = "should be http:// or https://, host and path, up to and with /v1"
-    try:
-        parts = urlsplit(value) if isinstance(value, str) else None
-        is_complete = parts is not None and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none
-        raise ValueError(form) from None
-    if parts is None or not is_complete or parts.scheme not in ("http", "https"):
-        raise ValueError(form)
-    if "@" in parts.netloc:
-        raise ValueError(
-            "holds a user or password, which git, MLflow and the report would show; put a key into "
-            "an environment variable and name it as key_variable"
-        )
-    has_gap = any(letter.isspace() or not letter.isprintable() for letter in str(value))
-    if parts.query or parts.fragment or has_gap:
-        raise ValueError(form + ", without ?, # or spaces")
-    return value
-
-
-def _variable(value: object) -> object:
-    """Check the name of an environment variable; what is none may be a key, so it is not told."""
-    if value is None or (isinstance(value, str) and re.fullmatch("[A-Z_][A-Z0-9_]*", value)):
-        return value
-    raise ValueError(
-        "should be the name of an environment variable in capitals, such as JUDGE_KEY, or null; "
-        "the key itself belongs into that variable"
-    )
-
-
-def _num_queries(value: object) -> object:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if value is None or value == "all" or is_count:
-        return value
-    raise ValueError(f"should be a number from 1, 'all' or null, found {json.dumps(value)}")
-
-
-def _columns(value: object) -> object:
-    if isinstance(value, str):
-        if value not in COLUMN_PRESETS:
-            raise ValueError(unknown_name("preset of columns", value, COLUMN_PRESETS))
-        return COLUMN_PRESETS[value]
-    if not isinstance(value, dict):
-        raise ValueError(f"should be a preset or a mapping, found {json.dumps(value)}")
-    for name, column in value.items():
-        if name not in COLUMN_NAMES:
-            raise ValueError(unknown_name("content of a column", name, COLUMN_NAMES))
-        if not isinstance(column, str) or not column:
-            raise ValueError(f"{name}: should name a column, found {json.dumps(column)}")
-    for name in ("prompt", "target"):
-        if name not in value:
-            raise ValueError(f"{name}: is missing; say which column holds it")
-    return value
-
-
-def _not_empty(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    if not value:
-        raise ValueError("needs at least one entry")
-    return value
-
-
-# A name that becomes part of a path and of a stage's name.
-Key = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Method = Annotated[str, _one_of("method", METHOD_NAMES)]
-Query = Annotated[str, _one_of("query", QUERY_NAMES)]
-Objective = Annotated[str, _one_of("objective", OBJECTIVE_NAMES)]
-Reduction = Annotated[str, _one_of("reduction", REDUCTION_NAMES)]
-Dynamics = Annotated[str, _one_of("dynamics", DYNAMICS_NAMES)]
-Routing = Annotated[str, _one_of("routing", ROUTING_NAMES)]
-Coupling = Annotated[str, _one_of("coupling", COUPLING_NAMES)]
-NumQueries = Annotated[int | Literal["all"] | None, PlainValidator(_num_queries)]
-Family = Annotated[str, _one_of("family", FAMILY_NAMES)]
-Source = Annotated[str, _one_of("data source", SOURCE_NAMES)]
-WorldName = Annotated[str, _one_of("world", tuple(WORLD_BUCKETS))]
-Columns = Annotated[Mapping[str, str], PlainValidator(_columns)]
-Ratio = Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")]
 Optimizer = Literal["adamw", "muon"]
 
 
@@ -205,7 +86,7 @@ class TextEncoderParams(Section):
 class FamilyParams(Section):
     """The model family, its networks and what their output means."""
 
-    name: Family
+    name: Annotated[str, one_of("family", FAMILY_NAMES)]
     prediction: Literal["clean", "velocity"]
     sigma_min: Annotated[float, Field(gt=0, lt=1)]
     shift: Positive
@@ -247,12 +128,13 @@ class DataParams(Section):
     that are read.
     """
 
-    world: WorldName
-    source: Source | None  # of a world whose rows are read
+    world: Annotated[str, one_of("world", tuple(WORLD_BUCKETS))]
+    # of a world whose rows are read
+    source: Annotated[str, one_of("data source", SOURCE_NAMES)] | None
     seed: Count
     image_size: PositiveCount
     input: InputParams | None  # of a world whose rows are read
-    buckets: Annotated[Mapping[Key, BucketParams], AfterValidator(_not_empty)]
+    buckets: Annotated[Mapping[Key, BucketParams], NotEmpty]
 
 
 class CapabilityParams(Section):
@@ -294,23 +176,34 @@ class CacheParams(Section):
     batch_size: PositiveCount
 
 
-class DistillParams(Section):
-    """The training of the student; null means "as the method says"."""
+class MethodParts(Section):
+    """The parts of a method that can be replaced one by one; null means "as the method says"."""
 
-    seed: Count  # of routes, rows, noise and queries; caches and validation have run.seed
-    method: Method
-    query: Query | None
-    objective: Objective | None
-    num_queries: NumQueries
-    reduction: Reduction | None
-    dynamics: Dynamics | None
+    query: Annotated[str, one_of("query", QUERY_NAMES)] | None
+    objective: Annotated[str, one_of("objective", OBJECTIVE_NAMES)] | None
+    num_queries: NumQueries  # or null
+    reduction: Annotated[str, one_of("reduction", REDUCTION_NAMES)] | None
+    dynamics: Annotated[str, one_of("dynamics", DYNAMICS_NAMES)] | None
     eta: Positive | None
-    routing: Routing | None
+    routing: Annotated[str, one_of("routing", ROUTING_NAMES)] | None
     group_size: PositiveCount | None
-    coupling: Coupling | None
+    coupling: Annotated[str, one_of("coupling", COUPLING_NAMES)] | None
     warm_start: Count | None
     updates_per_rollout: PositiveCount | None
-    loss_normalisation: Annotated[float, Field(ge=0, lt=1)] | None
+
+    @property
+    def replaced(self) -> dict[str, Any]:
+        """The parts that are given, by name, as ``danceflow.method.resolve_method`` takes them."""
+        parts = {name: getattr(self, name) for name in MethodParts.model_fields}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+class DistillParams(MethodParts):
+    """The training of the student: its method, with parts replaced, and everything around it."""
+
+    seed: Count  # of routes, rows, noise and queries; caches and validation have run.seed
+    method: Annotated[str, one_of("method", METHOD_NAMES)]
+    loss_normalisation: Annotated[float, Field(ge=0, lt=1)] | None  # null: none
     num_steps: PositiveCount
     student: Literal["full", "lora"]
     lora_rank: PositiveCount
@@ -346,10 +239,9 @@ class WeightsParams(Section):
 class JudgeParams(Section):
     """A vision model that scores pictures, behind an OpenAI-compatible endpoint."""
 
-    url: Annotated[str, BeforeValidator(_address)]  # up to and with /v1
+    url: Address  # up to and with /v1
     model: Annotated[str, Field(min_length=1)]
-    # environment variable that holds the endpoint's key
-    key_variable: Annotated[str | None, BeforeValidator(_variable)]
+    key_variable: Variable  # it holds the endpoint's key
     offline: bool  # only export pictures and questions, and use answers that are there
     is_score: bool  # whether retention and gate go by its scores
     num_samples: PositiveCount  # standard rows per category that are judged
@@ -396,8 +288,8 @@ class Params(Section):
     run: RunParams
     family: FamilyParams
     data: DataParams
-    capabilities: Annotated[Mapping[Key, CapabilityParams], AfterValidator(_not_empty)]
-    teachers: Annotated[Mapping[Key, TeacherParams], AfterValidator(_not_empty)]
+    capabilities: Annotated[Mapping[Key, CapabilityParams], NotEmpty]
+    teachers: Annotated[Mapping[Key, TeacherParams], NotEmpty]
     cache: CacheParams
     distill: DistillParams
     evaluate: EvaluateParams

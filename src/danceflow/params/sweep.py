@@ -31,8 +31,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from danceflow.errors import ConfigError
-from danceflow.params.read import parse_section, read_yaml
-from danceflow.params.sections import Count, PositiveCount, Section
+from danceflow.params.read import parse_section
+from danceflow.params.sections import Section
+from danceflow.params.values import Count, PositiveCount
+from danceflow.params.yaml12 import read_yaml
 
 SEED = "distill.seed"
 SEEDS = "seeds"

@@ -248,7 +248,7 @@ def test_a_killed_stage_goes_on_bit_for_bit(project: Paths, made: Paths, tmp_pat
     params = small_params(CAPABILITIES, **options)
     distill.run(params, reference)
 
-    from danceflow.params.read import dump_yaml
+    from params_files import dump_yaml
 
     project.params.write_text(dump_yaml(small_data(CAPABILITIES, **options)))
     command = [Path(sys.executable).with_name("danceflow"), "stage", "distill"]

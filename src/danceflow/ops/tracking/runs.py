@@ -26,7 +26,7 @@ from danceflow.ops.tracking.tracker import (
     flatten,
     log_params,
 )
-from danceflow.params.read import read_yaml
+from danceflow.params.yaml12 import read_yaml
 
 _LOG = logging.getLogger(__name__)
 

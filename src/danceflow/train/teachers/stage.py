@@ -19,7 +19,7 @@ from danceflow.models.family import open_family
 from danceflow.models.package import FROZEN_FOLDER, read_manifest, write_manifest
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, fingerprint, write_json
-from danceflow.params.read import require_trained_here
+from danceflow.params.rules import require_trained_here
 from danceflow.paths import Paths
 from danceflow.train.teachers.scores import score_teachers
 from danceflow.train.teachers.training import text_encoder, train_teacher

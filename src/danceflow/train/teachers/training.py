@@ -16,7 +16,7 @@ from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.family import ModelFamily, family_class
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory
-from danceflow.params.sections import BROUGHT, SCRATCH
+from danceflow.params.names import BROUGHT, SCRATCH
 from danceflow.train.teachers.finetune import finetune
 from danceflow.train.teachers.stream import PoolStream
 from danceflow.train.teachers.text_encoder import pretrain_text_encoder

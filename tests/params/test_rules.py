@@ -1,0 +1,74 @@
+"""What ties sections together is told with its place, as what is wrong in one of them."""
+
+import copy
+from typing import Any
+
+import pytest
+from params_files import changed, refusal
+
+from danceflow.params.read import parse_params
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        (
+            "capabilities.t2i.teacher=bse",
+            "capabilities.t2i.teacher: unknown teacher 'bse': did you mean 'base'?",
+        ),
+        (
+            "capabilities.t2i.bucket=t2",
+            "capabilities.t2i.bucket: unknown bucket 't2': did you mean 't2i'?",
+        ),
+        ("teachers.local.bucket=nowhere", "teachers.local.bucket: unknown bucket 'nowhere'"),
+        ("teachers.local.init=bas", "teachers.local.init: unknown teacher 'bas': did you mean"),
+        ("teachers.base.init=base", "teachers.base.init: starts from itself: base < base"),
+        ("teachers.base.adapter_rank=4", "teachers.base.init: an adapter stands on a teacher with"),
+        ("distill.init=merg", "distill.init: unknown start 'merg': did you mean 'merge'?"),
+        (
+            "distill.merge_weights={bass: 1}",
+            "distill.merge_weights.bass: unknown teacher 'bass': did you mean 'base'?",
+        ),
+        ("distill.merge_weights={base: 0}", "distill.merge_weights: at least one weight"),
+        (
+            "distill.num_queries=17",
+            "distill.num_queries: 17 queries do not fit into num_steps = 8",
+        ),
+        ("gate.min_retention={t2i: 1}", "gate.min_retention.local_edit: is missing"),
+        (
+            "gate.min_retention={t2i: 1, local_edit: 1, global_edt: 1}",
+            "gate.min_retention.global_edt: unknown capability 'global_edt'",
+        ),
+        ("family.transformer.patch_size=5", "patch_size: 5 does not divide sample_size = 32"),
+    ],
+)
+def test_sections_that_do_not_fit_are_told_with_the_place(
+    data: dict[str, Any], assignment: str, message: str
+) -> None:
+    text = refusal(changed(data, assignment))
+    assert text.startswith("params.yaml: ")
+    assert message in text
+
+
+def test_teachers_that_start_from_each_other_are_refused(data: dict[str, Any]) -> None:
+    text = refusal(changed(data, "teachers.local.init=global", "teachers.global.init=local"))
+    assert "teachers.local.init: starts from itself: local < global < local" in text
+
+
+def test_adapters_stand_on_one_teacher_of_its_own_weights(data: dict[str, Any]) -> None:
+    one = changed(data, "teachers.local.adapter_rank=4", "teachers.global.adapter_rank=4")
+    assert parse_params(one, "params.yaml").teachers["local"].adapter_rank == 4
+    stacked = refusal(changed(one, "teachers.global.init=local"))
+    assert "teachers.global.init: an adapter stands on a teacher with weights of its own" in stacked
+    one["teachers"]["other"] = one["teachers"]["base"]
+    text = refusal(changed(one, "teachers.global.init=other"))
+    assert "teachers.global.init: all adapters stand on one teacher, here 'other'" in text
+
+
+def test_scenes_know_their_buckets(data: dict[str, Any]) -> None:
+    other = copy.deepcopy(data)
+    other["data"]["buckets"]["t3i"] = other["data"]["buckets"]["t2i"]
+    assert (
+        "data.buckets.t3i: unknown bucket of the world 'scenes' 't3i': did you mean 't2i'"
+        in refusal(other)
+    )
