@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from params_files import dump_yaml
 
-from danceflow.params.read import dump_yaml, read_yaml
+from danceflow.params.yaml12 import read_yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

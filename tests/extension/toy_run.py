@@ -5,10 +5,11 @@ import json
 import random
 from pathlib import Path
 
+from params_files import dump_yaml
 from PIL import Image
 from tiny_project import small_data, write_teachers
 
-from danceflow.params.read import dump_yaml, parse_params
+from danceflow.params.read import parse_params
 from danceflow.paths import Paths
 from danceflow.stages import run_stage
 
