@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 from params_files import dump_yaml
+from repository import ROOT
 
 from danceflow.params.yaml12 import read_yaml
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+HERE = ROOT / "tests" / "extension"
 CODE = ("src", "flows", "recipes", "dvc.yaml", "params.yaml", "pyproject.toml", ".dvc")
 
 
@@ -28,12 +28,15 @@ class Touch:
     """Something that is written into a file that is there.
 
     Attributes:
-        table: how the line above it begins; the only such line of the package.
-        text: what is written behind that line's opening bracket.
+        table: what it is added to.
+        text: what is written behind the opening bracket.
+        line: how the line with that bracket begins, the only such line of the package; the
+            table's name where nothing is told.
     """
 
     table: str
     text: str
+    line: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Addition:
 ADDITIONS = {
     "query": Addition(
         (
-            Touch(r"_SHAPES: Mapping\[str, Shape\]", '"toy": lambda _: (3.0, 3.0),'),
+            Touch("_SHAPES", '"toy": lambda _: (3.0, 3.0),', r"_SHAPES: Mapping\[str, Shape\]"),
             Touch("QUERY_NAMES", '"toy",'),
         )
     ),
@@ -64,7 +67,11 @@ ADDITIONS = {
     ),
     "method": Addition(
         (
-            Touch("    for method in", 'Method("toy", query="toy", objective=OBJECTIVES["toy"]),'),
+            Touch(
+                "METHODS",
+                'Method("toy", query="toy", objective=OBJECTIVES["toy"]),',
+                "    for method in",
+            ),
             Touch("METHOD_NAMES", '"toy",'),
         )
     ),
@@ -92,7 +99,7 @@ def add(root: Path, addition: Addition) -> None:
         place, toy = addition.file
         shutil.copy(HERE / toy, package / place)
     for touch in addition.touches:
-        opening = re.compile(rf"^{touch.table}(:| ).*?[({{](?=$|\")", re.MULTILINE)
+        opening = re.compile(rf"^{touch.line or touch.table}(:| ).*?[({{](?=$|\")", re.MULTILINE)
         found = [
             (file, match)
             for file in package.rglob("*.py")
@@ -141,6 +148,15 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for addition in ADDITIONS.values():
         add(root, addition)
     return root
+
+
+@pytest.mark.parametrize("kind", ADDITIONS)
+def test_the_table_that_people_read_names_these_touches(kind: str) -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| \[?{kind}\b.*$", text, re.MULTILINE)
+    named = set(re.findall(r"`(\w+)`", row))
+    assert named == {touch.table for touch in ADDITIONS[kind].touches}
+    assert ("its file" in row) == (ADDITIONS[kind].file is not None)
 
 
 def test_checks_are_content_once_the_deps_that_they_name_stand_in_the_graph(extended: Path) -> None:
