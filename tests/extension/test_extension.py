@@ -55,7 +55,7 @@ class Addition:
 ADDITIONS = {
     "query": Addition(
         (
-            Touch("_SHAPES", '"toy": lambda _: (3.0, 3.0),', r"_SHAPES: Mapping\[str, Shape\]"),
+            Touch("SHAPES", '"toy": lambda _: (3.0, 3.0),', r"SHAPES: Mapping\[str, Shape\]"),
             Touch("QUERY_NAMES", '"toy",'),
         )
     ),

@@ -1,4 +1,7 @@
-"""A family of two layers: what one file must hold that everything else runs with."""
+"""A family of two layers: what one file must hold that everything else runs with.
+
+It has no ``layout``, so that ``danceflow plan`` alone does not know it.
+"""
 
 import copy
 import json
