@@ -11,7 +11,7 @@ no branch on it:
         (share * loss).backward()
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,6 +158,22 @@ class Method:
             )
         return self.num_queries
 
+    def num_samples(self, batch_size: int, share: float) -> int:
+        """Return how many samples of a capability an update rolls out: whole groups.
+
+        Args:
+            batch_size: samples per update, of all its capabilities.
+            share: of the capability in the update.
+        """
+        num_samples = batch_size / self.updates_per_rollout
+        return max(1, round(num_samples * share / self.group_size)) * self.group_size
+
+    def asks(self, capability: str, capabilities: Iterable[str]) -> tuple[str, ...]:
+        """Return the capabilities whose teachers are asked at a capability's states."""
+        if self.target == "data":
+            return ()
+        return tuple(capabilities) if self.routing == "soft" else (capability,)
+
     def collect(self, request: Request) -> Queries:
         """Return the states of one batch to train on, without gradient.
 
@@ -189,11 +205,9 @@ class Method:
             if queries.data_velocity is None:
                 raise ValueError("these states were not noised from data")
             return queries.data_velocity
-        field = (
-            AverageField(list(teachers.values()))
-            if self.routing == "soft"
-            else lookup(teachers, capability, "teacher")
-        )
+        names = self.asks(capability, teachers)
+        fields = [lookup(teachers, name, "teacher") for name in names]
+        field = AverageField(fields) if self.routing == "soft" else fields[0]
         with torch.no_grad():
             return field(queries.z, queries.sigma, queries.condition)
 

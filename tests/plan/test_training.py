@@ -12,7 +12,7 @@ from danceflow.models.package import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.plan.cost import Plan, plan_recipe
-from danceflow.plan.training import MAX_ROWS, evaluations, rows_together, training_of
+from danceflow.plan.training import evaluations, rows_together, training_of
 from danceflow.train.distill import trainer as distill
 from danceflow.train.distill.budget import PARTS
 
@@ -106,8 +106,7 @@ def test_the_ledgers_parts_are_the_plans() -> None:
     assert all(tuple(cost.parts) == PARTS for cost in evaluations(training))
 
 
-def test_the_largest_backward_pass_is_the_trainers() -> None:
-    assert MAX_ROWS == distill._MAX_ROWS
+def test_the_largest_backward_pass_has_whole_samples() -> None:
     data = {"distill__batch_size": 600, "distill__num_queries": 3}
     training = training_of(small_params(CAPABILITIES, **data), is_brought=False)
     assert {rows_together(training, skill) for skill in training.skills} == {255}

@@ -101,7 +101,11 @@ def trainer(paths: Paths, work: Path, kind=Trainer, data=None, **changes) -> Tra
 
 def drawn_at(found: Trainer, step: int) -> list[Drawn]:
     found.step = step
-    return [found._draw(c, share, found._num_rows(share)) for c, share in found.router.route(step)]
+    size = found.config.batch_size
+    return [
+        found._draw(c, share, found.method.num_samples(size, share))
+        for c, share in found.router.route(step)
+    ]
 
 
 def first_mixed_step(found: Trainer) -> int:

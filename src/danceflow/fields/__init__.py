@@ -10,6 +10,7 @@ from danceflow.fields.field import (
     CountingField,
     GuidedField,
     VelocityField,
+    guidance_cost,
     pad_length,
 )
 from danceflow.fields.gaussian import GaussianField
@@ -33,6 +34,7 @@ from danceflow.fields.states import (
     Queries,
     Request,
     StateSource,
+    samples_together,
 )
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "VelocityField",
     "derive_seeds",
     "draw_queries",
+    "guidance_cost",
     "lookup",
     "normal",
     "pad_length",
@@ -67,6 +70,7 @@ __all__ = [
     "resolve_objective",
     "rollout",
     "sample",
+    "samples_together",
     "seed_for",
     "shifted_grid",
     "uniform",

@@ -111,6 +111,11 @@ class VelocityField(Protocol):
         ...
 
 
+def guidance_cost(scale: float) -> int:
+    """Return the evaluations per state of a field that is guided with this scale."""
+    return 1 if scale == 1.0 else 2
+
+
 @dataclass(frozen=True)
 class GuidedField:
     """Classifier-free guidance as a field: v_null + scale * (v_cond - v_null).
@@ -130,7 +135,7 @@ class GuidedField:
     @property
     def cost(self) -> int:
         """Evaluations of the inner field per state."""
-        return 1 if self.scale == 1.0 else 2
+        return guidance_cost(self.scale)
 
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
         """Return the guided velocity, from one batched call of 2B samples."""

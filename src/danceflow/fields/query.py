@@ -80,7 +80,7 @@ def draw_queries(
     u_B = torch.cat(
         [spread(given[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
     )
-    edges = beta_index_probabilities(*_SHAPES[name](progress), num_steps).cumsum(0)
+    edges = beta_index_probabilities(*SHAPES[name](progress), num_steps).cumsum(0)
     # Without the last edge, which may round to below 1: no point may fall past it.
     return torch.searchsorted(edges[:-1], u_B, right=True)[:, None]
 
@@ -147,7 +147,7 @@ def _stratified(num_steps: int, num_queries: int, seeds: list[int], _progress: f
     return edges[:-1] + offset.long()
 
 
-_SHAPES: Mapping[str, Shape] = {
+SHAPES: Mapping[str, Shape] = {
     "low": lambda _: (5.0, 2.0),
     "median": lambda _: (5.0, 5.0),
     "high": lambda _: (2.0, 5.0),
@@ -157,6 +157,6 @@ _SHAPES: Mapping[str, Shape] = {
 }
 """(alpha, beta) of a single query's Beta distribution, by training progress."""
 
-QUERIES: Mapping[str, Sampler] = {name: _biased(shape) for name, shape in _SHAPES.items()} | {
+QUERIES: Mapping[str, Sampler] = {name: _biased(shape) for name, shape in SHAPES.items()} | {
     "stratified": _stratified
 }

@@ -20,6 +20,11 @@ CleanKind = Literal["teacher", "data", "random_latent"]
 Clean = Callable[[CleanKind], Tensor]
 
 
+def samples_together(max_rows: int, num_queries: int) -> int:
+    """Return the whole samples of K queries each that fit in max_rows rows, at least one."""
+    return max(1, max_rows // num_queries)
+
+
 @dataclass(frozen=True)
 class Queries:
     """The states to train on, one row per (sample, query), M = B * K rows, sample by sample.
@@ -60,7 +65,7 @@ class Queries:
         over samples, so the share-weighted losses of the chunks sum to the loss of the whole, and
         going backward chunk by chunk keeps one chunk's graph alive at a time.
         """
-        samples_per_chunk = max(1, max_rows // self.num_queries)
+        samples_per_chunk = samples_together(max_rows, self.num_queries)
         for first in range(0, self.num_samples, samples_per_chunk):
             last = min(first + samples_per_chunk, self.num_samples)
             yield self._samples(first, last), (last - first) / self.num_samples

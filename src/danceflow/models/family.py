@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from danceflow.errors import WeightsError, unknown_name
 from danceflow.fields import Condition, GuidedField, VelocityField
 from danceflow.models.frozen.reading import Reading
+from danceflow.models.layout import Layout
 
 
 class ModelFamily(Protocol):
@@ -21,6 +22,8 @@ class ModelFamily(Protocol):
     """
 
     name: str
+    layout: Layout
+    """What costs must know of it; see also the class methods that ``family_class`` names."""
     image_size: tuple[int, int]
     """Height and width in pixels of the images that ``latent_shape`` and ``grid`` are about."""
     latent_shape: tuple[int, int, int]
@@ -165,6 +168,14 @@ FAMILIES = {
 def family_class(name: str) -> Any:
     """Return the class of the family ``name``.
 
+    Beside ``ModelFamily`` a class offers, without an instance:
+
+    - ``from_folder(folder)``: the family of the frozen parts in a folder;
+    - ``new(config, words, seed)``: an untrained one, where the params file gives its sizes;
+    - ``sketch(folder)``, and then ``sketch_new(config, words)``: the same without weights;
+    - ``bare_backbone(transformer, factor, *, edits)``: the transformer of these arguments and the
+      ends of the names that its adapters change; on torch's ``meta`` device without weights.
+
     Raises:
         WeightsError: for an unknown name; the message names the nearest.
     """
@@ -172,6 +183,15 @@ def family_class(name: str) -> Any:
         raise WeightsError(unknown_name("model family", name, FAMILIES))
     module, _, attribute = FAMILIES[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def layout_of(name: str) -> Layout:
+    """Return the layout of the family ``name``.
+
+    Raises:
+        WeightsError: for an unknown name; the message names the nearest.
+    """
+    return cast(Layout, family_class(name).layout)
 
 
 def open_family(name: str, folder: Path) -> ModelFamily:

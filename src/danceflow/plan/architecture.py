@@ -9,29 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import UsageError, WeightsError, unknown_name
-from danceflow.models.families.pipeline_folder import (
-    read_pipeline_class,
-    read_transformer_config,
-)
-from danceflow.models.families.stock import FROZEN_FILE, StockFamily
-from danceflow.models.family import family_class
+from danceflow.models.families.pipeline_folder import FROZEN_FILE
+from danceflow.models.family import family_class, layout_of
+from danceflow.models.layout import Layout, Sketch
 from danceflow.models.weights import read_json
-from danceflow.plan.layouts import ASSUMED_PROMPT_TOKENS, LAYOUTS
 from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
     from danceflow.params.sections import Params
 
-_EDIT_PIPELINES = ("QwenImageEditPipeline", "ZImageOmniPipeline", "Flux2KleinPipeline")
-_NOT_FROZEN = ("transformer", "scheduler")
-# What a params file says of a network of the SD3 family, and its name in diffusers.
-_SIZES = {
-    "num_layers": "num_layers",
-    "num_heads": "num_attention_heads",
-    "head_dim": "attention_head_dim",
-    "patch_size": "patch_size",
-    "out_channels": "out_channels",
-}
+ASSUMED_PROMPT_TOKENS = 128
+"""Of a prompt in a family whose prompts are not padded to one length; the pipelines cut at 512."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +66,7 @@ def published_architecture(name: str, *, edits: bool) -> Architecture:
 
     Args:
         name: one of ``models.json``.
-        edits: whether it is to edit; an SD3 transformer is widened for that.
+        edits: whether it is to edit; some families' transformers are widened for that.
 
     Raises:
         UsageError: unknown name, or the model cannot edit; the message names what can.
@@ -88,8 +76,9 @@ def published_architecture(name: str, *, edits: bool) -> Architecture:
         raise UsageError(unknown_name("model", name, models))
     model = models[name]
     family = model["family"]
-    if edits and not (model["edits"] or can_be_widened(family)):
-        other = LAYOUTS[family].usual[1]
+    layout = layout_of(family)
+    if edits and not (model["edits"] or layout.is_widened):
+        other = layout.usual[1]
         raise UsageError(f"model {name!r} takes no source, but a capability edits; use {other!r}")
     prompt = model["prompt_tokens"]
     return Architecture(
@@ -107,22 +96,14 @@ def published_architecture(name: str, *, edits: bool) -> Architecture:
     )
 
 
-def can_be_widened(family: str) -> bool:
-    """Return whether a transformer that takes no source is given channels for one.
-
-    Stock families take sources as tokens, with a pipeline that is made for it.
-    """
-    return not issubclass(family_class(family), StockFamily)
-
-
 def architecture_of(
     params: "Params", model: str | None = None, teachers: Path | None = None
 ) -> Architecture:
     """Return the networks of a recipe.
 
-    Without a model: for SD3, the recipe's own sizes where they are those of a published model or
-    of its images; for other families the teachers that lie in the checkout; else the family's
-    usual published model.
+    Without a model: where the recipe gives sizes, its own if they are those of a published model or
+    of its images; else the teachers that lie in the checkout; else the family's usual published
+    model.
 
     Args:
         params: the recipe.
@@ -149,12 +130,13 @@ def architecture_of(
 
 def _unnamed(params: "Params", teachers: Path | None, *, edits: bool) -> Architecture:
     family = params.family.name
-    usual = LAYOUTS[family].usual[edits]
-    if not issubclass(family_class(family), StockFamily):  # its sizes are the recipe's
-        name = _published_sizes(params)
+    layout = layout_of(family)
+    usual = layout.usual[edits]
+    if layout.sizes:
+        name = _published_sizes(params, layout)
         if name is not None:
             return published_architecture(name, edits=edits)
-        # The small family paints pixels: images of another size are another network's.
+        # A small network paints pixels: images of another size are another network's.
         if params.data.image_size == params.family.transformer.sample_size:
             return _own_architecture(params)
         return published_architecture(usual, edits=edits)
@@ -166,37 +148,31 @@ def _unnamed(params: "Params", teachers: Path | None, *, edits: bool) -> Archite
     return published_architecture(usual, edits=edits)
 
 
-def _published_sizes(params: "Params") -> str | None:
+def _published_sizes(params: "Params", layout: Layout) -> str | None:
     """Return the published model of the family whose sizes the recipe repeats, if one has them."""
     given = params.family.transformer.model_dump()
     for name, model in published()["models"].items():
         sizes = model["transformer"]
         if model["family"] == params.family.name and all(
-            given[ours] == sizes[theirs] for ours, theirs in _SIZES.items()
+            given[ours] == sizes[theirs] for ours, theirs in layout.sizes.items()
         ):
             return str(name)
     return None
 
 
 def _own_architecture(params: "Params") -> Architecture:
-    """Return the small family that a recipe trains from scratch."""
+    """Return the small network that a recipe trains from scratch."""
     words = open_world(params.data.world).words(())
-    config = params.family.model_dump(mode="json")
-    family = family_class(params.family.name).new(config, words, seed=0)
-    encoders = sum(p.numel() for _, e in family.prompts.clips for p in e.parameters())
+    cls = family_class(params.family.name)
+    sketch: Sketch = cls.sketch_new(params.family.model_dump(mode="json"), words)
     unknown = "" if words else ", without the vocabulary, which the data decide"
-    return Architecture(
+    return _sketched(
+        sketch,
         name="the recipe's own",
         origin=f"family.transformer and family.text_encoder{unknown}",
         family=params.family.name,
-        edits=family.takes_source,
-        transformer=family.transformer_config,
-        factor=family.codec.factor,
-        prompt_tokens=family.prompts.max_length,
-        is_padded=True,
-        frozen={"text_encoder": encoders},
+        edits=sketch.takes_source,
         is_brought=False,
-        is_verified=True,
     )
 
 
@@ -208,74 +184,39 @@ def folder_architecture(family: str, folder: Path, *, edits: bool) -> Architectu
     Raises:
         WeightsError: a file is missing or damaged, or the pipeline is of another family.
     """
-    cls = family_class(family)
     if (folder / FROZEN_FILE).is_file():
-        settings = read_json(folder / FROZEN_FILE)
-        if settings.get("family") != family:
-            raise WeightsError(f"{folder}: is of family {settings.get('family')!r}, not {family!r}")
-        transformer, pipeline = settings["transformer"], settings.get("pipeline", "")
-    else:
-        pipeline = read_pipeline_class(folder)
-        if issubclass(cls, StockFamily):
-            if pipeline not in cls.pipelines:
-                known = " or ".join(cls.pipelines)
-                raise WeightsError(f"{folder}: holds a {pipeline}, not a {known}")
-            transformer = read_transformer_config(folder, cls.transformer_class())
-        else:
-            if not pipeline.startswith("StableDiffusion3"):
-                raise WeightsError(f"{folder}: holds a {pipeline}, not an SD3 pipeline")
-            config = read_json(folder / "transformer" / "config.json")
-            transformer = {key: value for key, value in config.items() if not key.startswith("_")}
-    takes_source = pipeline in _EDIT_PIPELINES
-    if can_be_widened(family):
-        takes_source = edits or transformer["in_channels"] > transformer["out_channels"]
-    elif edits and not takes_source:
-        raise UsageError(f"{folder}: a {pipeline} takes no source, but a capability edits")
-    prompt = LAYOUTS[family].prompt_tokens(folder)
-    return Architecture(
+        found = read_json(folder / FROZEN_FILE).get("family")
+        if found != family:
+            raise WeightsError(f"{folder}: is of family {found!r}, not {family!r}")
+    sketch: Sketch = family_class(family).sketch(folder)
+    layout = layout_of(family)
+    takes_source = sketch.takes_source or (edits and layout.is_widened)
+    if edits and not takes_source:
+        raise UsageError(f"{folder}: a {sketch.pipeline} takes no source, but a capability edits")
+    return _sketched(
+        sketch,
         name=folder.name,
         origin=f"folder {folder}",
         family=family,
         edits=takes_source,
-        transformer=transformer,
-        factor=_factor(family, folder),
-        prompt_tokens=ASSUMED_PROMPT_TOKENS if prompt is None else prompt,
-        is_padded=prompt is not None,
-        frozen=_parts(folder),
-        is_brought=issubclass(cls, StockFamily) or (folder / "vae").is_dir(),
-        is_verified=True,
+        is_brought=not layout.sizes or (folder / "vae").is_dir(),
     )
 
 
-def _factor(family: str, folder: Path) -> int:
-    """Return image pixels per latent pixel, as the families' codecs work it out."""
-    if not (folder / "vae").is_dir():
-        return 1
-    return LAYOUTS[family].factor(read_json(folder / "vae" / "config.json"))
-
-
-def _parts(folder: Path) -> dict[str, int]:
-    """Return the parameters of every frozen part, from the headers of its weight files.
-
-    Raises:
-        WeightsError: a file is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    found: dict[str, int] = {}
-    for part in sorted(child for child in folder.iterdir() if child.is_dir()):
-        if part.name in _NOT_FROZEN:
-            continue
-        for path in sorted(part.glob("*.safetensors")):
-            count = 0
-            try:
-                with safe_open(path, framework="pt") as file:
-                    for key in file.keys():  # noqa: SIM118
-                        size = 1
-                        for side in file.get_slice(key).get_shape():
-                            size *= side
-                        count += size
-            except (OSError, SafetensorError) as error:
-                raise WeightsError(f"{path}: cannot be read: {error}") from error
-            found[part.name] = found.get(part.name, 0) + count
-    return found
+def _sketched(
+    sketch: Sketch, *, name: str, origin: str, family: str, edits: bool, is_brought: bool
+) -> Architecture:
+    prompt = sketch.prompt_tokens
+    return Architecture(
+        name=name,
+        origin=origin,
+        family=family,
+        edits=edits,
+        transformer=sketch.transformer,
+        factor=sketch.factor,
+        prompt_tokens=ASSUMED_PROMPT_TOKENS if prompt is None else prompt,
+        is_padded=prompt is not None,
+        frozen=sketch.frozen,
+        is_brought=is_brought,
+        is_verified=True,
+    )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import UsageError
+from danceflow.models.family import layout_of
 from danceflow.plan.architecture import Architecture, architecture_of
 from danceflow.plan.devices import CPU, DEFAULT_GPU, Device, device_of
-from danceflow.plan.layouts import LAYOUTS
 from danceflow.plan.measure import network_of
 from danceflow.plan.memory import (
     BYTES,
@@ -31,8 +31,8 @@ from danceflow.plan.training import (
 from danceflow.train.distill.budget import PARTS
 
 if TYPE_CHECKING:
+    from danceflow.models.layout import Tokens
     from danceflow.params.sections import Params
-    from danceflow.plan.network import Tokens
 
 SECONDS_PER_HOUR = 3600.0
 
@@ -218,7 +218,7 @@ def _cache_flops(training: Training, network: Network, skill: Skill, tokens: "To
 
 
 def _check_size(training: Training, architecture: Architecture) -> None:
-    layout = LAYOUTS[architecture.family]
+    layout = layout_of(architecture.family)
     unit = architecture.factor * layout.side(architecture.transformer)
     if any(length % unit for length in training.size):
         height, width = training.size

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from danceflow.fields.query import beta_index_probabilities
+from danceflow.fields import OnPolicy
+from danceflow.fields.query import SHAPES, beta_index_probabilities
 from danceflow.method import Method
 
-_SHAPES = {"low": (5.0, 2.0), "median": (5.0, 5.0), "high": (2.0, 5.0), "uniform": (1.0, 1.0)}
-"""Beta distributions of the queries, as ``fields.query`` draws them; a test holds them together."""
 _NUM_POINTS = 512
 _NUM_PROGRESS = 64
 
@@ -23,13 +22,12 @@ def expected_depth(method: Method, num_steps: int) -> float:
         method: with states from a rollout; noised states cost none.
         num_steps: N, the steps of the rollout.
     """
-    warm_start = getattr(method.states, "warm_start", None)
-    if warm_start is None or not method.trains:
+    if not isinstance(method.states, OnPolicy) or not method.trains:
         return 0.0
     below = _below(method, num_steps)  # P(deepest < index), index 0..N
     probability = below.diff()
     depth = torch.arange(num_steps, dtype=torch.float64) + float(method.objective.needs_successors)
-    return float((probability * (depth - warm_start).clamp_min(0)).sum())
+    return float((probability * (depth - method.states.warm_start).clamp_min(0)).sum())
 
 
 def _below(method: Method, num_steps: int) -> Tensor:
@@ -40,11 +38,9 @@ def _below(method: Method, num_steps: int) -> Tensor:
         first = (num_queries - 1) * num_steps // num_queries
         below = (torch.arange(num_steps + 1, dtype=torch.float64) - first) / (num_steps - first)
         return below.clamp_min(0).pow(rounds)
-    if method.query == "curriculum":
-        progress = (torch.arange(_NUM_PROGRESS, dtype=torch.float64) + 0.5) / _NUM_PROGRESS
-        shapes = [(2.0 + 3.0 * p, 5.0 - 3.0 * p) for p in progress.tolist()]
-    else:
-        shapes = [_SHAPES[method.query]]
+    progress = (torch.arange(_NUM_PROGRESS, dtype=torch.float64) + 0.5) / _NUM_PROGRESS
+    # Most queries have one distribution, whatever the progress.
+    shapes = dict.fromkeys(map(SHAPES[method.query], progress.tolist()))
     each = [
         _all_below(beta_index_probabilities(*shape, num_steps), num_queries).pow(rounds)
         for shape in shapes

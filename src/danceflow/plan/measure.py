@@ -1,13 +1,12 @@
 """A transformer without weights: built on torch's ``meta`` device, counted module by module.
 
-What a module costs depends on how many rows it sees. Families of stock pipelines have two or three
-streams of tokens, so every linear and convolution module is told by its name which one it is on.
+What a module costs depends on how many rows it sees. Networks have up to three streams of tokens:
+the family's layout tells by a linear or convolution module's name which one it is on.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,53 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
-from danceflow.models.families.stock import StockFamily
-from danceflow.models.family import family_class
-from danceflow.models.frozen.codec import Codec
-from danceflow.plan.network import Attention, Linear, Network, Stream
-
-# Names of modules, and the stream of tokens they see; the first that fits counts.
-_STREAMS: Mapping[str, Sequence[tuple[str, Stream]]] = {
-    "sd3": (
-        (r"pos_embed\.proj", "image"),
-        (r"time_text_embed\..*|.*norm1(_context)?\.linear|norm_out\.linear", "sample"),
-        (r"context_embedder|.*\.(add_[qkv]_proj|to_add_out)|.*\.ff_context\..*", "prompt"),
-        (r".*\.to_([qkv]|out\.0)|.*\.ff\..*|proj_out", "image"),
-    ),
-    "flux2": (
-        (r"time_guidance_embed\..*|.*modulation.*|norm_out\.linear", "sample"),
-        (r"single_transformer_blocks\..*", "all"),
-        (r"context_embedder|.*\.(add_[qkv]_proj|to_add_out)|.*\.ff_context\..*", "prompt"),
-        (r"x_embedder|.*\.to_([qkv]|out\.0)|.*\.ff\..*|proj_out", "image"),
-    ),
-    "qwen_image": (
-        (r"time_text_embed\..*|.*\.(img|txt)_mod\..*|norm_out\.linear", "sample"),
-        (r"txt_in|.*\.(add_[qkv]_proj|to_add_out)|.*\.txt_mlp\..*", "prompt"),
-        (r"img_in|.*\.to_([qkv]|out\.0)|.*\.img_mlp\..*|proj_out", "image"),
-    ),
-    "zimage": (
-        (r"t_embedder\..*|.*adaLN_modulation\..*", "sample"),
-        (r"cap_embedder\..*|context_refiner\..*", "prompt"),
-        (r"siglip_embedder\..*|siglip_refiner\..*", "vision"),
-        (r"all_x_embedder\..*|noise_refiner\..*", "image"),
-        (r"layers\..*|all_final_layer\..*", "all"),
-    ),
-}
-# Attention modules and the tokens that look at each other there.
-_ATTENTION: Mapping[str, Sequence[tuple[str, Stream]]] = {
-    "sd3": (
-        (r"transformer_blocks\.\d+\.attn", "all"),
-        (r"transformer_blocks\.\d+\.attn2", "image"),
-    ),
-    "flux2": ((r"(single_)?transformer_blocks\.\d+\.attn", "all"),),
-    "qwen_image": ((r"transformer_blocks\.\d+\.attn", "all"),),
-    "zimage": (
-        (r"noise_refiner\.\d+\.attention", "image"),
-        (r"context_refiner\.\d+\.attention", "prompt"),
-        (r"siglip_refiner\.\d+\.attention", "vision"),
-        (r"layers\.\d+\.attention", "all"),
-    ),
-}
+from danceflow.models.family import family_class, layout_of
+from danceflow.models.layout import Rules, Stream
+from danceflow.plan.network import Attention, Linear, Network
+from danceflow.train.optim import is_matrix
 
 
 def network_of(family: str, transformer: Mapping[str, Any], factor: int, *, edits: bool) -> Network:
@@ -88,12 +44,7 @@ def _network_of(family: str, arguments: str, factor: int, edits: bool) -> Networ
     cls = family_class(family)
     try:
         with torch.device("meta"):
-            if issubclass(cls, StockFamily):
-                targets, backbone = cls.adapter_targets, cls.transformer_class()(**transformer)
-            else:
-                made = _sd3_family(cls, transformer, factor)
-                made = made.editing() if edits else made
-                targets, backbone = made.adapter_targets, made.new_backbone(seed=0)
+            backbone, targets = cls.bare_backbone(transformer, factor, edits=edits)
     except (TypeError, KeyError) as error:
         raise WeightsError(f"these are no sizes of a {family} transformer: {error}") from error
     return measured(family, backbone, targets, edits=edits)
@@ -111,6 +62,7 @@ def measured(family: str, backbone: nn.Module, targets: Sequence[str], *, edits:
     Raises:
         WeightsError: a module's stream is not known.
     """
+    layout = layout_of(family)
     names = {name for name, child in backbone.named_children() if isinstance(child, nn.ModuleList)}
     block_of = _block_finder(names)
     linears, attentions = [], []
@@ -122,27 +74,24 @@ def measured(family: str, backbone: nn.Module, targets: Sequence[str], *, edits:
                     name=name,
                     fan_in=weight[0].numel(),
                     fan_out=weight.shape[0],
-                    stream=_stream(_STREAMS[family], name),
+                    stream=_stream(layout.streams, name),
                     block=block_of(name),
                     is_target=any(f".{name}".endswith(f".{end}") for end in targets),
                     is_convolution=isinstance(module, nn.Conv2d),
                 )
             )
     for name, module in backbone.named_modules():
-        for pattern, stream in _ATTENTION[family]:
+        for pattern, stream in layout.attention:
             if re.fullmatch(pattern, name):
                 first = next(m for m in module.modules() if isinstance(m, nn.Linear))
                 block = block_of(name)
                 assert block is not None
                 attentions.append(Attention(stream, first.in_features, block))
     return Network(
-        family=family,
         parameters=sum(p.numel() for p in backbone.parameters()),
-        edits=edits,
+        kept=layout.kept[edits],
         buffers=sum(b.numel() for b in backbone.buffers()),
-        matrix_parameters=sum(
-            p.numel() for p in backbone.parameters() if p.ndim == 2 and min(p.shape) > 1
-        ),
+        matrix_parameters=sum(p.numel() for p in backbone.parameters() if is_matrix(p.shape)),
         linears=tuple(linears),
         attentions=tuple(attentions),
         blocks={
@@ -153,7 +102,7 @@ def measured(family: str, backbone: nn.Module, targets: Sequence[str], *, edits:
     )
 
 
-def _stream(rules: Sequence[tuple[str, Stream]], name: str) -> Stream:
+def _stream(rules: Rules, name: str) -> Stream:
     for pattern, stream in rules:
         if re.fullmatch(pattern, name):
             return stream
@@ -166,33 +115,3 @@ def _block_finder(lists: set[str]) -> Callable[[str], str | None]:
         return f"{first}.{rest.partition('.')[0]}" if first in lists else None
 
     return block_of
-
-
-class _NoPrompts:
-    """Stands where a family keeps its text encoders, which a network without weights needs not."""
-
-    def __init__(self, transformer: Mapping[str, Any]) -> None:
-        self.widths = transformer["joint_attention_dim"], transformer["pooled_projection_dim"]
-
-    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        length, pooled = self.widths
-        return torch.empty(len(prompts), 1, length), torch.empty(len(prompts), pooled)
-
-
-@dataclass(frozen=True)
-class _NoCodec:
-    """Stands where a family keeps its codec."""
-
-    factor: int
-
-
-def _sd3_family(cls: Any, transformer: Mapping[str, Any], factor: int) -> Any:
-    codec: Codec = _NoCodec(factor)  # type: ignore[assignment]
-    return cls(
-        _NoPrompts(transformer),
-        codec,
-        dict(transformer),
-        prediction="velocity",
-        sigma_min=0.0,
-        shift=1.0,
-    )

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from danceflow.models.family import layout_of
+from danceflow.models.layout import Tokens
+from danceflow.models.memory import DTYPES
 from danceflow.plan.architecture import Architecture
-from danceflow.plan.layouts import LAYOUTS, tokens_of
-from danceflow.plan.network import Network, Tokens
+from danceflow.plan.network import Network
 from danceflow.plan.training import Skill, Training, rows_together
 
 FLOAT = 4
 """Bytes of a float32: adapters, whole students, gradients, averages, encoders, caches."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 Place = Literal["device", "main"]
 
 
@@ -186,8 +188,7 @@ def _activations(
 
 def skill_tokens(training: Training, architecture: Architecture, skill: Skill) -> Tokens:
     """Return the tokens of one of a capability's states."""
-    return tokens_of(
-        architecture.family,
+    return layout_of(architecture.family).tokens_of(
         architecture.transformer,
         architecture.factor,
         training.size,
@@ -199,7 +200,7 @@ def skill_tokens(training: Training, architecture: Architecture, skill: Skill) -
 
 def _caches(training: Training, architecture: Architecture) -> float:
     """Return the bytes of all capabilities' caches, every row with a prompt of its own."""
-    transformer, layout = architecture.transformer, LAYOUTS[architecture.family]
+    transformer, layout = architecture.transformer, layout_of(architecture.family)
     height, width = (side // architecture.factor for side in training.size)
     latent = layout.channels(transformer) * height * width
     total = 0.0

@@ -2,51 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Stream = Literal["image", "prompt", "vision", "all", "sample"]
+from danceflow.models.layout import Kept, Stream, Tokens
+from danceflow.train.optim import is_matrix
+
 ATTENTION_BACKWARD = 2.5
 """Cost of attention's backward pass in forward passes: five matrix products for two."""
 
-_FULL, _ADAPTER, _ADAPTER_HALF = range(3)
-# What a forward pass keeps for the backward pass, in units of the inputs and outputs of all linear
-# modules that see tokens: of networks that are trained whole, of adapters on a float32 base, and of
-# adapters on a half-precision base (beside the float32 copies that peft makes of their inputs).
-# Measured on small networks of the families' own classes; tests/plan/test_network.py holds them.
-_KEPT: Mapping[tuple[str, bool], tuple[float, float, float]] = {
-    ("sd3", False): (1.48, 1.07, 1.03),
-    ("sd3", True): (1.48, 1.07, 1.03),
-    ("flux2", True): (1.58, 1.24, 1.16),
-    ("qwen_image", False): (1.45, 1.06, 1.07),
-    ("qwen_image", True): (1.45, 1.06, 1.07),
-    ("zimage", False): (1.72, 1.17, 1.53),
-    ("zimage", True): (1.93, 1.36, 1.72),  # every token has its own modulation
-}
 _ENDS = 2
 """Inputs of blocks that are kept in front of and behind them, when all else is computed again."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """How many rows one state's evaluation has in each stream.
-
-    Attributes:
-        image: tokens of the state and, where the family lays it beside it, of the source.
-        prompt: tokens of the prompt.
-        vision: tokens of a vision encoder's features.
-        sample: rows of what is computed once per state, such as the embedding of sigma.
-    """
-
-    image: int
-    prompt: int
-    vision: int = 0
-    sample: int = 1
-
-    def of(self, stream: Stream) -> int:
-        """Return the rows of a stream."""
-        if stream == "all":
-            return self.image + self.prompt + self.vision
-        return int(getattr(self, stream))
 
 
 @dataclass(frozen=True)
@@ -86,9 +50,8 @@ class Network:
     """The sizes of a transformer.
 
     Attributes:
-        family: its family's name.
         parameters: all of them.
-        edits: whether it takes a source.
+        kept: what a forward pass keeps for the backward pass.
         buffers: elements of what is kept beside the parameters, such as a place table.
         matrix_parameters: those of two dimensions with both above 1, as Muon sorts them.
         linears: its linear and convolution modules.
@@ -96,9 +59,8 @@ class Network:
         blocks: parameters of every repeated block.
     """
 
-    family: str
     parameters: int
-    edits: bool
+    kept: Kept
     buffers: int
     matrix_parameters: int
     linears: tuple[Linear, ...]
@@ -183,15 +145,14 @@ class Network:
     ) -> float:
         seen = [(tokens.of(li.stream), li) for li in linears if li.stream != "sample"]
         unit = sum(rows * (li.fan_in + li.fan_out) for rows, li in seen)
-        shares = _KEPT[self.family, self.edits]
         if rank is None:
-            return shares[_FULL] * unit * num_bytes
+            return self.kept.whole * unit * num_bytes
         targets = [(rows, li) for rows, li in seen if li.is_target]
         factors = 4 * sum(rows * rank for rows, _ in targets)
         if num_bytes == 4:
-            return shares[_ADAPTER] * unit * num_bytes + factors
+            return self.kept.adapter * unit * num_bytes + factors
         copies = 4 * sum(rows * li.fan_in for rows, li in targets)
-        return shares[_ADAPTER_HALF] * unit * num_bytes + factors + copies
+        return self.kept.half * unit * num_bytes + factors + copies
 
     def adapter_parameters(self, rank: int) -> int:
         """Return the parameters of a LoRA adapter of this rank on the family's targets."""
@@ -199,7 +160,6 @@ class Network:
 
     def adapter_matrices(self, rank: int) -> int:
         """Return those of an adapter's parameters that are matrices, as Muon sorts them."""
-        if rank == 1:
-            return 0
         targets = (li for li in self.linears if li.is_target and not li.is_convolution)
-        return rank * sum(li.fan_in + li.fan_out for li in targets)
+        sides = (side for li in targets for side in (li.fan_in, li.fan_out))
+        return sum(rank * side for side in sides if is_matrix((rank, side)))

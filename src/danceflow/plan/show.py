@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from danceflow.method import METHODS
-from danceflow.plan.architecture import can_be_widened, published, published_architecture
+from danceflow.models.family import layout_of
+from danceflow.plan.architecture import published, published_architecture
 from danceflow.plan.cost import Plan, plan_training, resized
 from danceflow.plan.devices import DEFAULT_GPU, Device, device_of
 from danceflow.plan.memory import Item
@@ -199,7 +200,7 @@ def plan_reference(
         UsageError: unknown model or GPU.
     """
     entry = published()["models"].get(model)
-    edits = entry is not None and (entry["edits"] or can_be_widened(entry["family"]))
+    edits = entry is not None and (entry["edits"] or layout_of(entry["family"]).is_widened)
     architecture = published_architecture(model, edits=edits)
     training = resized(reference(edits=edits), side)
     return plan_training(training, architecture, device_of(gpu or DEFAULT_GPU, utilisation))

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from danceflow.capability import asked
+from danceflow.fields import guidance_cost, samples_together
 from danceflow.method import Method, method_of
 from danceflow.plan.depth import expected_depth
-from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, PARTS
+from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, MAX_ROWS, PARTS
 
 if TYPE_CHECKING:
     from danceflow.params.sections import Params
-
-MAX_ROWS = 256
-"""States of one backward pass at most, as ``train.distill`` cuts them; a test holds it there."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +116,15 @@ def evaluations(training: Training) -> list[Evaluations]:
         return []
     depth = expected_depth(method, training.num_steps)
     num_queries = method.queries_per_sample(training.num_steps)
-    found = []
-    for skill in training.skills:
+    found, skills = [], {skill.name: skill for skill in training.skills}
+    for skill in skills.values():
         # How often the capability is drawn, times the samples it then has.
         samples = rows(training, skill) * (1.0 if training.together else skill.share)
         states = samples * num_queries * method.updates_per_rollout
         asked: dict[str, float] = {}
-        if method.target == "teacher":
-            for other in training.skills if method.routing == "soft" else (skill,):
-                asked[other.teacher] = asked.get(other.teacher, 0.0) + states * other.cost
+        for other in method.asks(skill.name, skills):
+            teacher = skills[other].teacher
+            asked[teacher] = asked.get(teacher, 0.0) + states * skills[other].cost
         found.append(
             Evaluations(
                 skill=skill,
@@ -141,17 +139,16 @@ def evaluations(training: Training) -> list[Evaluations]:
 
 
 def rows(training: Training, skill: Skill) -> int:
-    """Return how many samples of a capability one update rolls out: whole groups."""
-    group = training.method.group_size
-    samples = training.batch_size / training.method.updates_per_rollout
-    return max(1, round(samples * (skill.share if training.together else 1.0) / group)) * group
+    """Return how many samples of a capability one update rolls out."""
+    share = skill.share if training.together else 1.0
+    return training.method.num_samples(training.batch_size, share)
 
 
 def rows_together(training: Training, skill: Skill) -> int:
     """Return the most states of a capability that one backward pass holds."""
     num_queries = training.method.queries_per_sample(training.num_steps)
     samples = rows(training, skill) * training.method.updates_per_rollout
-    return min(samples, max(1, MAX_ROWS // num_queries)) * num_queries
+    return min(samples, samples_together(MAX_ROWS, num_queries)) * num_queries
 
 
 def num_updates(training: Training, per_update: float) -> int:
@@ -200,7 +197,7 @@ def training_of(params: "Params", *, is_brought: bool) -> Training:
                 share=capability.weight / total,
                 has_source=capability.needs_source,
                 teacher=capability.teacher.name,
-                cost=1 if capability.teacher.guidance_scale == 1.0 else 2,
+                cost=guidance_cost(capability.teacher.guidance_scale),
                 num_rows=params.data.buckets[capability.bucket].num_train,
             )
             for capability in found.capabilities

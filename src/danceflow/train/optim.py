@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ def orthogonalise(matrices_NMK: Tensor, num_steps: int = 5) -> Tensor:
     return result
 
 
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Return whether ``Muon`` takes a parameter for a matrix: two dimensions, both above 1."""
+    return len(shape) == 2 and min(shape) > 1
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonalised updates for matrices, AdamW for every other parameter.
 
@@ -67,8 +72,8 @@ class Muon(torch.optim.Optimizer):
             adam_scale: learning rate of the rest as a share of ``lr``.
         """
         params = list(params)
-        matrices = [p for p in params if p.ndim == 2 and min(p.shape) > 1]
-        rest = [p for p in params if not (p.ndim == 2 and min(p.shape) > 1)]
+        matrices = [p for p in params if is_matrix(p.shape)]
+        rest = [p for p in params if not is_matrix(p.shape)]
         groups: list[dict[str, Any]] = [
             {"params": matrices, "lr": lr, "kind": "matrix", "weight_decay": weight_decay},
             {"params": rest, "lr": lr * adam_scale, "kind": "rest", "weight_decay": 0.0},

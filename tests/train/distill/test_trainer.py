@@ -350,7 +350,7 @@ def test_the_size_of_a_backward_pass_does_not_change_the_update(
 ) -> None:
     options = {"num_updates": 1, "num_queries": 2, "capabilities_per_update": "all"}
     one = weights(trained(made, teachers, tmp_path / "one", **options))
-    monkeypatch.setattr(training, "_MAX_ROWS", 2)
+    monkeypatch.setattr(training, "MAX_ROWS", 2)
     other = weights(trained(made, teachers, tmp_path / "other", **options))
     before = start_backbone(teachers, asked(params_with()).start).state_dict()
     assert not same(one, before)

@@ -5,7 +5,7 @@ image's, at another place in time, and their output is cut off. The language mod
 of three layers are the prompt, padding included, so every prompt has the same length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from danceflow.fields import Condition, VelocityField
 from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
-from danceflow.models.frozen.codec import Codec
+from danceflow.models.frozen.codec import Codec, vae_factor
 from danceflow.models.frozen.language import LanguageEncoder, load_language_encoder
 from danceflow.models.frozen.reading import Reading
+from danceflow.models.layout import Kept, Layout, State, Tokens, Transformer
 from danceflow.models.weights import load_pretrained
 
 NUM_PROMPT_TOKENS = 512
@@ -24,11 +25,43 @@ NUM_PROMPT_TOKENS = 512
 PROMPT_LAYERS = (9, 18, 27)
 """The stock pipeline's ``text_encoder_out_layers``."""
 
+_PIPELINE = "Flux2KleinPipeline"
 _REFERENCE_TIME = 10
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _FEED_FORWARD = tuple(f"{ff}.linear_{end}" for ff in ("ff", "ff_context") for end in ("in", "out"))
 _SINGLE = ("to_qkv_mlp_proj", "attn.to_out")
+
+
+def _counted(state: State) -> Tokens:
+    return Tokens(2 * state.image if state.has_source else state.image, state.prompt)
+
+
+def _prompt_values(transformer: Transformer, prompt: int, _: tuple[int, int] | None) -> int:
+    return prompt * int(transformer["joint_attention_dim"])
+
+
+_KEPT = Kept(whole=1.58, adapter=1.24, half=1.16)
+_LAYOUT = Layout(
+    usual=("flux2-klein-4b", "flux2-klein-4b"),
+    side=lambda _: 1,
+    channels=lambda transformer: int(transformer["in_channels"]),
+    tokens=_counted,
+    prompt_values=_prompt_values,
+    streams=(
+        (r"time_guidance_embed\..*|.*modulation.*|norm_out\.linear", "sample"),
+        (r"single_transformer_blocks\..*", "all"),
+        (r"context_embedder|.*\.(add_[qkv]_proj|to_add_out)|.*\.ff_context\..*", "prompt"),
+        (r"x_embedder|.*\.to_([qkv]|out\.0)|.*\.ff\..*|proj_out", "image"),
+    ),
+    attention=((r"(single_)?transformer_blocks\.\d+\.attn", "all"),),
+    kept=(_KEPT, _KEPT),
+)
+
+
+def _factor(vae: Mapping[str, Any]) -> int:
+    """Return image pixels per latent pixel of an ``AutoencoderKLFlux2`` and its 2 x 2 patches."""
+    return 2 * vae_factor(vae)
 
 
 class Flux2Codec:
@@ -37,7 +70,7 @@ class Flux2Codec:
     def __init__(self, vae: Any) -> None:
         """Take a loaded float32 autoencoder and freeze it."""
         self.vae = vae.eval().requires_grad_(False)
-        self.factor = 2 * 2 ** (len(vae.config.block_out_channels) - 1)
+        self.factor = _factor(vae.config)
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
@@ -127,8 +160,10 @@ class Flux2Family(StockFamily):
     """Frozen parts of a FLUX.2 klein model; see ``family.ModelFamily`` for the contract."""
 
     name: ClassVar[str] = "flux2"
-    pipelines: ClassVar[tuple[str, ...]] = ("Flux2KleinPipeline",)
-    patch: ClassVar[int] = 1
+    pipelines: ClassVar[tuple[str, ...]] = (_PIPELINE,)
+    edit_pipeline: ClassVar[str] = _PIPELINE
+    layout: ClassVar[Layout] = _LAYOUT
+    prompt_length: ClassVar[int | None] = NUM_PROMPT_TOKENS
     adapter_targets: tuple[str, ...] = (*_ATTENTION, *_PROMPT_ATTENTION, *_FEED_FORWARD, *_SINGLE)
 
     def __init__(self, settings: StockSettings, codec: Codec, language: LanguageEncoder) -> None:
@@ -153,15 +188,10 @@ class Flux2Family(StockFamily):
         vae = load_pretrained(AutoencoderKLFlux2, folder / "vae", torch_dtype=torch.float32)
         return cls(settings, Flux2Codec(vae), load_language_encoder(folder, Qwen3Model))
 
-    @property
-    def num_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.settings.transformer["in_channels"])
-
-    @property
-    def takes_source(self) -> bool:
-        """Whether the backbone can edit: always."""
-        return True
+    @staticmethod
+    def vae_factor(config: Mapping[str, Any]) -> int:
+        """Return image pixels per latent pixel, along a side, from the codec's configuration."""
+        return _factor(config)
 
     def parts(self) -> Sequence[Any]:
         """Return the language model."""

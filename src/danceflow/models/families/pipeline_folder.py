@@ -1,7 +1,8 @@
 """Stock diffusers pipeline folders: what their configs say about the transformer and the grid."""
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from danceflow.errors import WeightsError
 from danceflow.models.weights import read_json
 
 PIPELINE_FILE = "model_index.json"
+FROZEN_FILE = "danceflow_family.json"
+"""What a family writes beside its frozen parts."""
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+_NOT_FROZEN = ("transformer", "scheduler")
 _NO_STEPS = "a grid needs at least 1 step, got {}"
 
 
@@ -44,6 +48,45 @@ def read_transformer_config(folder: Path, transformer_class: Any) -> dict[str, A
         for key, argument in arguments.items()
         if key != "self"
     }
+
+
+def read_vae_factor(folder: Path, factor: Callable[[Mapping[str, Any]], int]) -> int:
+    """Return image pixels per latent pixel of the codec in ``folder``, 1 where there is none.
+
+    Args:
+        folder: of a pipeline, or of frozen parts.
+        factor: the same of an autoencoder's configuration, along a side.
+
+    Raises:
+        WeightsError: the autoencoder's configuration cannot be read.
+    """
+    if not (folder / "vae").is_dir():
+        return 1
+    return factor(read_json(folder / "vae" / "config.json"))
+
+
+def count_frozen(folder: Path) -> dict[str, int]:
+    """Return the parameters of every frozen part, from the headers of its weight files.
+
+    Raises:
+        WeightsError: a file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, int] = {}
+    for part in sorted(child for child in folder.iterdir() if child.is_dir()):
+        if part.name in _NOT_FROZEN:
+            continue
+        for path in sorted(part.glob("*.safetensors")):
+            count = 0
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for key in file.keys():  # noqa: SIM118
+                        count += math.prod(file.get_slice(key).get_shape())
+            except (OSError, SafetensorError) as error:
+                raise WeightsError(f"{path}: cannot be read: {error}") from error
+            found[part.name] = found.get(part.name, 0) + count
+    return found
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:

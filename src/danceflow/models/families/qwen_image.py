@@ -5,7 +5,7 @@ edits: the source's latents are tokens behind the image's, and the language mode
 instruction beside the source picture. Guidance keeps the length of every token's velocity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,6 +24,7 @@ from danceflow.models.frozen.language import (
     ragged,
 )
 from danceflow.models.frozen.reading import Reading
+from danceflow.models.layout import Kept, Layout, State, Tokens, Transformer
 from danceflow.models.weights import load_pretrained
 from danceflow.pictures import to_picture
 
@@ -49,6 +50,49 @@ _PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _FEED_FORWARD = tuple(
     f"{ff}.net.{part}" for ff in ("img_mlp", "txt_mlp") for part in ("0.proj", "2")
 )
+_PICTURE_PATCH = 28  # pixels along a side, of a token of Qwen2.5-VL
+
+
+def picture_tokens(size: tuple[int, int]) -> int:
+    """Return the tokens that Qwen2.5-VL makes of a picture of this height and width in pixels."""
+    height, width = (max(1, round(side / _PICTURE_PATCH)) for side in size)
+    return height * width
+
+
+def _counted(state: State) -> Tokens:
+    if not state.has_source:
+        return Tokens(state.image, state.prompt)
+    return Tokens(2 * state.image, state.prompt + picture_tokens(state.size))
+
+
+def _prompt_values(transformer: Transformer, prompt: int, source: tuple[int, int] | None) -> int:
+    width = int(transformer["joint_attention_dim"])
+    if source is None:
+        return prompt * width
+    # The empty prompt's embeddings depend on the picture: the cache keeps both.
+    return 2 * (prompt + picture_tokens(source)) * width
+
+
+_KEPT = Kept(whole=1.45, adapter=1.06, half=1.07)
+_LAYOUT = Layout(
+    usual=("qwen-image", "qwen-image-edit"),
+    side=lambda _: 2,
+    channels=lambda transformer: int(transformer["in_channels"]) // 4,
+    tokens=_counted,
+    prompt_values=_prompt_values,
+    streams=(
+        (r"time_text_embed\..*|.*\.(img|txt)_mod\..*|norm_out\.linear", "sample"),
+        (r"txt_in|.*\.(add_[qkv]_proj|to_add_out)|.*\.txt_mlp\..*", "prompt"),
+        (r"img_in|.*\.to_([qkv]|out\.0)|.*\.img_mlp\..*|proj_out", "image"),
+    ),
+    attention=((r"transformer_blocks\.\d+\.attn", "all"),),
+    kept=(_KEPT, _KEPT),
+)
+
+
+def _factor(vae: Mapping[str, Any]) -> int:
+    """Return image pixels per latent pixel, along a side, of an ``AutoencoderKLQwenImage``."""
+    return int(2 ** len(vae["temperal_downsample"]))
 
 
 class QwenCodec:
@@ -57,8 +101,7 @@ class QwenCodec:
     def __init__(self, vae: Any) -> None:
         """Take a loaded float32 autoencoder and freeze it."""
         self.vae = vae.eval().requires_grad_(False)
-        self.factor = 2 ** len(vae.config.temperal_downsample)
-        self.num_channels = int(vae.config.z_dim)
+        self.factor = _factor(vae.config)
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
@@ -167,7 +210,8 @@ class QwenImageFamily(StockFamily):
 
     name: ClassVar[str] = "qwen_image"
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline", _EDIT)
-    patch: ClassVar[int] = 2
+    edit_pipeline: ClassVar[str] = _EDIT
+    layout: ClassVar[Layout] = _LAYOUT
     adapter_targets: tuple[str, ...] = (*_ATTENTION, *_PROMPT_ATTENTION, *_FEED_FORWARD)
 
     def __init__(
@@ -203,15 +247,10 @@ class QwenImageFamily(StockFamily):
         vae = load_pretrained(AutoencoderKLQwenImage, folder / "vae", torch_dtype=torch.float32)
         return cls(settings, QwenCodec(vae), language, pictures)
 
-    @property
-    def num_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.settings.transformer["in_channels"]) // 4
-
-    @property
-    def takes_source(self) -> bool:
-        """Whether the folder was an edit pipeline's."""
-        return self.pictures is not None
+    @staticmethod
+    def vae_factor(config: Mapping[str, Any]) -> int:
+        """Return image pixels per latent pixel, along a side, from the codec's configuration."""
+        return _factor(config)
 
     @property
     def sees_source(self) -> bool:

@@ -10,8 +10,9 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,17 @@ from danceflow.errors import WeightsError, unknown_name
 from danceflow.fields import Condition, GuidedField, VelocityField, shifted_grid
 from danceflow.models.adapters.lora import save_adapter
 from danceflow.models.families.pipeline_folder import (
+    FROZEN_FILE,
     PIPELINE_FILE,
+    count_frozen,
     read_pipeline_class,
     read_scheduler,
     read_transformer_config,
+    read_vae_factor,
     scheduler_grid,
 )
 from danceflow.models.families.sd3_names import diffusers_names
-from danceflow.models.frozen.codec import Codec, PixelCodec, load_codec
+from danceflow.models.frozen.codec import Codec, PixelCodec, load_codec, vae_factor
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.frozen.text import (
     STOCK_T5_TOKENS,
@@ -36,9 +40,9 @@ from danceflow.models.frozen.text import (
     small_clip,
     word_tokenizer,
 )
+from danceflow.models.layout import Kept, Layout, Sketch, State, Tokens, Transformer
 from danceflow.models.weights import load_state, read_json, read_state, save_half
 
-FROZEN_FILE = "danceflow_family.json"
 NUM_TIMESTEPS = 1000.0
 PREDICTIONS = ("clean", "velocity")
 
@@ -47,6 +51,44 @@ _PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _FEED_FORWARD = tuple(f"{ff}.net.{part}" for ff in ("ff", "ff_context") for part in ("0.proj", "2"))
 _SOURCE_INPUT = ("pos_embed.proj",)
 _SOURCE_WEIGHT = "pos_embed.proj.weight"
+
+
+def _tokens(state: State) -> Tokens:
+    return Tokens(state.image, state.prompt)  # a source is further channels of the same tokens
+
+
+def _prompt_values(transformer: Transformer, prompt: int, _: tuple[int, int] | None) -> int:
+    pooled: int = transformer["pooled_projection_dim"]
+    return prompt * int(transformer["joint_attention_dim"]) + pooled
+
+
+_KEPT = Kept(whole=1.48, adapter=1.07, half=1.03)
+_LAYOUT = Layout(
+    usual=("sd3.5-medium", "sd3.5-medium"),
+    side=lambda transformer: int(transformer["patch_size"]),
+    channels=lambda transformer: int(transformer["out_channels"]),
+    tokens=_tokens,
+    prompt_values=_prompt_values,
+    streams=(
+        (r"pos_embed\.proj", "image"),
+        (r"time_text_embed\..*|.*norm1(_context)?\.linear|norm_out\.linear", "sample"),
+        (r"context_embedder|.*\.(add_[qkv]_proj|to_add_out)|.*\.ff_context\..*", "prompt"),
+        (r".*\.to_([qkv]|out\.0)|.*\.ff\..*|proj_out", "image"),
+    ),
+    attention=(
+        (r"transformer_blocks\.\d+\.attn", "all"),
+        (r"transformer_blocks\.\d+\.attn2", "image"),
+    ),
+    kept=(_KEPT, _KEPT),
+    sizes={
+        "num_layers": "num_layers",
+        "num_heads": "num_attention_heads",
+        "head_dim": "attention_head_dim",
+        "patch_size": "patch_size",
+        "out_channels": "out_channels",
+    },
+    is_widened=True,
+)
 
 
 class Sd3Field:
@@ -91,6 +133,7 @@ class Sd3Family:
     """Frozen parts of an SD3 model; see ``family.ModelFamily`` for the contract."""
 
     name = "sd3"
+    layout: ClassVar[Layout] = _LAYOUT
     sees_source = False
 
     def __init__(
@@ -268,6 +311,59 @@ class Sd3Family:
         except KeyError as error:
             raise WeightsError(f"{path}: the setting {error} is missing") from error
 
+    @staticmethod
+    def sketch(folder: Path) -> Sketch:
+        """Return what configurations and the headers of weight files say of such a folder.
+
+        Raises:
+            WeightsError: if it is no such folder, or a file is missing or damaged.
+        """
+        if (folder / FROZEN_FILE).is_file():
+            settings = read_json(folder / FROZEN_FILE)
+            pipeline, transformer = settings.get("pipeline", ""), settings["transformer"]
+        else:
+            pipeline, transformer = _stock_transformer(folder)
+        clip = read_json(folder / "tokenizer" / "tokenizer_config.json")["model_max_length"]
+        has_t5 = (folder / "text_encoder_3").is_dir()
+        return Sketch(
+            pipeline=pipeline,
+            transformer=transformer,
+            takes_source=transformer["in_channels"] > transformer["out_channels"],
+            factor=read_vae_factor(folder, vae_factor),
+            prompt_tokens=int(clip) + (STOCK_T5_TOKENS if has_t5 else 0),
+            frozen=count_frozen(folder),
+        )
+
+    @staticmethod
+    def sketch_new(config: Mapping[str, Any], words: Sequence[str]) -> Sketch:
+        """Return the networks that :meth:`new` and a training from scratch make."""
+        family = Sd3Family.new(config, words, seed=0)
+        encoders = sum(p.numel() for _, e in family.prompts.clips for p in e.parameters())
+        return Sketch(
+            pipeline="",
+            transformer=family.transformer_config,
+            takes_source=family.takes_source,
+            factor=family.codec.factor,
+            prompt_tokens=family.prompts.max_length,
+            frozen={"text_encoder": encoders},
+        )
+
+    @staticmethod
+    def bare_backbone(
+        transformer: Transformer, factor: int, *, edits: bool
+    ) -> tuple[nn.Module, tuple[str, ...]]:
+        """Return a transformer alone and the ends of its adapters' names."""
+        family = Sd3Family(
+            cast(PromptEncoder, _NoPrompts(transformer)),
+            cast(Codec, _NoCodec(factor)),
+            dict(transformer),
+            prediction="velocity",
+            sigma_min=0.0,
+            shift=1.0,
+        )
+        family = family.editing() if edits else family
+        return family.new_backbone(seed=0), family.adapter_targets
+
     def save_frozen(self, folder: Path) -> None:
         """Write the text encoders, codec and settings to ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -413,6 +509,24 @@ class Sd3Family:
             save_adapter(backbone, folder / "stock", num_inputs=inputs)
 
 
+class _NoPrompts:
+    """Stands where the text encoders are, which a transformer alone needs not."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        self.widths = transformer["joint_attention_dim"], transformer["pooled_projection_dim"]
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        length, pooled = self.widths
+        return torch.empty(len(prompts), 1, length), torch.empty(len(prompts), pooled)
+
+
+@dataclass(frozen=True)
+class _NoCodec:
+    """Stands where the codec is."""
+
+    factor: int
+
+
 def _source_mask(source_BCHW: Tensor) -> Tensor:
     """Return 1 for a source and 0 for none (a source of zeros), [B, 1, H, W]."""
     present_B = source_BCHW.flatten(1).any(dim=1).to(source_BCHW.dtype)
@@ -456,15 +570,9 @@ def _stock_settings(folder: Path) -> dict[str, Any]:
     Raises:
         WeightsError: if ``folder`` holds no such pipeline.
     """
-    from diffusers import SD3Transformer2DModel
-
     if not (folder / PIPELINE_FILE).is_file():
         raise WeightsError(f"{folder}: there is neither {FROZEN_FILE} nor {PIPELINE_FILE} in it")
-    pipeline = read_pipeline_class(folder)
-    if not pipeline.startswith("StableDiffusion3"):
-        raise WeightsError(f"{folder}: holds a {pipeline}, not an SD3 pipeline")
-    transformer = read_transformer_config(folder, SD3Transformer2DModel)
-    transformer["out_channels"] = transformer["out_channels"] or transformer["in_channels"]
+    _, transformer = _stock_transformer(folder)
     scheduler = read_scheduler(folder)
     return {
         "prediction": "velocity",
@@ -474,3 +582,19 @@ def _stock_settings(folder: Path) -> dict[str, Any]:
         "num_t5_tokens": STOCK_T5_TOKENS,
         "transformer": transformer,
     }
+
+
+def _stock_transformer(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return the class of a stock SD3 pipeline and the arguments of its transformer.
+
+    Raises:
+        WeightsError: if ``folder`` holds no such pipeline.
+    """
+    from diffusers import SD3Transformer2DModel
+
+    pipeline = read_pipeline_class(folder)
+    if not pipeline.startswith("StableDiffusion3"):
+        raise WeightsError(f"{folder}: holds a {pipeline}, not an SD3 pipeline")
+    transformer = read_transformer_config(folder, SD3Transformer2DModel)
+    transformer["out_channels"] = transformer["out_channels"] or transformer["in_channels"]
+    return pipeline, transformer

@@ -19,17 +19,20 @@ from danceflow.errors import WeightsError
 from danceflow.fields import Condition, GuidedField, VelocityField, pad_length
 from danceflow.models.adapters.lora import save_adapter
 from danceflow.models.families.pipeline_folder import (
+    FROZEN_FILE,
     PIPELINE_FILE,
+    count_frozen,
     linear_scheduler_grid,
     read_pipeline_class,
     read_scheduler,
     read_transformer_config,
+    read_vae_factor,
 )
-from danceflow.models.frozen.codec import Codec
+from danceflow.models.frozen.codec import Codec, vae_factor
 from danceflow.models.frozen.reading import Reading
+from danceflow.models.layout import Layout, Sketch, Transformer
 from danceflow.models.weights import load_state, read_json, read_state, save_half
 
-FROZEN_FILE = "danceflow_family.json"
 DEFAULT_SIZE = 1024
 """Side in pixels of the images that stock pipelines make when they are not told."""
 
@@ -57,8 +60,11 @@ class StockFamily(ABC):
     name: ClassVar[str]
     pipelines: ClassVar[tuple[str, ...]]
     """Names of the pipeline classes whose folders the family opens."""
-    patch: ClassVar[int]
-    """Side of a token in latent pixels."""
+    edit_pipeline: ClassVar[str]
+    """The one of them that takes a source."""
+    layout: ClassVar[Layout]
+    prompt_length: ClassVar[int | None] = None
+    """Tokens of every prompt; ``None``: prompts keep their own length."""
     adapter_targets: tuple[str, ...]
 
     def __init__(self, settings: StockSettings, codec: Codec) -> None:
@@ -79,15 +85,15 @@ class StockFamily(ABC):
     def open(cls, folder: Path, settings: StockSettings) -> Self:
         """Return the family of the frozen parts in ``folder``."""
 
-    @property
-    @abstractmethod
-    def num_channels(self) -> int:
-        """Channels of the latents."""
+    @staticmethod
+    def vae_factor(config: Mapping[str, Any]) -> int:
+        """Return image pixels per latent pixel, along a side, from the codec's configuration."""
+        return vae_factor(config)
 
     @property
-    @abstractmethod
     def takes_source(self) -> bool:
         """Whether the backbone can edit."""
+        return self.settings.pipeline == self.edit_pipeline
 
     @property
     def sees_source(self) -> bool:
@@ -156,15 +162,53 @@ class StockFamily(ABC):
             raise WeightsError(
                 f"{folder}: there is neither {FROZEN_FILE} nor {PIPELINE_FILE} in it"
             )
-        pipeline = read_pipeline_class(folder)
-        if pipeline not in cls.pipelines:
-            raise WeightsError(f"{folder}: holds a {pipeline}, not a {' or '.join(cls.pipelines)}")
+        pipeline, transformer = cls._stock_transformer(folder)
         return StockSettings(
             pipeline=pipeline,
             image_size=(DEFAULT_SIZE, DEFAULT_SIZE),
             scheduler=read_scheduler(folder),
-            transformer=read_transformer_config(folder, cls.transformer_class()),
+            transformer=transformer,
         )
+
+    @classmethod
+    def _stock_transformer(cls, folder: Path) -> tuple[str, dict[str, Any]]:
+        """Return the class of a stock pipeline and the arguments of its transformer."""
+        pipeline = read_pipeline_class(folder)
+        if pipeline not in cls.pipelines:
+            raise WeightsError(f"{folder}: holds a {pipeline}, not a {' or '.join(cls.pipelines)}")
+        return pipeline, read_transformer_config(folder, cls.transformer_class())
+
+    @classmethod
+    def sketch(cls, folder: Path) -> Sketch:
+        """Return what configurations and the headers of weight files say of such a folder.
+
+        Raises:
+            WeightsError: if it is no such folder, or a file is missing or damaged.
+        """
+        if (folder / FROZEN_FILE).is_file():
+            settings = read_json(folder / FROZEN_FILE)
+            pipeline, transformer = settings.get("pipeline", ""), settings["transformer"]
+        else:
+            pipeline, transformer = cls._stock_transformer(folder)
+        return Sketch(
+            pipeline=pipeline,
+            transformer=transformer,
+            takes_source=pipeline == cls.edit_pipeline,
+            factor=read_vae_factor(folder, cls.vae_factor),
+            prompt_tokens=cls.prompt_length,
+            frozen=count_frozen(folder),
+        )
+
+    @classmethod
+    def bare_backbone(
+        cls,
+        transformer: Transformer,
+        factor: int,  # noqa: ARG003
+        *,
+        edits: bool,  # noqa: ARG003
+    ) -> tuple[nn.Module, tuple[str, ...]]:
+        """Return a transformer alone and the ends of its adapters' names."""
+        return cls.transformer_class()(**transformer), cls.adapter_targets
 
     @classmethod
     def new(cls, *_: Any) -> Self:
@@ -202,8 +246,13 @@ class StockFamily(ABC):
         resized._set_size(height, width)
         return resized
 
+    @property
+    def side(self) -> int:
+        """Latent pixels along a side of a token."""
+        return self.layout.side(self.settings.transformer)
+
     def _set_size(self, height: int, width: int) -> None:
-        unit = self.codec.factor * self.patch
+        unit = self.codec.factor * self.side
         if height % unit or width % unit or min(height, width) <= 0:
             raise WeightsError(
                 f"this {self.name} model makes images whose sides are multiples of {unit} pixels, "
@@ -211,7 +260,8 @@ class StockFamily(ABC):
             )
         factor = self.codec.factor
         self.image_size = (height, width)
-        self.latent_shape = (self.num_channels, height // factor, width // factor)
+        channels = self.layout.channels(self.settings.transformer)
+        self.latent_shape = (channels, height // factor, width // factor)
 
     def editing(self) -> Self:
         """Return this family if it can edit.
@@ -222,7 +272,7 @@ class StockFamily(ABC):
         if not self.takes_source:
             raise WeightsError(
                 f"a {self.settings.pipeline} cannot edit; of {self.name}, these pipelines can: "
-                f"{', '.join(self.pipelines[-1:])}"
+                f"{self.edit_pipeline}"
             )
         return self
 
@@ -270,7 +320,7 @@ class StockFamily(ABC):
 
     def grid(self, num_steps: int) -> Tensor:
         """Return the stock pipeline's sigma grid for ``image_size``, [num_steps + 1] float32."""
-        num_tokens = (self.latent_shape[1] // self.patch) * (self.latent_shape[2] // self.patch)
+        num_tokens = (self.latent_shape[1] // self.side) * (self.latent_shape[2] // self.side)
         mu = self.mu(num_tokens, num_steps)
         return linear_scheduler_grid(self.settings.scheduler, num_steps, mu)
 

@@ -30,6 +30,14 @@ from danceflow.models.frozen.language import (
     ragged,
 )
 from danceflow.models.frozen.reading import Reading
+from danceflow.models.layout import (
+    VISION_TOKENS,
+    Kept,
+    Layout,
+    State,
+    Tokens,
+    Transformer,
+)
 from danceflow.models.weights import load_pretrained, save_half
 from danceflow.pictures import to_picture
 
@@ -43,6 +51,53 @@ _BEFORE_TARGET = "<|vision_end|>{}" + _END + "<|vision_start|>"
 _AFTER_TARGET = "<|vision_end|><|im_end|>"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _FEED_FORWARD = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+_MULTIPLE = 32  # of the network's sequences
+
+
+def _padded(count: int) -> int:
+    return -(-count // _MULTIPLE) * _MULTIPLE
+
+
+def _tokens(state: State) -> Tokens:
+    image = _padded(state.image)
+    # The Omni layout embeds two times, of clean and of noisy tokens, whatever the state has.
+    sample = 2 if state.edits else 1
+    if not state.has_source:
+        return Tokens(image, _padded(state.prompt), sample=sample)
+    frame = 2 * _MULTIPLE  # the texts before the source and behind the target
+    vision = _padded(state.vision) + _MULTIPLE
+    return Tokens(2 * image, _padded(state.prompt) + frame, vision, sample)
+
+
+def _prompt_values(transformer: Transformer, prompt: int, source: tuple[int, int] | None) -> int:
+    seen = 0 if source is None else VISION_TOKENS * int(transformer["siglip_feat_dim"])
+    return prompt * int(transformer["cap_feat_dim"]) + seen
+
+
+_LAYOUT = Layout(
+    usual=("z-image", "z-image-omni"),
+    side=lambda _: 2,
+    channels=lambda transformer: int(transformer["in_channels"]),
+    tokens=_tokens,
+    prompt_values=_prompt_values,
+    streams=(
+        (r"t_embedder\..*|.*adaLN_modulation\..*", "sample"),
+        (r"cap_embedder\..*|context_refiner\..*", "prompt"),
+        (r"siglip_embedder\..*|siglip_refiner\..*", "vision"),
+        (r"all_x_embedder\..*|noise_refiner\..*", "image"),
+        (r"layers\..*|all_final_layer\..*", "all"),
+    ),
+    attention=(
+        (r"noise_refiner\.\d+\.attention", "image"),
+        (r"context_refiner\.\d+\.attention", "prompt"),
+        (r"siglip_refiner\.\d+\.attention", "vision"),
+        (r"layers\.\d+\.attention", "all"),
+    ),
+    kept=(
+        Kept(whole=1.72, adapter=1.17, half=1.53),
+        Kept(whole=1.93, adapter=1.36, half=1.72),  # every token has its own modulation
+    ),
+)
 
 
 class Vision:
@@ -145,7 +200,8 @@ class ZImageFamily(StockFamily):
 
     name: ClassVar[str] = "zimage"
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline", _OMNI)
-    patch: ClassVar[int] = 2
+    edit_pipeline: ClassVar[str] = _OMNI
+    layout: ClassVar[Layout] = _LAYOUT
     adapter_targets: tuple[str, ...] = (*_ATTENTION, *_FEED_FORWARD)
 
     def __init__(
@@ -181,16 +237,6 @@ class ZImageFamily(StockFamily):
                 load_pretrained(Siglip2VisionModel, folder / "siglip", dtype=torch.float32),
             )
         return cls(settings, load_vae(folder), language, vision)
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.settings.transformer["in_channels"])
-
-    @property
-    def takes_source(self) -> bool:
-        """Whether the folder was an Omni pipeline's."""
-        return self.vision is not None
 
     @property
     def sees_source(self) -> bool:

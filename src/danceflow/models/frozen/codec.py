@@ -1,5 +1,6 @@
 """Images to latents and back."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,7 +62,7 @@ class VaeCodec:
         self.vae = vae.eval().requires_grad_(False)
         self.scale = float(vae.config.scaling_factor)
         self.shift = float(vae.config.shift_factor or 0.0)
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.factor = vae_factor(vae.config)
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
@@ -85,6 +86,11 @@ class VaeCodec:
     def save(self, folder: Path) -> None:
         """Write the autoencoder to ``folder/vae``."""
         self.vae.save_pretrained(folder / "vae")
+
+
+def vae_factor(config: Mapping[str, Any]) -> int:
+    """Return image pixels per latent pixel, along a side, of an ``AutoencoderKL``."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
 def load_codec(folder: Path) -> Codec:

@@ -11,6 +11,8 @@ from danceflow.errors import TrainingError
 from danceflow.fields import CountingField, VelocityField
 
 FORWARD_AND_BACKWARD = 3
+MAX_ROWS = 256
+"""States of one backward pass at most; what is more goes backward piece by piece."""
 PARTS = ("rollout", "teachers", "training", "average")
 
 

@@ -31,7 +31,7 @@ from danceflow.models.package import Teachers, save_package
 from danceflow.models.start import start_student
 from danceflow.ops.tracking import Tracker
 from danceflow.train.distill.balance import LossBalance
-from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, Ledger
+from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, MAX_ROWS, Ledger
 from danceflow.train.distill.guards import (
     require_different,
     require_finite,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from danceflow.train.distill.observe import Observer
 
 _LOG = logging.getLogger(__name__)
-_MAX_ROWS = 256  # states per backward pass
 
 
 def sizes_by_rows(caches: Iterable[ConditionCache]) -> list[Size]:
@@ -203,8 +202,9 @@ class Trainer:
 
     def _update(self, progress: float) -> float:
         """Make one update and return the gradient norm before clipping."""
+        batch_size = self.config.batch_size
         drawn = [
-            self._draw(capability, share, self._num_rows(share))
+            self._draw(capability, share, self.method.num_samples(batch_size, share))
             for capability, share in self.router.route(self.step)
         ]
         groups = by_size(item.cached.size for item in drawn)
@@ -220,7 +220,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
             name, weight = part.capability, part.share * self.balance.weight(part.capability)
-            for chunk, piece in part.queries.split(_MAX_ROWS):
+            for chunk, piece in part.queries.split(MAX_ROWS):
                 target = self.method.target_velocity(chunk, self.teachers, name)
                 velocity = self.trained_field(chunk.z, chunk.sigma, chunk.condition)
                 require_finite_velocities(
@@ -248,12 +248,6 @@ class Trainer:
         if self.method.routing == "soft":
             return "the average of all teachers"
         return f"teacher {self.params.capabilities[name].teacher!r}"
-
-    def _num_rows(self, share: float) -> int:
-        """Return how many samples of a capability with this share are rolled out: whole groups."""
-        group = self.method.group_size
-        num_samples = self.config.batch_size / self.method.updates_per_rollout
-        return max(1, round(num_samples * share / group)) * group
 
     def _draw(self, capability: Capability, share: float, num_rows: int) -> Drawn:
         """Return rows of the capability's cache; a group of samples shares one row."""
