@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from repository import ROOT
 
 from danceflow.check import find_problems
 from danceflow.cli import app
@@ -14,7 +15,6 @@ from danceflow.errors import ConfigError
 from danceflow.params.read import read_yaml
 from danceflow.stages import STAGES, Stage
 
-ROOT = Path(__file__).resolve().parents[1]
 RUN = "def run(params, paths): ...\n"
 
 

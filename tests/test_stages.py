@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 
 from danceflow import stages
 from danceflow.errors import ConfigError, DiskSpaceError, StageError, UsageError
 from danceflow.ops import determinism
 from danceflow.params.read import dump_yaml, override, read_yaml
 from danceflow.stages import STAGES, Stage, run_stage
-
-ROOT = Path(__file__).resolve().parents[1]
 
 CODE = """
 import json, pathlib

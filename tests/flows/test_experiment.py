@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from layouts import LAYOUTS, Layout
+from repository import ROOT
 
 from danceflow.errors import ConfigError, DataError, UsageError
 from danceflow.ops.tracking import main_checkout
@@ -13,8 +14,6 @@ from danceflow.params.read import dump_yaml, load_params
 from danceflow.paths import Paths
 from flows.dvc_graph import DvcError
 from flows.experiment import Plan, check_raw, experiment, kept_experiments, kept_file, plan
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def git(root: Path, *arguments: str) -> str:

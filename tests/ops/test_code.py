@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from danceflow.errors import StageError
 from danceflow.ops.code import SOURCE, code_digest, digest_of, reached_files, reached_modules
 from danceflow.params.read import read_yaml
 from danceflow.stages import STAGES
 
-ROOT = Path(__file__).resolve().parents[2]
 DEPS = {
     name: [dep for dep in entry["deps"] if dep.startswith("src/")]
     for name, entry in read_yaml(ROOT / "dvc.yaml")["stages"].items()

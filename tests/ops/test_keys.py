@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 from tiny_project import small_data, small_params
 
 from danceflow.ops import code, keys
@@ -15,8 +16,6 @@ from danceflow.params.read import override, parse_params, read_yaml
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.stages import STAGES
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # Every piece of work: its stage, and its key of a checkout's parameters and given digests.
 Maker = Callable[[Params, str], Key]

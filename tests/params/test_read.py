@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from repository import ROOT
 
 from danceflow.errors import ConfigError
 from danceflow.fields import COUPLINGS, LOGIT_NORMAL, OBJECTIVES, QUERIES
@@ -15,8 +16,6 @@ from danceflow.method import DYNAMICS, METHODS, ROUTINGS
 from danceflow.params import read as config
 from danceflow.params.sections import DistillParams
 from danceflow.train.distill.router import PER_UPDATE
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from danceflow.errors import ConfigError
 from danceflow.params.read import dump_yaml, override, parse_params, read_yaml
 from danceflow.params.sweep import Cell, SweepParams, cells_of, read_sweep
 
-ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from repository import ROOT
+
 from danceflow.ops.tracking import TrackingSettings
 from danceflow.params.read import dump_yaml, load_params, override, read_yaml
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # What decides how long a stage takes; the family is that of the committed teachers.
 SMALL = {

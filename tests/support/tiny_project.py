@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from repository import ROOT
 from tiny_models import awake
 
 from danceflow.data import cache
@@ -19,8 +20,6 @@ from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import vocabulary
 from danceflow.worlds import prepare
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = {
     "run.num_threads": 1,
