@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from repository import ROOT
 from user_rows import encoded, picture, row_params
 
 from danceflow.data.intake.reader import (
@@ -18,7 +19,6 @@ from danceflow.data.intake.reader import (
 from danceflow.data.intake.sources import RawRecord
 from danceflow.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[3]
 GOOD = {"id": "7", "kind": "make", "text": "a  pet ", "before": None, "after": "after.png"}
 OMNIEDIT_TASKS = (
     "addition", "attribute_modification", "background", "background_swap", "env", "environment",
