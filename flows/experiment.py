@@ -240,19 +240,22 @@ def experiment(
 
 
 def check_raw(root: Path) -> None:
-    """Check the links below a checkout's raw data; one to a folder is named in the log.
+    """Check what DVC will meet below a checkout's raw data; a link to a folder is told in the log.
 
     Args:
         root: the checkout.
 
     Raises:
-        DataError: links lead nowhere; DVC can hash no folder with such a one in it.
+        DataError: links lead nowhere, and DVC can hash no folder with such a one in it; or there
+            are pipes or devices, behind links too, which it would read for ever.
     """
     raw = Paths(root).raw
     places = [Path(at) / name for at, *both in os.walk(raw) for names in both for name in names]
     links = sorted(place for place in [raw, *places] if place.is_symlink())
     if dead := [f"{link} (to {link.readlink()})" for link in links if not link.exists()]:
         raise DataError(f"{_some(dead)}: a link that leads nowhere; mend it or remove it")
+    if odd := [str(place) for place in sorted(places) if not (place.is_file() or place.is_dir())]:
+        raise DataError(f"{_some(odd)}: neither a file nor a folder; remove it")
     if folders := [str(link) for link in links if link != raw and link.is_dir()]:
         _LOG.warning(
             "%s: a link to a folder. DVC does not look behind it: after a change there, "

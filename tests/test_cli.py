@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -109,6 +110,19 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         f"print(json.dumps([name for name in {heavy!r} if name in sys.modules]))"
     )
     assert _python(code) == []
+
+
+def test_help_tells_every_command_in_a_whole_sentence() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "danceflow.cli", "--help"],
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = done.stdout.partition("Commands:\n")[2].splitlines()
+    assert len(told) == len(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    assert [line for line in told if not line.endswith(".") or line.endswith("...")] == []
 
 
 def test_the_commands_are_frozen() -> None:
@@ -356,6 +370,25 @@ def test_an_error_does_not_share_the_line_of_a_progress_bar(
     assert err.endswith("\nerror: the store is away\n")
 
 
+def test_an_unforeseen_error_ends_with_its_own_last_line(
+    checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow quotes a stage's last line, which must not be that of a progress bar."""
+    from tqdm import tqdm
+
+    bars = []
+
+    def fail(*_: object) -> None:
+        bars.append(tqdm(total=3, desc="distill"))
+        raise AttributeError("no attribute")
+
+    monkeypatch.setattr(stages, "run_stage", fail)
+    with pytest.raises(AttributeError, match="no attribute"):
+        danceflow("stage", "report")
+    (bar,) = bars
+    assert bar.disable  # tqdm's mark of a bar that was closed
+
+
 def test_bad_input_is_one_line_and_exit_code_2(checkout: Path, danceflow: Danceflow) -> None:
     code, out, err = danceflow("stage", "destill")
     assert (code, out) == (2, "")
@@ -455,6 +488,32 @@ def test_a_size_that_is_none_is_told_before_weights_load(
     code, _, err = danceflow("generate", "a red circle", f"--size={size}")
     assert (code, student.opened) == (2, None)
     assert err == f"error: {size!r}: write a size as WIDTHxHEIGHT, such as 768x512\n"
+
+
+@pytest.mark.parametrize("command", [["generate"], ["edit", "in.png"]])
+@pytest.mark.parametrize("device", ["cuda:97", "tpu", "cuda:x", ""])
+def test_a_device_that_is_not_there_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    danceflow: Danceflow,
+    command: list[str],
+    device: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("in.png")
+    code, _, err = danceflow(*command, "a red circle", "--from", ".", f"--device={device}")
+    assert (code, err) == (2, f"error: there is no device {device!r} on this machine\n")
+
+
+@pytest.mark.parametrize("source", ["models/student", "challenger2", "/nowhere"])
+def test_a_folder_that_is_missing_is_told_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, danceflow: Danceflow, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = danceflow("generate", "a red circle", "--from", source)
+    assert code == 2
+    assert err.startswith(f"error: {source}: there is no student here")
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("content", [None, b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)])

@@ -116,7 +116,7 @@ def sweep(
         int | None, typer.Option(min=1, help="Cells at once; default: what the file says.")
     ] = None,
 ) -> None:
-    """Run a grid of variants and seeds; what is finished already is kept.
+    """Run a grid of variants and seeds; finished cells are kept.
 
     Each cell runs in a worktree of its own and becomes a DVC experiment and a run in MLflow.
     """
@@ -143,7 +143,9 @@ def table(
         str | None, typer.Option(help="A variant that the others are compared with, by seed.")
     ] = None,
 ) -> None:
-    """Compare the variants of a sweep: mean and 95 % interval over seeds.
+    """Compare the variants of a sweep over its seeds.
+
+    Each gets its mean and 95 % interval.
 
     With the file exactly its cells are shown and missing ones are named; with the name what was run
     last for each variant and seed.
@@ -175,7 +177,7 @@ def stage(
 
 @app.command()
 def check() -> None:
-    """Check that dvc.yaml, the stages, the command line and the flow agree."""
+    """Check that graph, stages, command line and flow agree."""
     root = _checkout()
     import typer.main
 
@@ -195,10 +197,10 @@ def clean(
         int, typer.Option(metavar="DAYS", min=0, help="Leave what was used since.")
     ] = 14,
 ) -> None:
-    """Remove work folders that were not used for some days, and say what that frees.
+    """Remove old work folders, and say what that frees.
 
-    Work that a process is doing stays, and so do the training of the student in models/student and
-    the answers of a judge, which were paid for.
+    Old is what was not used for some days. Work that a process is doing stays, and so do the
+    training of the student in models/student and the answers of a judge, which were paid for.
     """
     root = _checkout()
     from danceflow.ops.clean import clean as clean_work
@@ -222,9 +224,10 @@ def teachers(
         typer.Option(help="Train only the teachers of this params file that are not there yet."),
     ] = None,
 ) -> None:
-    """Train the teachers again; their stage is frozen and runs for nothing else.
+    """Train the teachers again, which nothing else does.
 
-    With a recipe the teachers that models/teachers holds stay, and those it lacks are added.
+    Their stage is frozen. With a recipe the teachers that models/teachers holds stay, and those it
+    lacks are added.
     """
     root = _checkout()
     if recipe is None:
@@ -254,7 +257,10 @@ def bring_teachers(
     ] = None,
     edits: Annotated[bool, typer.Option(help="Whether some of them edit.")] = False,
 ) -> None:
-    """Put teachers that were trained elsewhere where the stages look for them."""
+    """Bring teachers that were trained elsewhere.
+
+    They take the place of those in models/teachers.
+    """
     root = _checkout()
     from danceflow.models.bring import bring_teachers as bring
     from danceflow.ops.files import atomic_directory, write_json
@@ -297,9 +303,10 @@ def plan(
         typer.Option("--table", help="Compare all published models at docs/scale.md's training."),
     ] = False,
 ) -> None:
-    """Say what a training costs before it runs: parameters, memory, evaluations, hours.
+    """Say what a training costs before it runs.
 
-    Without a recipe it is the training of docs/scale.md, with one published model or with all.
+    It tells parameters, memory, evaluations and hours. Without a recipe it is the training of
+    docs/scale.md, with one published model or with all.
     """
     is_alone = not (recipe or model or as_json)
     if table != is_alone or (recipe is None and (assignments or not (table or model))):
@@ -331,7 +338,10 @@ def plan(
 
 @app.command()
 def digits() -> None:
-    """Write scikit-learn's handwritten digits to data/raw/digits, for recipes/digits.yaml."""
+    """Write the raw data of recipes/digits.yaml.
+
+    They are scikit-learn's handwritten digits, in data/raw/digits.
+    """
     root = _checkout()
     from danceflow.digits.raw import TABLE, write_digits
     from danceflow.paths import Paths
@@ -409,7 +419,7 @@ def rollback() -> None:
 def serve(
     cron: Annotated[str, typer.Option(help="When to run, such as '0 2 * * *'.")],
 ) -> None:
-    """Run the pipeline on a schedule, as long as this command runs."""
+    """Run the pipeline on a schedule until interrupted."""
     root = _checkout()
     _leave_on_sigterm()
     from flows.pipeline import serve as serve_pipeline
@@ -422,7 +432,7 @@ def ui(
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
     prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect.")] = 4200,
 ) -> None:
-    """Show runs in MLflow's and Prefect's pages until interrupted."""
+    """Show MLflow's and Prefect's pages until interrupted."""
     root = _checkout()
     _leave_on_sigterm()
     from danceflow.params.read import load_params
@@ -440,6 +450,9 @@ def main() -> None:
         runtime.end_progress_bars()
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception:  # unforeseen: its last line tells most, so no bar may stand behind it
+        runtime.end_progress_bars()
+        raise
 
 
 def _leave_on_sigterm() -> None:
@@ -482,9 +495,9 @@ def _teachers() -> Path | None:
 
 def _student(source: str, device: str) -> "Student":
     """Return the student of a folder, which may lie anywhere, or of the checkout's store."""
-    from danceflow.registry.open import open_student
+    from danceflow.registry.open import is_folder, open_student
 
-    if Path(source).is_dir():
+    if is_folder(source):
         return open_student(source, device=device)
     root = _checkout()
     from danceflow.ops.tracking import TrackingSettings

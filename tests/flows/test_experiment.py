@@ -269,6 +269,25 @@ def test_a_link_that_leads_nowhere_is_one_error(checkout, raw, place):
     assert not (checkout / ".danceflow").exists()
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device"])
+def test_what_can_be_read_for_ever_is_one_error(checkout, raw, kind):
+    """DVC reads whatever lies below a stage's folder: it would wait for a pipe without a word."""
+    (raw / "pets").mkdir()
+    odd = raw / "pets" / "odd"
+    if kind == "device":
+        odd.symlink_to("/dev/zero")
+    elif kind == "link to a pipe":
+        os.mkfifo(checkout.parent / "pipe")
+        odd.symlink_to(checkout.parent / "pipe")
+    else:
+        os.mkfifo(odd)
+    with pytest.raises(DataError, match=f"^{odd}: neither a file nor a folder") as caught:
+        check_raw(checkout)
+    assert caught.value.exit_code == 2
+    with pytest.raises(DataError), experiment(checkout, any_plan()):
+        pass
+
+
 def test_a_failure_removes_the_worktree(checkout):
     with pytest.raises(RuntimeError), experiment(checkout, any_plan()) as place:
         raise RuntimeError

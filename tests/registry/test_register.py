@@ -194,8 +194,8 @@ def test_changed_weights_in_the_store_are_refused(
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ("champion", TrackingError, "student"),
-        (f"models:/{NAME}@champion", TrackingError, "student"),
+        ("champion", TrackingError, f"no student is registered as {NAME} yet"),
+        (f"models:/{NAME}@champion", TrackingError, f"no student is registered as {NAME} yet"),
         (f"models:/{NAME}/7", TrackingError, "7"),
         (f"models:/{NAME}", UsageError, "models:/<name>@<alias>"),
         ("runs:/0000", TrackingError, "no student was registered from this run"),

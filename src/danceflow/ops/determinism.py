@@ -46,7 +46,21 @@ def prepare_torch(run: "RunParams") -> None:
     torch.use_deterministic_algorithms(True)
     # Filling fresh memory would cost time and hide reads of it, not prevent them.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    device = torch.device(run.device)
-    num_devices = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.mps.device_count()}
-    if (device.index or 0) >= num_devices[device.type]:
+    if not is_there(run.device):
         raise UsageError(f"run.device: there is no {run.device!r} on this machine")
+
+
+def is_there(name: str) -> bool:
+    """Return whether this machine has a device, such as ``cpu`` or ``cuda:1``; imports torch.
+
+    Args:
+        name: As it was written; what torch knows no name for is not there.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return False
+    num_devices = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.mps.device_count()}
+    return (device.index or 0) < num_devices.get(device.type, 0)

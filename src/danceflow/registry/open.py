@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.errors import TrackingError, UsageError, WeightsError
+from danceflow.ops.determinism import is_there
 from danceflow.ops.files import file_digests
 from danceflow.ops.tracking import Store, TrackingSettings, open_store, store_errors
 from danceflow.params.read import load_params
@@ -35,11 +36,14 @@ def open_student(
     Raises:
         WeightsError: they are missing, truncated or not the ones that were registered.
         TrackingError: the store cannot be reached or knows no such run or model.
-        UsageError: the source needs a store, and tracking is off or this is no checkout.
+        UsageError: the source needs a store, and tracking is off or this is no checkout; or the
+            device is not there.
         ConfigError: the parameters of this checkout are wrong.
     """
+    if not is_there(device):
+        raise UsageError(f"there is no device {device!r} on this machine")
     text = str(source)
-    if not text.startswith(("runs:/", "models:/")) and text not in ALIASES:
+    if is_folder(text):
         return open_folder(Path(source), None, device)
     settings = _checkout_settings() if settings is None else settings
     if not settings.enabled:
@@ -50,6 +54,11 @@ def open_student(
     with tempfile.TemporaryDirectory(prefix="danceflow-student-") as folder:
         package, digest = fetch(store, text, Path(folder))
         return open_folder(package, digest, device)
+
+
+def is_folder(source: str) -> bool:
+    """Return whether a source names a folder, which may be missing, and no entry of a store."""
+    return not source.startswith(("runs:/", "models:/")) and source not in ALIASES
 
 
 def open_folder(folder: Path, digest: str | None, device: str) -> Student:
@@ -119,6 +128,8 @@ def _checkout_settings() -> TrackingSettings:
 
 def _find_version(store: Store, source: str) -> Any:
     """Return the registry's entry for a source."""
+    from mlflow.exceptions import MlflowException
+
     kind, _, rest = source.partition(":/")
     if kind == "runs":
         found = store.client.search_model_versions(f"run_id = '{rest.strip('/')}'")
@@ -127,7 +138,14 @@ def _find_version(store: Store, source: str) -> Any:
         return max(found, key=lambda version: int(version.version))
     name, at, alias = rest.strip("/").partition("@")
     if at:
-        number = store.client.get_registered_model(name).aliases.get(alias)
+        try:
+            number = store.client.get_registered_model(name).aliases.get(alias)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise TrackingError(
+                f"{source}: no student is registered as {name} yet; `danceflow run` registers one"
+            ) from error
         if number is None:
             raise TrackingError(
                 f"{source}: {name} has no {alias}: there never was one, or it was deleted; "
