@@ -21,8 +21,9 @@ from danceflow.evaluate.task import STANDARD
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.families.sd3 import Sd3Family
 from danceflow.models.family import open_family
-from danceflow.models.package import FROZEN_FOLDER, MANIFEST, Teachers, write_manifest
+from danceflow.models.package import FROZEN_FOLDER, MANIFEST, write_manifest
 from danceflow.models.start import start_backbone
+from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import sha256
 from danceflow.params.read import parse_params

@@ -46,13 +46,9 @@ from danceflow.evaluate.task import (
 )
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.memory import Memory, memory_of
-from danceflow.models.package import (
-    FROZEN_FOLDER,
-    MANIFEST,
-    Teachers,
-    load_package,
-)
+from danceflow.models.package import FROZEN_FOLDER, MANIFEST, load_package
 from danceflow.models.start import start_backbone
+from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256
 from danceflow.worlds.world import SCORE, open_world

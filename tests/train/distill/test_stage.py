@@ -23,8 +23,9 @@ from danceflow.fields import CountingField
 from danceflow.method import METHODS, method_of
 from danceflow.models import memory
 from danceflow.models.memory import WaitingField
-from danceflow.models.package import MANIFEST, Teachers, load_package, read_manifest
+from danceflow.models.package import MANIFEST, load_package, read_manifest
 from danceflow.models.start import start_backbone
+from danceflow.models.teachers import Teachers
 from danceflow.ops import keys as ops_keys
 from danceflow.ops.files import sha256
 from danceflow.ops.tracking.tracker import NoTracker

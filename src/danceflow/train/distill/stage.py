@@ -29,8 +29,9 @@ from danceflow.fields import Condition, Request, VelocityField, seed_for
 from danceflow.method import Method, method_of
 from danceflow.models.adapters.lora import merge_adapter
 from danceflow.models.memory import Memory, memory_of, recompute_activations
-from danceflow.models.package import MANIFEST, Teachers, save_package
+from danceflow.models.package import MANIFEST, save_package
 from danceflow.models.start import start_student
+from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256
 from danceflow.ops.keys import Key
