@@ -23,7 +23,8 @@ from danceflow.evaluate.records import START, STUDENT, TEACHER, read_evaluation
 from danceflow.method import require_training
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.family import open_family
-from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
+from danceflow.models.package import FROZEN_FOLDER, write_manifest
+from danceflow.models.teachers import Teachers
 from danceflow.params.read import override, parse_params
 from danceflow.params.sections import Params
 from danceflow.paths import Paths

@@ -14,7 +14,8 @@ from danceflow.data.buckets import encode_png, images_of, read_bucket, write_buc
 from danceflow.data.cached_rows import ConditionCache
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
-from danceflow.models.package import Teachers, write_manifest
+from danceflow.models.package import write_manifest
+from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.paths import Paths
 from danceflow.worlds import prepare

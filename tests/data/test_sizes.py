@@ -18,7 +18,7 @@ from danceflow.data.cached_rows import ConditionCache
 from danceflow.data.sizes import by_size, draw_group, read_size, shown, sizes_of
 from danceflow.errors import DataError, UsageError, WeightsError
 from danceflow.fields import normal, sample, seed_for
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 from danceflow.paths import Paths
 from danceflow.train.teachers.stream import PoolStream
 from danceflow.worlds.rows import RowPool

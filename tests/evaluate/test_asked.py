@@ -12,8 +12,9 @@ from danceflow.capability import asked
 from danceflow.evaluate.asked import start_field, teacher_fields
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.family import open_family
-from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
+from danceflow.models.package import FROZEN_FOLDER, write_manifest
 from danceflow.models.start import start_backbone
+from danceflow.models.teachers import Teachers
 from danceflow.params.read import parse_params
 
 

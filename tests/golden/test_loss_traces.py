@@ -17,7 +17,7 @@ from tiny_project import Blind, as_a_stage_runs, cached_project, small_params
 from danceflow.data.cached_rows import ConditionCache
 from danceflow.fields import OBJECTIVES
 from danceflow.method import METHODS, method_of
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.train.distill.trainer import Trainer

@@ -14,7 +14,7 @@ from danceflow.fields import normal
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.bring import bring_teachers
 from danceflow.models.family import open_family
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 
 SIGMA = torch.tensor([0.9, 0.3])
 

@@ -15,8 +15,9 @@ from danceflow.fields import normal
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.family import open_family
 from danceflow.models.memory import Memory
-from danceflow.models.package import FROZEN_FOLDER, Teachers, write_manifest
+from danceflow.models.package import FROZEN_FOLDER, write_manifest
 from danceflow.models.start import start_backbone, start_student
+from danceflow.models.teachers import Teachers
 from danceflow.paths import Paths
 
 CAPABILITIES = ("t2i", "local_edit")

@@ -12,8 +12,9 @@ from danceflow.capability import asked
 from danceflow.data.cached_rows import ConditionCache
 from danceflow.evaluate.asked import start_field
 from danceflow.models.adapters.lora import merge_adapter
-from danceflow.models.package import Teachers, load_package, save_package
+from danceflow.models.package import load_package, save_package
 from danceflow.models.start import start_student
+from danceflow.models.teachers import Teachers
 from danceflow.paths import Paths
 from danceflow.plan.architecture import architecture_of, published_architecture
 from danceflow.plan.cost import Plan, plan_recipe, plan_training

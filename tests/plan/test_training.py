@@ -8,7 +8,7 @@ from tiny_project import Blind, as_a_stage_runs, cached_project, small_params
 
 from danceflow.data.cached_rows import ConditionCache
 from danceflow.method import method_of
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.plan.cost import Plan, plan_recipe

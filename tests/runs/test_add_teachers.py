@@ -10,7 +10,8 @@ import torch
 from tiny_project import SIZES, small_data, write_project
 
 from danceflow.errors import ConfigError, WeightsError
-from danceflow.models.package import Teachers, read_manifest
+from danceflow.models.package import read_manifest
+from danceflow.models.teachers import Teachers
 from danceflow.params.read import parse_params
 from danceflow.params.sections import Params
 from danceflow.paths import Paths

@@ -21,13 +21,8 @@ from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.records import read_evaluation
 from danceflow.models.adapters.lora import add_student_adapter, load_adapter, save_adapter
 from danceflow.models.family import FAMILIES
-from danceflow.models.package import (
-    FROZEN_FOLDER,
-    Package,
-    Teachers,
-    load_package,
-    write_manifest,
-)
+from danceflow.models.package import FROZEN_FOLDER, Package, load_package, write_manifest
+from danceflow.models.teachers import Teachers
 from danceflow.ops import determinism
 from danceflow.params.read import parse_params
 from danceflow.params.sections import Params

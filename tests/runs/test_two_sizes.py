@@ -23,7 +23,8 @@ from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.records import read_evaluation
 from danceflow.fields import Queries, Request
 from danceflow.method import Method, method_of
-from danceflow.models.package import FROZEN_FOLDER, Teachers, load_package, write_manifest
+from danceflow.models.package import FROZEN_FOLDER, load_package, write_manifest
+from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.params.read import override, parse_params
 from danceflow.params.sections import Params

@@ -23,7 +23,7 @@ from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, normal, sample, seed_for
 from danceflow.models.frozen.reading import one_to_all, told
 from danceflow.models.memory import memory_of
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, atomic_file, sha256
 from danceflow.paths import MANIFEST

@@ -19,8 +19,9 @@ from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.task import Row, Task
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.memory import Memory, memory_of
-from danceflow.models.package import FROZEN_FOLDER, Package, Teachers
+from danceflow.models.package import FROZEN_FOLDER, Package
 from danceflow.models.start import start_backbone
+from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import file_digests, sha256
 from danceflow.paths import MANIFEST

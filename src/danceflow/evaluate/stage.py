@@ -37,7 +37,8 @@ from danceflow.evaluate.records import (
 from danceflow.evaluate.task import Task, build_task
 from danceflow.models.family import ModelFamily
 from danceflow.models.memory import memory_of
-from danceflow.models.package import Package, Teachers, load_package
+from danceflow.models.package import Package, load_package
+from danceflow.models.teachers import Teachers
 from danceflow.ops.files import atomic_directory
 from danceflow.worlds.world import open_world
 

@@ -8,6 +8,7 @@ from danceflow.errors import WeightsError
 from danceflow.models.adapters.lora import load_adapter, save_adapter
 from danceflow.models.family import open_family
 from danceflow.models.package import BACKBONE_FOLDER, FROZEN_FOLDER, write_manifest
+from danceflow.models.weights import holds_network
 from danceflow.ops.files import atomic_directory
 
 BASE = "base"
@@ -57,6 +58,6 @@ def bring_teachers(
 def _network(source: Path) -> Path | None:
     """Return the folder of a transformer in ``source``, or ``None`` if it is an adapter's."""
     for folder in (source / BACKBONE_FOLDER, source):
-        if (folder / "config.json").is_file():
+        if holds_network(folder):
             return folder
     return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from danceflow.models.adapters.lora import add_student_adapter
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 
 if TYPE_CHECKING:
     from danceflow.params.sections import DistillParams

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from danceflow.errors import WeightsError
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+CONFIG_FILE = "config.json"
+"""Lies beside the weights of a whole network, and not beside an adapter's."""
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+
+
+def holds_network(folder: Path) -> bool:
+    """Return whether a folder holds a whole network, in diffusers' layout."""
+    return (folder / CONFIG_FILE).is_file()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def load_pretrained(network_class: Any, folder: Path, **dtype: torch.dtype) -> n
         WeightsError: if a tensor is missing, of another shape or not finite, or a file cannot be
             read.
     """
-    if not (folder / "config.json").is_file():
+    if not holds_network(folder):
         raise WeightsError(f"{folder / 'config.json'}: this file of the model is missing")
     try:
         network, info = network_class.from_pretrained(

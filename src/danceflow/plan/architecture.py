@@ -12,6 +12,7 @@ from danceflow.errors import UsageError, WeightsError, unknown_name
 from danceflow.models.families.pipeline_folder import FROZEN_FILE
 from danceflow.models.family import family_class, layout_of
 from danceflow.models.layout import Layout, Sketch
+from danceflow.models.package import FROZEN_FOLDER
 from danceflow.models.weights import read_json
 from danceflow.worlds.world import open_world
 
@@ -140,7 +141,7 @@ def _unnamed(params: "Params", teachers: Path | None, *, edits: bool) -> Archite
         if params.data.image_size == params.family.transformer.sample_size:
             return _own_architecture(params)
         return published_architecture(usual, edits=edits)
-    frozen = None if teachers is None else teachers / "frozen"
+    frozen = None if teachers is None else teachers / FROZEN_FOLDER
     if frozen is not None and (frozen / FROZEN_FILE).is_file():
         settings = read_json(frozen / FROZEN_FILE)
         if settings.get("family") == family:

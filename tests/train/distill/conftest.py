@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_project import as_a_stage_runs, cached_project
 
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 from danceflow.paths import Paths
 
 CAPABILITIES = ("t2i", "local_edit")

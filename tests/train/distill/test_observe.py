@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_project import small_data, write_project
 
 from danceflow.errors import DataError
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking import TrackingSettings, open_store, start_run
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths

@@ -17,8 +17,9 @@ from training_record import read_metrics
 from danceflow.capability import asked
 from danceflow.data import cache
 from danceflow.errors import ConfigError, DataError
-from danceflow.models.package import Teachers, load_package, read_manifest
+from danceflow.models.package import load_package, read_manifest
 from danceflow.models.start import start_backbone
+from danceflow.models.teachers import Teachers
 from danceflow.ops import keys as ops_keys
 from danceflow.ops.files import sha256
 from danceflow.params.read import override

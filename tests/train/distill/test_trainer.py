@@ -18,8 +18,9 @@ from danceflow.fields import CountingField
 from danceflow.method import METHODS, method_of
 from danceflow.models import memory
 from danceflow.models.memory import WaitingField
-from danceflow.models.package import Teachers, read_manifest
+from danceflow.models.package import read_manifest
 from danceflow.models.start import start_backbone
+from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.train.distill import stage as distill

@@ -12,7 +12,8 @@ from PIL import Image
 from tiny_project import small_data
 
 from danceflow.errors import ConfigError, WeightsError
-from danceflow.models.package import Teachers, read_manifest
+from danceflow.models.package import read_manifest
+from danceflow.models.teachers import Teachers
 from danceflow.ops import determinism
 from danceflow.params.read import parse_params
 from danceflow.params.sections import Params

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from danceflow.errors import WeightsError
-from danceflow.models.weights import read_json
+from danceflow.models.weights import CONFIG_FILE, read_json
 
 PIPELINE_FILE = "model_index.json"
 FROZEN_FILE = "danceflow_family.json"
@@ -37,7 +37,7 @@ def read_transformer_config(folder: Path, transformer_class: Any) -> dict[str, A
     Raises:
         WeightsError: if the file is missing or describes another class.
     """
-    path = folder / "transformer" / "config.json"
+    path = folder / "transformer" / CONFIG_FILE
     config = read_json(path)
     name = transformer_class.__name__
     if config.get("_class_name") != name:
@@ -62,7 +62,7 @@ def read_vae_factor(folder: Path, factor: Callable[[Mapping[str, Any]], int]) ->
     """
     if not (folder / "vae").is_dir():
         return 1
-    return factor(read_json(folder / "vae" / "config.json"))
+    return factor(read_json(folder / "vae" / CONFIG_FILE))
 
 
 def count_frozen(folder: Path) -> dict[str, int]:

@@ -7,7 +7,7 @@ from danceflow.data.buckets import VALIDATION, read_bucket
 from danceflow.evaluate.grids import image_grid
 from danceflow.evaluate.quick import quick_batch
 from danceflow.fields import VelocityField
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 from danceflow.ops.files import atomic_file
 from danceflow.ops.tracking import Tracker
 from danceflow.worlds.world import open_world

@@ -13,7 +13,7 @@ from danceflow.data.buckets import VALIDATION, bucket_digest, read_framing
 from danceflow.data.cached_rows import INDEX, ConditionCache
 from danceflow.method import method_of
 from danceflow.models.memory import memory_of
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256
 from danceflow.ops.keys import Key

@@ -27,8 +27,9 @@ from danceflow.fields import Condition, Request, VelocityField, seed_for
 from danceflow.method import Method
 from danceflow.models.adapters.lora import merge_adapter
 from danceflow.models.memory import Memory, recompute_activations
-from danceflow.models.package import Teachers, save_package
+from danceflow.models.package import save_package
 from danceflow.models.start import start_student
+from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking import Tracker
 from danceflow.train.distill.balance import LossBalance
 from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, MAX_ROWS, Ledger

@@ -8,7 +8,7 @@ from danceflow.data.buckets import VALIDATION, read_bucket
 from danceflow.evaluate.grids import image_grid
 from danceflow.evaluate.quick import QuickBatch, quick_batch
 from danceflow.models.memory import memory_of
-from danceflow.models.package import Teachers
+from danceflow.models.teachers import Teachers
 from danceflow.ops.files import atomic_directory
 from danceflow.worlds.world import open_world
 
