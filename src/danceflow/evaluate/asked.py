@@ -173,7 +173,7 @@ def survey_of(
     return Survey(task, fields, own, places, gap_task, params.evaluate, metrics)
 
 
-def answers(
+def ask(
     survey: Survey,
     params: "Params",
     paths: "Paths",
@@ -201,7 +201,7 @@ def answers(
     return images, results
 
 
-def judged_answers(
+def ask_and_judge(
     survey: Survey, judge: Judge, bar: "tqdm[Any]"
 ) -> tuple[Survey, dict[str, Sequence[Tensor]], dict[str, FieldResult]]:
     """Return what was asked, images and score, all without the rows that cannot be judged.

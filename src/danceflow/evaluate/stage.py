@@ -15,10 +15,10 @@ from danceflow.errors import DataError, WeightsError
 from danceflow.evaluate import score as marks
 from danceflow.evaluate.asked import (
     SPLIT,
-    answers,
     as_stored,
+    ask,
+    ask_and_judge,
     fields_of,
-    judged_answers,
     survey_of,
 )
 from danceflow.evaluate.gallery import Answers, draw_gallery
@@ -74,9 +74,9 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         total=survey.num_images, desc=f"evaluate {capability}", unit="image", mininterval=2
     ) as bar:
         if judge is None:
-            images, results = answers(survey, params, paths, student.meta, bar)
+            images, results = ask(survey, params, paths, student.meta, bar)
         else:
-            survey, images, results = judged_answers(survey, judge, bar)
+            survey, images, results = ask_and_judge(survey, judge, bar)
             notes.append(judge.note())
     with atomic_directory(paths.evaluation_images(capability)) as folder:
         drawn = {
