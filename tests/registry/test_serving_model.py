@@ -25,8 +25,8 @@ from user_rows import encoded, picture, row_params
 
 from danceflow import cli
 from danceflow.data.buckets import images_of, read_bucket, write_bucket
-from danceflow.data.intake.reader import BadRow, Row, RowReader
-from danceflow.data.intake.sources import Record
+from danceflow.data.intake.reader import BadRow, CheckedRow, RowReader
+from danceflow.data.intake.sources import RawRecord
 from danceflow.errors import DataError
 from danceflow.pictures import frame_sizes
 from danceflow.registry.open import folder_digest
@@ -110,10 +110,10 @@ def trained(data: bytes, framing: dict[str, str], folder: Path) -> Tensor:
     params = row_params(aspect_ratios=list(RATIOS), size_multiple=4, **framing)
     params = params.model_copy(update={"data": params.data.model_copy(update={"image_size": 24})})
     cells = {"id": "7", "kind": "object swap", "text": "red", "before": data, "after": data}
-    row = RowReader(params.data, folder).read(Record("row 1", 0, cells))
+    row = RowReader(params.data, folder).read(RawRecord("row 1", 0, cells))
     if isinstance(row, BadRow):
         raise DataError(row.reason)
-    assert isinstance(row, Row)
+    assert isinstance(row, CheckedRow)
     cell = {"bytes": row.source, "path": None}
     texts = {name: getattr(row, name) for name in ("uid", "category", "variant", "prompt", "spec")}
     write_bucket(folder / "bucket" / "train", [{**texts, "source": cell, "target": cell}])
