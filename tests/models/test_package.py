@@ -20,13 +20,13 @@ from danceflow.models.adapters.lora import (
 from danceflow.models.memory import Memory
 from danceflow.models.package import (
     FROZEN_FOLDER,
-    MANIFEST,
     Teachers,
     load_package,
     read_manifest,
     save_package,
     write_manifest,
 )
+from danceflow.paths import MANIFEST
 
 SIGMA = torch.tensor([0.9, 0.3])
 

@@ -46,15 +46,11 @@ from danceflow.evaluate.task import (
 )
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.memory import Memory, memory_of
-from danceflow.models.package import (
-    FROZEN_FOLDER,
-    MANIFEST,
-    Teachers,
-    load_package,
-)
+from danceflow.models.package import FROZEN_FOLDER, Teachers, load_package
 from danceflow.models.start import start_backbone
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, file_digests, sha256
+from danceflow.paths import MANIFEST
 from danceflow.worlds.world import SCORE, open_world
 
 if TYPE_CHECKING:
