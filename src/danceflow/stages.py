@@ -98,9 +98,6 @@ class Stage:
         return function
 
 
-_PER_CAPABILITY = {"matrix": "capabilities", "axis": "capability"}
-
-
 _TABLE = (
     Stage(
         name="prepare",

@@ -16,7 +16,11 @@ from danceflow.models.adapters.lora import (
     save_adapter,
 )
 from danceflow.models.memory import Memory
-from danceflow.models.package import load_package, read_manifest, save_package
+from danceflow.models.package import (
+    load_package,
+    read_manifest,
+    save_package,
+)
 from danceflow.paths import MANIFEST
 
 SIGMA = torch.tensor([0.9, 0.3])
