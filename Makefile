@@ -22,7 +22,7 @@ test quick: export OMP_NUM_THREADS ?= 1
 # Stages are run as `danceflow stage ...`: the environment's programs come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup run test check ui teachers clean
+.PHONY: help setup run test quick check ui teachers clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -41,6 +41,9 @@ run: $(READY)  ## run the whole pipeline on the embedded default
 
 test: $(READY)  ## run every test, with coverage of src
 	python -m pytest -n $(WORKERS) --cov --cov-report=term --cov-fail-under=85 $(ARGS)
+
+quick: $(READY)  ## run the tests of one minute: no stages, no programs
+	python -m pytest -n $(WORKERS) --quick -q $(ARGS)
 
 check: $(READY)  ## check style, types, import direction and the graph
 	ruff check .

@@ -2,6 +2,7 @@ import functools
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,41 @@ from danceflow.ops.tracking import TrackingSettings
 pytest_plugins = ["evaluated"]  # of tests/support: a project that is evaluated and reported once
 
 TESTS = Path(__file__).parent
+# What `make quick` leaves out: suites of no single module, and files that run stages or programs.
+HOMES = ("contract", "e2e", "golden", "numerics", "pipeline", "runs")
+COSTLY = re.compile(r"\bimport (stage|subprocess|prepare)\b|\brun_stage\b|stock_cases|tiny_stock")
+NUM_CASES = 2  # of every parametrised test
 DEAR = ("e2e", "pipeline", "flows")  # rooms of few tests that take long: they begin first
 ONE_RUN = "e2e"  # the room whose files share one run of the pipeline
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers, let the long tests begin first: at the end nobody waits for them."""
+    """With several workers, let the long tests begin first: at the end nobody waits for them.
+
+    And with ``--quick`` keep the first cases of every test alone.
+    """
+    if config.getoption("--quick"):
+        items[:] = list(_first_cases(items))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: _room(item.path.relative_to(TESTS).parts[0]))
+
+
+def _first_cases(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    seen: Counter[str] = Counter()
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        seen[name] += 1
+        if seen[name] <= NUM_CASES and item.get_closest_marker("pipeline") is None:
+            yield item
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``--quick`` leave out what takes long; a file that is named is taken."""
+    if not config.getoption("--quick") or collection_path.suffix != ".py":
+        return None
+    room = collection_path.relative_to(TESTS).parts[0]
+    is_costly = room in HOMES or COSTLY.search(collection_path.read_text(encoding="utf-8"))
+    return True if is_costly else None
 
 
 def _room(name: str) -> int:
@@ -51,6 +79,11 @@ def _shares_the_run(file: str) -> bool:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="the tests of one minute: no stages, no programs, the first cases of every test",
+    )
     parser.addoption(
         "--record-golden",
         action="store_true",

@@ -129,7 +129,7 @@ def _make(*arguments: str) -> str:
 
 def test_make_lists_its_targets() -> None:
     named = re.findall(r"make (\w+) ", _make("help"))
-    assert {"run", "test", "check", "ui", "teachers", "clean", "help"} <= set(named)
+    assert {"run", "test", "quick", "check", "ui", "teachers", "clean", "help"} <= set(named)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,7 @@ def test_make_lists_its_targets() -> None:
     [
         ("run", "danceflow run"),
         ("test", "python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=85"),
+        ("quick", "python -m pytest -n 2 --quick"),
         ("check", "danceflow check"),
         ("ui", "danceflow ui"),
         ("teachers", "danceflow teachers"),
@@ -214,6 +215,18 @@ def test_every_folder_of_tests_is_a_room() -> None:
         name = ".".join(room.parts)
         assert name in HOMES or name in modules() or f"danceflow.{name}" in modules(), room
     assert {room.parts[0] for room in rooms} >= HOMES.keys()
+
+
+def test_quick_takes_some_tests_of_every_room_and_no_whole_run() -> None:
+    command = [sys.executable, "-m", "pytest", "--quick", "--collect-only", "-q", "tests"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line]
+    counts = Counter(Path(file).relative_to("tests").parts[0] for file in files)
+    packages = {name.split(".")[1] for name in modules() if name.count(".") == 2}
+    rooms = {name for name in packages if (TESTS / name).is_dir()} | {"flows"}
+    assert {room: counts[room] for room in rooms if counts[room] < 5} == {}
+    assert not counts.keys() & HOMES.keys()
+    assert 500 < len(files) < 2000
 
 
 def test_tests_find_the_repository_in_one_place() -> None:

@@ -11,7 +11,7 @@ from danceflow.scenes.prompts import CATEGORIES, draw_sample
 from danceflow.scenes.render import render, render_codes
 from danceflow.scenes.world import STYLES, Object, Scene, random_scene
 
-NUM_SCENES = 5000
+NUM_SCENES = 2000
 CHUNK = 1000
 
 
