@@ -149,7 +149,7 @@ def table(
     last for each variant and seed.
     """
     root = _checkout()
-    from danceflow.report.tables.table import write_table
+    from danceflow.report.tables.write import write_table
     from flows.cells import sweep_table
 
     found, missing = sweep_table(root, sweep, source.value)

@@ -20,10 +20,12 @@ from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.gallery import Answers, draw_gallery
 from danceflow.evaluate.grids import image_grid, tile_sheet
 from danceflow.evaluate.judge.judge import Judge
+from danceflow.evaluate.measurement import Evaluator, Measurement, row_by_row
+from danceflow.evaluate.metrics.distribution import Conv64, distribution
 from danceflow.evaluate.metrics.field_gap import field_gap
-from danceflow.evaluate.metrics.pixels import Conv64, distribution, preservation
+from danceflow.evaluate.metrics.preservation import preservation
 from danceflow.evaluate.quick import QuickBatch, quick_batch
-from danceflow.evaluate.task import Evaluator, Measurement, Task, build_task, row_by_row
+from danceflow.evaluate.task import Task, build_task
 from danceflow.fields import Condition, normal, sample
 from danceflow.models.family import open_family
 from danceflow.models.package import FROZEN_FOLDER, save_package

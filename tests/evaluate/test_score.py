@@ -6,7 +6,7 @@ import pytest
 
 from danceflow.evaluate import score as marks
 from danceflow.evaluate.quick import QuickBatch
-from danceflow.evaluate.stage import judge
+from danceflow.evaluate.result import result_of
 from danceflow.evaluate.task import Task
 from danceflow.scenes.render import render
 
@@ -55,7 +55,7 @@ def test_shading_is_measured_where_it_is_asked_for(tasks) -> None:
     assert next(iter(marks.further(asked, render(scenes)))).value == 0.0
     assert measured(asked, lit)[0]["score"].value == 1.0
     assert measured(asked, render(scenes))[0]["score"].value == 1.0
-    assert judge(asked, lit).metrics["realism"] == pytest.approx(1.0, abs=1e-3)
-    assert "realism" not in judge(flat, lit).metrics
+    assert result_of(asked, lit).metrics["realism"] == pytest.approx(1.0, abs=1e-3)
+    assert "realism" not in result_of(flat, lit).metrics
     assert QuickBatch(asked).score(lit)["realism"] == pytest.approx(1.0, abs=1e-3)
     assert "realism" not in QuickBatch(flat).score(render(scenes))

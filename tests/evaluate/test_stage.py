@@ -6,23 +6,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from tiny_models import shake
 from tiny_project import small_data
 from training_record import CAPABILITIES
 
-from danceflow.capability import asked
 from danceflow.errors import DataError, WeightsError
+from danceflow.evaluate import asked as asking
 from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.records import read_evaluation
-from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.task import STANDARD
-from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.families.sd3 import Sd3Family
-from danceflow.models.family import open_family
-from danceflow.models.package import FROZEN_FOLDER, MANIFEST, Teachers, write_manifest
-from danceflow.models.start import start_backbone
+from danceflow.models.package import FROZEN_FOLDER, MANIFEST
 from danceflow.ops import keys
 from danceflow.ops.files import sha256
 from danceflow.params.read import parse_params
@@ -111,13 +105,13 @@ def test_answers_without_the_student_are_given_once(copy, monkeypatch) -> None:
     evaluate.run(params, paths, "t2i")
     whole = paths.evaluation("t2i").read_text().splitlines()
     asked: list[str] = []
-    images = evaluate._finite_images
+    images = asking._finite_images
 
     def noted(task, field, config, name, on_batch):
         asked.append(name)
         return images(task, field, config, name, on_batch)
 
-    monkeypatch.setattr(evaluate, "_finite_images", noted)
+    monkeypatch.setattr(asking, "_finite_images", noted)
     evaluate.run(params, paths, "t2i")
     assert asked == ["student"]
     again = paths.evaluation("t2i").read_text().splitlines()
@@ -140,17 +134,6 @@ def test_answers_without_the_student_are_given_once(copy, monkeypatch) -> None:
     assert changed() == ["start", *FIELDS[2:]]
 
 
-def test_answers_are_kept_whatever_their_order_in_memory(reported, tmp_path: Path) -> None:
-    """Autoencoders give images with the channels last."""
-    found = read_evaluation(reported[1].evaluation("t2i"), "t2i")
-    images = torch.rand(2, 3, 8, 8).to(memory_format=torch.channels_last)
-    given = found.fields["start"], list(images)
-    assert reused(tmp_path / "kept", lambda: given) == given
-    result, kept = reused(tmp_path / "kept", lambda: pytest.fail("they are asked for again"))
-    assert result == found.fields["start"]
-    assert torch.equal(torch.stack(list(kept)), images)
-
-
 def test_damaged_answers_are_told(copy) -> None:
     params, paths = copy
     evaluate.run(params, paths, "t2i")
@@ -169,23 +152,6 @@ def test_the_student_is_scored_with_the_guidance_that_was_asked_for(reported, co
     assert found.fields["student"].metrics != plain.fields["student"].metrics
     assert found.fields["start"].metrics != plain.fields["start"].metrics
     assert found.fields["teacher:base"] == plain.fields["teacher:base"]
-
-
-def test_the_start_is_what_the_training_began_with(reported) -> None:
-    teachers = Teachers(reported[1].teachers, "sd3", ["base", "local", "global"], "cpu")
-    z, sigma = torch.ones(1, 3, 32, 32), torch.ones(1)
-    condition = teachers.family.condition(["a red circle"])
-
-    def start(**changes) -> torch.Tensor:
-        params = parse_params(small_data(CAPABILITIES, **changes), "test")
-        return evaluate._start_field(params, teachers)(z, sigma, condition)
-
-    base = teachers.field("base", 1.0)(z, sigma, condition)
-    merged = start(distill__init="merge")
-    assert torch.equal(start(distill__init="base"), base)
-    assert not torch.equal(merged, base)
-    # A method that is nothing but its start has the same one whatever else is configured.
-    assert torch.equal(start(distill__init="base", distill__method="merge"), merged)
 
 
 def test_a_start_that_is_a_teacher_takes_no_network(copy, monkeypatch) -> None:
@@ -240,43 +206,6 @@ def test_frozen_parts_of_the_same_teachers_are_loaded_once(reported, copy, monke
         assert opened == folders
         found = read_evaluation(paths.evaluation("local_edit"), "local_edit")
         assert found.fields == expected.fields
-
-
-def test_a_start_of_adapters_is_on_the_teachers_base(prepared, tmp_path: Path) -> None:
-    _, paths = prepared
-    place, names = tmp_path / "teachers", ["base", "local", "global"]
-    family = open_family("sd3", paths.teachers / FROZEN_FOLDER)
-    for name in (FROZEN_FOLDER, "base"):
-        shutil.copytree(paths.teachers / name, place / name)
-    for seed, name in enumerate(names[1:]):
-        network = family.load_backbone(place / "base")
-        shake(add_student_adapter(family, network, rank=2, alpha=4, seed=seed), seed)
-        save_adapter(network, place / name)
-    write_manifest(place, {"family": "sd3", "teachers": names, "base": "base"})
-    z, sigma = torch.ones(1, 3, 32, 32), torch.ones(1)
-    condition = family.condition(["a red circle"])
-    for init in (*names, "merge"):
-        teachers = Teachers(place, "sd3", names, "cpu")
-        params = parse_params(small_data(CAPABILITIES, distill__init=init), "test")
-        whole = family.field(start_backbone(teachers, asked(params).start).eval())
-        field = evaluate._start_field(params, teachers)
-        assert field.field.backbone is teachers.shared
-        with torch.no_grad():
-            expected = whole(z, sigma, condition)
-        found = field(z, sigma, condition)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        if init != "merge":
-            assert torch.equal(found, teachers.field(init, 1.0)(z, sigma, condition))
-
-
-def test_a_teacher_keeps_the_guidance_of_its_capability(reported) -> None:
-    params, paths = reported
-    teachers = Teachers(paths.teachers, "sd3", ["base", "local", "global"], "cpu")
-    for capability in CAPABILITIES:
-        fields = evaluate._teacher_fields(params, capability, teachers)
-        assert list(fields) == FIELDS[2:]
-        assert fields["teacher:base"].scale == params.capabilities["t2i"].guidance
-        assert fields["teacher:local"].scale == params.capabilities["local_edit"].guidance
 
 
 def test_unknown_words_are_scored_apart(copy, monkeypatch) -> None:

@@ -8,12 +8,8 @@ from tiny_models import awake
 
 from danceflow.data.buckets import read_bucket
 from danceflow.errors import DataError
-from danceflow.evaluate.task import (
-    build_task,
-    by_rows,
-    category_means,
-    mean_of_categories,
-)
+from danceflow.evaluate.measurement import category_means
+from danceflow.evaluate.task import build_task
 from danceflow.fields import normal, seed_for
 from danceflow.worlds.scenes import asks_for_held_out_pair
 from danceflow.worlds.world import open_world
@@ -149,17 +145,3 @@ def test_variants_that_the_data_lacks_are_left_out(prepared, family) -> None:
     rows = read_bucket(prepared[1].bucket("t2i"), "validation")
     task = build_task("t2i", rows, SCENES, family, {"standard": 1, "reworded": 1})
     assert {row.variant for row in task.rows} == {"standard"}
-
-
-def test_categories_count_alike() -> None:
-    rows = [("a", 1.0), ("a", 0.0), ("a", 0.5), ("b", 0.9)]
-    assert category_means(rows) == {"a": 0.5, "b": 0.9}
-    assert mean_of_categories(rows) == pytest.approx(0.7)
-    with pytest.raises(ValueError, match="nothing to take the mean of"):
-        mean_of_categories([])
-
-
-def test_a_measurement_has_a_value_per_row(tasks) -> None:
-    task = tasks["global_edit"]
-    with pytest.raises(ValueError, match="shorter"):
-        by_rows(task, "score", [1.0])

@@ -143,6 +143,7 @@ def _write(root: Path, module: str, text: str, name: str = "") -> None:
         "from danceflow.facade import *",
         "import danceflow.facade",
         "from danceflow.busy import nothing",
+        "name = 'sd3'\nload(f'danceflow.models.families.{name}')",
     ],
 )
 def test_every_kind_of_import_is_followed(tmp_path: Path, line: str) -> None:

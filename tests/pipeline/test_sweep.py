@@ -13,7 +13,7 @@ from params_files import dump_yaml
 from danceflow.errors import ConfigError
 from danceflow.ops.tracking import open_store
 from danceflow.params.read import load_params
-from danceflow.report.tables.table import csv_text, markdown
+from danceflow.report.tables.text import csv_text, markdown
 from flows.cells import (
     SweepFailedError,
     kept_cells,

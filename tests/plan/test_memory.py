@@ -10,7 +10,7 @@ from tiny_project import cached_project, small_params
 
 from danceflow.capability import asked
 from danceflow.data.cached_rows import ConditionCache
-from danceflow.evaluate import stage as evaluate
+from danceflow.evaluate.asked import start_field
 from danceflow.models.adapters.lora import merge_adapter
 from danceflow.models.package import Teachers, load_package, save_package
 from danceflow.models.start import start_student
@@ -166,7 +166,7 @@ def test_the_evaluations_parts_are_those_of_a_real_one(
     own = [network for network in teachers.backbones.values() if network is not teachers.shared]
     assert item(plan, "whole teachers", "evaluate") == sum(map(held_by, own))
     assert item(plan, "student", "evaluate") == held_by(student)
-    start = evaluate._start_field(params, teachers).field.backbone
+    start = start_field(params, teachers).field.backbone
     if init == "merge":
         assert item(plan, "start", "evaluate") == held_by(start)
     else:

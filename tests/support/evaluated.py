@@ -11,7 +11,7 @@ from training_record import CAPABILITIES, write_metrics
 
 from danceflow.data.buckets import read_bucket
 from danceflow.evaluate import stage as evaluate
-from danceflow.evaluate.metrics.pretrained import _alexnet
+from danceflow.evaluate.metrics.lpips import _alexnet
 from danceflow.evaluate.task import Task, build_task
 from danceflow.fields import normal
 from danceflow.models.family import ModelFamily, open_family

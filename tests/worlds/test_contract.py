@@ -12,7 +12,8 @@ from danceflow.data.buckets import images_of, read_bucket
 from danceflow.data.sizes import by_size, sizes_of
 from danceflow.errors import ConfigError
 from danceflow.params.names import WORLD_BUCKETS
-from danceflow.worlds.world import SCORE, WORLDS, Sample, World, open_world
+from danceflow.worlds.marks import SCORE
+from danceflow.worlds.world import WORLDS, Sample, World, open_world
 
 
 @dataclass(frozen=True)

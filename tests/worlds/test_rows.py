@@ -9,7 +9,7 @@ import torch
 from danceflow.digits.score import digit_images
 from danceflow.digits.world import load_digits, questions
 from danceflow.evaluate import score as marks
-from danceflow.evaluate.metrics.pixels import preservation
+from danceflow.evaluate.metrics.preservation import preservation
 from danceflow.evaluate.task import Part, Row, Task
 from danceflow.fields import Condition, normal
 from danceflow.worlds.rows import kept_pixels

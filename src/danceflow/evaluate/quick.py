@@ -7,11 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from danceflow.evaluate import score as marks
+from danceflow.evaluate.measurement import category_means
 from danceflow.evaluate.records import STANDARD
-from danceflow.evaluate.task import Task, build_task, category_means
+from danceflow.evaluate.task import Task, build_task
 from danceflow.fields import VelocityField
 from danceflow.models.family import ModelFamily
-from danceflow.worlds.world import SCORE, World
+from danceflow.worlds.marks import SCORE
+from danceflow.worlds.world import World
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from danceflow.evaluate.task import Measurement, Task, by_rows, row_by_row
+from danceflow.evaluate.measurement import Measurement, by_rows, row_by_row
+from danceflow.evaluate.task import Task
 
 
 @row_by_row

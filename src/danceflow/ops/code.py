@@ -42,6 +42,9 @@ _OUTSIDE = frozenset(
     )
 )
 _MODULE_NAME = re.compile(rf"({PACKAGE}(?:\.\w+)+)(?::\w+)?")
+_BEGINS_NAME = re.compile(rf"({PACKAGE}(?:\.\w+)+)\.")
+_ANY = "?"
+"""Stands for a module's name that is known when the code runs, and not before."""
 _CODE_ENDINGS = frozenset({".py", ".pyc", ".pyi", ".so"})
 _FILE_NAME = re.compile(r"\w[\w-]*(?:\.\w+)*")
 
@@ -97,9 +100,10 @@ def reached_modules(source: Path, *modules: str) -> frozenset[str]:
     """Return the project's modules that some modules import, directly or not, themselves included.
 
     Imports inside functions count, imports for type checking only do not; a text that spells a
-    module, such as ``"danceflow.digits.score:DigitReader"``, counts as an import. A package whose
-    ``__init__`` does no more than import names hands them on: who takes a name from it reaches the
-    module that the name comes from, and not the others.
+    module, such as ``"danceflow.digits.score:DigitReader"``, counts as an import, and one that
+    leaves the module open, such as ``f"danceflow.worlds.{name}"``, as an import of all that lie in
+    the package. A package whose ``__init__`` does no more than import names hands them on: who
+    takes a name from it reaches the module that the name comes from, and not the others.
 
     Args:
         source: The folder that holds the package.
@@ -115,6 +119,9 @@ def reached_modules(source: Path, *modules: str) -> frozenset[str]:
             continue
         reached.add(name)
         for module, attribute in _facts(file, name).imports:
+            if attribute == _ANY:
+                waiting += _modules_in(source, module)
+                continue
             found, through = _resolve(source, module, attribute)
             waiting.append(found)
             passed |= through
@@ -156,6 +163,11 @@ def _above(name: str) -> tuple[str, ...]:
     """Return the packages that a module lies in, without the outermost one."""
     parts = name.split(".")
     return tuple(".".join(parts[:count]) for count in range(2, len(parts)))
+
+
+def _modules_in(source: Path, package: str) -> list[str]:
+    """Return the modules that lie in a package."""
+    return [f"{package}.{p.stem}" for p in source.joinpath(*package.split(".")).glob("[!_]*.py")]
 
 
 def _resolve(source: Path, module: str, attribute: str | None) -> tuple[str, frozenset[str]]:
@@ -247,6 +259,9 @@ def _imports(tree: ast.Module, package: str) -> Iterator[tuple[str, str | None]]
             yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from ((_base(node, package), alias.name) for alias in node.names)
+        elif isinstance(node, ast.JoinedStr):
+            begins = [str(part.value) for part in node.values[:1] if isinstance(part, ast.Constant)]
+            yield from ((text[1], _ANY) for text in map(_BEGINS_NAME.fullmatch, begins) if text)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             spelt = _MODULE_NAME.fullmatch(node.value)
             if spelt:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from danceflow.errors import UsageError
 from danceflow.ops.tracking import Store, store_errors
 from danceflow.registry.register import stored_summary
-from danceflow.report.gate import GatePolicy, Verdict, verdict
+from danceflow.report.gate import Verdict, verdict
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+    from danceflow.params.sections import GateParams
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -120,7 +122,7 @@ class Promotions:
                 self._name, CHALLENGER, str(version.version)
             )
 
-    def judge(self, version: "ModelVersion", policy: GatePolicy) -> Verdict:
+    def judge(self, version: "ModelVersion", policy: "GateParams") -> Verdict:
         """Return the gate's verdict on a version against the champion, kept as tags.
 
         The tags go on the version, and on the run that it comes from unless that was deleted.
@@ -148,7 +150,7 @@ class Promotions:
         return answer
 
     def consider(
-        self, version: "ModelVersion", policy: GatePolicy, *, auto_promote: bool
+        self, version: "ModelVersion", policy: "GateParams", *, auto_promote: bool
     ) -> Standing:
         """Make a version the challenger, judge it, and promote it where that is allowed.
 
@@ -175,7 +177,7 @@ class Promotions:
             )
         return Standing(number, answer, is_champion or change is not None, withdrawn)
 
-    def promote(self, number: int | None, policy: GatePolicy) -> Change:
+    def promote(self, number: int | None, policy: "GateParams") -> Change:
         """Make a version the champion and return the change.
 
         Args:

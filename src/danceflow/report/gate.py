@@ -4,23 +4,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from danceflow.ops.files import write_json
 
+if TYPE_CHECKING:
+    from danceflow.params.sections import GateParams
+
 Summary = Mapping[str, Any]
-
-
-class GatePolicy(Protocol):
-    """What a student must reach; the ``gate`` section of the parameters is one."""
-
-    @property
-    def min_retention(self) -> Mapping[str, float]:
-        """The share of its own teacher's score that each capability must keep, by name."""
-
-    @property
-    def max_regression(self) -> float:
-        """The share of the champion's score that each capability may lose."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ class Verdict:
         }
 
 
-def verdict(summary: Summary, champion: Summary | None, policy: GatePolicy) -> Verdict:
+def verdict(summary: Summary, champion: Summary | None, policy: "GateParams") -> Verdict:
     """Return whether a student may become champion, with every condition checked.
 
     Every capability of the policy or of the summary must keep its share of the teacher's score
@@ -98,7 +89,7 @@ def verdict(summary: Summary, champion: Summary | None, policy: GatePolicy) -> V
     Args:
         summary: the student's ``reports/summary.json``.
         champion: the current champion's; None when there is none, or it is the student itself.
-        policy: the limits.
+        policy: the limits, as the section ``gate`` tells them.
     """
     measured = _capabilities(summary)
     return Verdict(

@@ -11,7 +11,7 @@ from danceflow.evaluate.records import (
     Evaluation,
 )
 from danceflow.report.bootstrap import PairedScores, difference, interval, pair, ratio
-from danceflow.worlds.world import REALISM
+from danceflow.worlds.marks import REALISM
 
 _DIGITS = 4
 _SMALLEST_GAP = 0.05

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from danceflow.digits.score import digit_reader
+from danceflow.worlds.marks import SCORE
 from danceflow.worlds.rows import Rows
-from danceflow.worlds.world import SCORE, Marks, Sample
+from danceflow.worlds.world import Marks, Sample
 
 
 class Digits(Rows):

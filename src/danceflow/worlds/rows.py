@@ -17,7 +17,8 @@ from danceflow.data.buckets import images_of
 from danceflow.data.intake import write as prepare_rows
 from danceflow.data.sizes import sizes_of
 from danceflow.errors import ConfigError, unknown_name
-from danceflow.worlds.world import SCORE, Lesson, Marks, Reading, Sample, World
+from danceflow.worlds.marks import SCORE
+from danceflow.worlds.world import Lesson, Marks, Reading, Sample, World
 
 if TYPE_CHECKING:
     from danceflow.params.sections import DataParams

@@ -45,7 +45,8 @@ from danceflow.scenes.world import (
     Scene,
     Split,
 )
-from danceflow.worlds.world import REALISM, SCORE, Lesson, Marks, Reading, Sample, World
+from danceflow.worlds.marks import REALISM, SCORE
+from danceflow.worlds.world import Lesson, Marks, Reading, Sample, World
 
 if TYPE_CHECKING:
     from danceflow.params.sections import BucketParams, DataParams

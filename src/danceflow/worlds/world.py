@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from danceflow.params.sections import DataParams
     from danceflow.paths import Paths
 
-# Marks that mean something outside of their world.
-SCORE = "score"
-"""What retention is about."""
-REALISM = "realism"
-"""How far images are shaded; the best possible value is 1."""
-
 Marks = Mapping[str, Sequence[float]]
 """A value for every row, by the name of the mark."""
 

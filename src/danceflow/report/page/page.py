@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from danceflow.evaluate.metrics import METRICS
 from danceflow.evaluate.records import LOST, STANDARD, START, STUDENT, TEACHER
 from danceflow.report.curves import Curves
 from danceflow.report.gate import Verdict
@@ -21,14 +22,7 @@ _NAMES = {
     "unknown_words": "Unknown words",
     STUDENT: "Student",
     START: "Start student",
-    "psnr": "PSNR of what must not change (dB)",
-    "ssim": "SSIM of what must not change",
-    "fid_conv64": "FID, own extractor conv64",
-    "kid_conv64": "KID, own extractor conv64",
-    "clip_score": "CLIPScore",
-    "lpips": "LPIPS to the target",
-    "fid_inception": "FID, Inception",
-    "kid_inception": "KID, Inception",
+    **{name: text for metric in METRICS for name, text in metric.measurements.items()},
     "judge_score": "Judge: score",
     "judge_sc": "Judge: SC",
     "judge_pq": "Judge: PQ",

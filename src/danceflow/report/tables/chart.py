@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.evaluate.records import START, STUDENT
-from danceflow.report.tables.cells import OVERALL, OWN_TEACHER, VARIANT
-from danceflow.report.tables.table import Table
+from danceflow.report.tables.cells import OWN_TEACHER, VARIANT
+from danceflow.report.tables.table import Table, overall
 
 _STUDENT = "#1f5fa8"
 _REWORDED = "#d9822b"
@@ -39,7 +39,7 @@ def draw_table(table: Table, path: Path) -> None:
 
 def _draw_panel(panel: Any, table: Table, capability: str) -> None:
     series = {
-        "test prompts": (f"{STUDENT}/{capability}/{OVERALL}/{OVERALL}", _STUDENT, -_SHIFT, "o"),
+        "test prompts": (overall(capability), _STUDENT, -_SHIFT, "o"),
         "reworded": (f"{STUDENT}/{capability}/{VARIANT}/reworded", _REWORDED, _SHIFT, "s"),
     }
     for label, (name, colour, shift, marker) in series.items():
@@ -62,13 +62,9 @@ def _draw_panel(panel: Any, table: Table, capability: str) -> None:
             )
     references = {"own teacher": (OWN_TEACHER, "--"), "start": (START, ":")}
     for label, (field, style) in references.items():
-        means = {
-            round(estimate.mean, 4)
-            for row in table.rows
-            if (estimate := row.get(f"{field}/{capability}/{OVERALL}/{OVERALL}")) is not None
-        }
-        if len(means) == 1:
-            panel.axvline(means.pop(), color=_REFERENCE, linestyle=style, linewidth=1, label=label)
+        score = table.common(field, capability)
+        if score is not None:
+            panel.axvline(score, color=_REFERENCE, linestyle=style, linewidth=1, label=label)
     for place in range(1, len(table.rows), 2):
         panel.axhspan(place - 0.5, place + 0.5, color="#f3f5f8", zorder=0)
     trained = "" if capability in table.trained else ", not trained"
