@@ -89,6 +89,15 @@ ADDITIONS = {
         ),
         file=("worlds/sheets.py", "toy_world.py"),
     ),
+    "metric": Addition(
+        (
+            Touch(
+                "METRICS",
+                'Metric("Brightness", "brightness:brightness", {"brightness": "Brightness"}),',
+            ),
+        ),
+        file=("evaluate/metrics/brightness.py", "toy_metric.py"),
+    ),
 }
 
 
@@ -192,4 +201,5 @@ def test_a_student_is_distilled_and_scored_with_everything_that_was_added(extend
         own = found["fields"]["teacher:base" if capability == "paint" else "teacher:local"]
         assert 0 <= own["score"] <= found["scale"]
         assert found["fields"]["student"]["field_gap"]["all"] > 0
+        assert 0 <= found["fields"]["student"]["metrics"]["brightness"] <= 1
         assert found["scale"] == (1.0 if capability == "paint" else 10.0)

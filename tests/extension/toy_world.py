@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from danceflow.worlds.marks import SCORE
 from danceflow.worlds.rows import Rows
-from danceflow.worlds.world import SCORE, Marks, Sample
+from danceflow.worlds.world import Marks, Sample
 
 
 class Sheets(Rows):
