@@ -29,7 +29,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     And with ``--quick`` keep the first cases of every test alone.
     """
     if config.getoption("--quick"):
-        items[:] = list(_first_cases(items))
+        kept = dict.fromkeys(_first_cases(items))
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = list(kept)
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: _room(item.path.relative_to(TESTS).parts[0]))
 
