@@ -151,7 +151,8 @@ def test_a_plan_imports_what_makes_a_network_and_nothing_that_trains_or_scores(r
         "danceflow.data",
         "danceflow.evaluate",
         "danceflow.registry",
-        "danceflow.train.distill",
+        "danceflow.train.distill.stage",
+        "danceflow.train.distill.trainer",
         "diffusers.pipelines",
     )
     code = (
