@@ -15,6 +15,10 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
+# Two workers for the tests, a thread each, so that they do not fight for the cores.
+WORKERS ?= 2
+test quick: export OMP_NUM_THREADS ?= 1
+
 # Stages are run as `danceflow stage ...`: the environment's programs come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -36,7 +40,7 @@ run: $(READY)  ## run the whole pipeline on the embedded default
 	danceflow run
 
 test: $(READY)  ## run every test, with coverage of src
-	python -m pytest --cov --cov-report=term --cov-fail-under=85 $(ARGS)
+	python -m pytest -n $(WORKERS) --cov --cov-report=term --cov-fail-under=85 $(ARGS)
 
 check: $(READY)  ## check style, types, import direction and the graph
 	ruff check .

@@ -1,7 +1,10 @@
+import functools
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +12,42 @@ from danceflow.ops.runtime import TELEMETRY_OFF
 from danceflow.ops.tracking import TrackingSettings
 
 pytest_plugins = ["evaluated"]  # of tests/support: a project that is evaluated and reported once
+
+TESTS = Path(__file__).parent
+DEAR = ("e2e", "pipeline", "flows")  # rooms of few tests that take long: they begin first
+ONE_RUN = "e2e"  # the room whose files share one run of the pipeline
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers, let the long tests begin first: at the end nobody waits for them."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _room(item.path.relative_to(TESTS).parts[0]))
+
+
+def _room(name: str) -> int:
+    return DEAR.index(name) if name in DEAR else len(DEAR)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers, keep together what shares a file's fixtures or the one run."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Rooms(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            is_shared = f"/{ONE_RUN}/" in f"/{file}" and _shares_the_run(file)
+            return ONE_RUN if is_shared else file
+
+    config.option.loadscopereorder = False  # the order is that of the collection
+    return Rooms(config, log)
+
+
+@functools.cache
+def _shares_the_run(file: str) -> bool:
+    """Return whether a file of the room asks for the one run."""
+    text = (TESTS.parent / file).read_text(encoding="utf-8")
+    return re.search(r"\b(finished|first_run)\b", text) is not None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,18 +2,19 @@
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import typer.main
+from repository import ROOT
 
 from danceflow.check import find_problems
 from danceflow.cli import app
 from danceflow.errors import ConfigError
 from danceflow.params.yaml12 import read_yaml
-from danceflow.stages import STAGES
+from danceflow.stages import STAGES, Stage
 
-ROOT = Path(__file__).resolve().parents[1]
 RUN = "def run(params, paths): ...\n"
 
 
@@ -41,9 +42,9 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found_in(root: Path) -> list[str]:
+def found_in(root: Path, stages: Mapping[str, Stage] = STAGES) -> list[str]:
     """What disagrees, with the real command line."""
-    return find_problems(root, typer.main.get_command(app).commands)
+    return find_problems(root, typer.main.get_command(app).commands, stages)
 
 
 def of_prepare(checkout: Path) -> list[str]:
@@ -181,12 +182,14 @@ def test_a_stage_without_its_function_is_told(checkout: Path) -> None:
 
 def test_code_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
     _write(checkout, "danceflow.models.families.sd3", "WIDTH = 1\n")
-    _write(checkout, "danceflow.worlds.prepare", f"from danceflow.models import sd3\n{RUN}")
+    _write(
+        checkout, "danceflow.worlds.prepare", f"from danceflow.models.families import sd3\n{RUN}"
+    )
     missing = "dvc.yaml: stage 'prepare': deps: its imports reach src/danceflow/{}, which is not"
     assert of_prepare(checkout) == [f"{missing.format('models/families/sd3.py')} among them"]
     (checkout / "src/danceflow/data/look.css").write_text("body {}")
     _write(checkout, "danceflow.data.buckets", "LOOK = 'look.css'\n")
-    text = f"from danceflow.data import buckets\nfrom danceflow.models import sd3\n{RUN}"
+    text = f"from danceflow.data import buckets\nfrom danceflow.models.families import sd3\n{RUN}"
     _write(checkout, "danceflow.worlds.prepare", text)
     assert of_prepare(checkout) == [
         f"{missing.format('data/look.css')} among them",
@@ -203,29 +206,30 @@ def test_code_that_a_key_does_not_cover_is_told(checkout: Path) -> None:
 
 def test_code_that_a_key_covers_for_nothing_is_told(checkout: Path) -> None:
     """A style sheet in the key of a training would make the training stale."""
-    _write(checkout, "danceflow.data.intake.sources", "WIDTH = 1\n")
+    _write(checkout, "danceflow.pictures", "WIDTH = 1\n")
     place = "dvc.yaml: stage 'prepare': deps: its imports do not reach src/danceflow/"
-    assert of_prepare(checkout) == [f"{place}data/intake/sources.py"]
-    _write(checkout, "danceflow.worlds.prepare", f"from danceflow.data import sources\n{RUN}")
+    assert of_prepare(checkout) == [f"{place}pictures.py"]
+    _write(checkout, "danceflow.worlds.prepare", f"from danceflow import pictures\n{RUN}")
     assert of_prepare(checkout) == []
     deps = "      - src/danceflow/columns.py\n"
     _replace(checkout / "dvc.yaml", deps, f"{deps}      - src/danceflow/evaluate\n")
     folder = checkout / "src/danceflow/evaluate"
     _write(checkout, "danceflow.evaluate.stage", RUN)
     (folder / "report.py").write_text("")
+    (folder / "templates").mkdir()
     (folder / "templates" / "report.css").write_text("body {}")
     (folder / "__pycache__").mkdir()
     (folder / "__pycache__" / "evaluate.pyc").write_bytes(b"x")
     assert of_prepare(checkout) == [
         f"{place}evaluate/stage.py of src/danceflow/evaluate",
-        f"{place}report/page/templates/report.css of src/danceflow/evaluate",
+        f"{place}evaluate/templates/report.css of src/danceflow/evaluate",
     ]
 
 
 def test_a_dep_that_is_not_there_is_told(checkout: Path) -> None:
-    (checkout / "src/danceflow/data/intake/sources.py").unlink()
+    (checkout / "src/danceflow/pictures.py").unlink()
     assert of_prepare(checkout) == [
-        "dvc.yaml: stage 'prepare': deps: there is no src/danceflow/data/intake/sources.py"
+        "dvc.yaml: stage 'prepare': deps: there is no src/danceflow/pictures.py"
     ]
 
 

@@ -15,12 +15,11 @@ import pytest
 import typer.main
 from commands import Danceflow, in_this_process
 from PIL import Image
+from repository import ROOT
 
 from danceflow import check, cli, stages
 from danceflow.errors import DanceflowError, TrackingError
 from danceflow.ops import runtime
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)

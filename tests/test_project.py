@@ -1,16 +1,23 @@
-"""What the two commands stand on: pins, settings, ignored files, the Makefile."""
+"""What the two commands stand on: pins, settings, ignored files, the Makefile, and the house.
 
+Every rule is read off the tree: a file that moves takes its rules along.
+"""
+
+import ast
+import functools
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
 REQUIRED = [
@@ -129,7 +136,7 @@ def test_make_lists_its_targets() -> None:
     ("target", "command"),
     [
         ("run", "danceflow run"),
-        ("test", "python -m pytest --cov --cov-report=term --cov-fail-under=85"),
+        ("test", "python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=85"),
         ("check", "danceflow check"),
         ("ui", "danceflow ui"),
         ("teachers", "danceflow teachers"),
@@ -146,3 +153,186 @@ def test_continuous_integration_runs_make_test() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text().splitlines()[-1] == "exec make test"
+
+
+# ---------------------------------------------------------------------------------------------
+# The house: where files lie, what they are called, and whom they import
+
+TESTS = ROOT / "tests"
+HOMES = {
+    "contract": "one suite over everything of a kind, or over all that can be brought",
+    "e2e": "the real stages under the real tools",
+    "golden": "numbers that were recorded",
+    "numerics": "mathematics across modules, against closed forms",
+    "pipeline": "the real tools around stages of a moment",
+    "runs": "several stages one after the other, in one process",
+}
+"""The rooms of tests that stand for no package."""
+PLACES = {"danceflow": ROOT / "src" / "danceflow", "flows": ROOT / "flows"}
+ABOUT_THE_WHOLE = {"project", "recipes"}
+MARKS = {"danceflow.files", "danceflow.origin"}  # what files and stores are marked with
+PAST = ("CHANGELOG.md", "docs/log.md", "docs/decisions/")  # they tell what was
+
+
+@functools.cache
+def modules() -> Mapping[str, Path]:
+    """The project's modules by their dotted names."""
+    found = {}
+    for name, place in PLACES.items():
+        for file in place.rglob("*.py"):
+            parts = (name, *file.relative_to(place).with_suffix("").parts)
+            found[".".join(part for part in parts if part != "__init__")] = file
+    return found
+
+
+def files_of_tests() -> list[Path]:
+    return sorted(file.relative_to(TESTS) for file in TESTS.rglob("test_*.py"))
+
+
+def test_every_test_file_is_of_a_module_or_has_a_home() -> None:
+    """``tests/<room>/test_<module>.py``; a package counts as a module."""
+    wrong = []
+    for file in files_of_tests():
+        name = file.stem.removeprefix("test_")
+        dotted = ".".join((*file.parent.parts, name))
+        is_known = f"danceflow.{dotted}" in modules() or dotted in modules()
+        is_whole = file.parent == Path() and name in ABOUT_THE_WHOLE
+        is_home = len(file.parts) == 2 and file.parts[0] in HOMES
+        if not (is_known or is_whole or is_home):
+            wrong.append(f"tests/{file}: there is no module danceflow.{dotted}, and it is no home")
+    assert wrong == []
+
+
+def test_no_two_files_of_the_homes_have_one_name() -> None:
+    names = Counter(file.name for file in files_of_tests() if file.parts[0] in HOMES)
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_every_folder_of_tests_is_a_room() -> None:
+    rooms = {file.parent for file in files_of_tests()} - {Path()}
+    for room in rooms:
+        name = ".".join(room.parts)
+        assert name in HOMES or name in modules() or f"danceflow.{name}" in modules(), room
+    assert {room.parts[0] for room in rooms} >= HOMES.keys()
+
+
+def test_tests_find_the_repository_in_one_place() -> None:
+    """Counted steps up from a test are wrong as soon as it moves."""
+    counted = re.compile(r"\(__file__\)\.?(?:resolve\(\))?\.?parent")
+    found = [file for file in TESTS.rglob("*.py") if counted.search(file.read_text())]
+    own = {TESTS / "support" / "repository.py", TESTS / "conftest.py", TESTS / "test_project.py"}
+    assert set(found) <= own
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """The tracked files that speak of modules, and their content."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, done.stdout.split("\0")):
+        is_text = name == "Makefile" or Path(name).suffix in {".md", ".py", ".toml", ".yaml"}
+        if is_text and not name.startswith((*PAST, "tests/")) and (ROOT / name).is_file():
+            yield name, (ROOT / name).read_text(encoding="utf-8")
+
+
+def _is_there(dotted: str) -> bool:
+    """Return whether a module has this name, or a module says it of something in it."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        if (file := modules().get(".".join(parts[:count]))) is not None:
+            rest = parts[count:]
+            return not rest or re.search(rf"\b{rest[0]}\b", file.read_text()) is not None
+    return False
+
+
+def test_no_text_names_a_module_that_is_not_there() -> None:
+    spelt = re.compile(r"(?<![\w./-])(?:danceflow|flows)(?:\.[a-z_]\w*)+")
+    wrong = {
+        f"{name}: {dotted}"
+        for name, text in texts()
+        for dotted in spelt.findall(text)
+        if dotted not in MARKS and not _is_there(dotted)
+    }
+    assert sorted(wrong) == []
+
+
+def test_no_text_names_a_file_of_the_project_that_is_not_there() -> None:
+    spelt = re.compile(r"(?<![\w./-])(?:src/danceflow|flows|tests)/[\w./-]*\w")
+    wrong = {
+        f"{name}: {path}"
+        for name, text in texts()
+        for path in spelt.findall(text)
+        if not (ROOT / path).exists()
+    }
+    assert sorted(wrong) == []
+
+
+def _imports(file: Path, module: str) -> Iterator[str]:
+    """Yield the modules of the project that a file imports when it is used."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    waiting: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules())
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(above if node.level else ()), *filter(None, [node.module])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                if inner in modules():
+                    yield inner
+                elif base in modules():
+                    yield base
+
+
+def _circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the groups of names that reach each other."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen, waiting = set(), list(graph[start])
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting += graph.get(name, ())
+        reached[start] = seen
+    return sorted(
+        {
+            tuple(sorted(other for other in reached[name] if name in reached.get(other, ())))
+            for name in graph
+            if name in reached[name]
+        }
+    )
+
+
+@functools.cache
+def import_graph() -> Mapping[str, set[str]]:
+    return {name: set(_imports(file, name)) - {name} for name, file in modules().items()}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count, imports for types do not."""
+    assert _circles(import_graph()) == []
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_no_packages_import_each_other_in_a_circle(depth: int) -> None:
+    """Seen from some depth a package and all that lies in it are one."""
+    graph: dict[str, set[str]] = {}
+    for name, imported in import_graph().items():
+        room = _room(name, depth)
+        found = {_room(other, depth) for other in imported}
+        graph.setdefault(room, set()).update(o for o in found if not _is_inside(room, o))
+    assert _circles(graph) == []
+
+
+def _room(name: str, depth: int) -> str:
+    return ".".join(name.split(".")[:depth])
+
+
+def _is_inside(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")

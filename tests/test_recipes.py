@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer.main
 from dvc.utils.serialize import load_yaml, modify_yaml
+from repository import ROOT
 
 from danceflow import cli
 from danceflow.capability import asked
@@ -22,7 +23,6 @@ from danceflow.params.sweep import read_sweep
 from danceflow.params.yaml12 import read_yaml
 from danceflow.plan.devices import device_of
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 SMOKE = sorted((ROOT / "recipes" / "smoke").glob("*.yaml"))
 PLANNED = (

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from params_files import dump_yaml
+from repository import ROOT
 
 from danceflow import stages
 from danceflow.errors import ConfigError, DiskSpaceError, StageError, UsageError
@@ -15,8 +16,6 @@ from danceflow.ops import determinism
 from danceflow.params.read import override
 from danceflow.params.yaml12 import read_yaml
 from danceflow.stages import STAGES, Stage, run_stage
-
-ROOT = Path(__file__).resolve().parents[1]
 
 CODE = """
 import json, pathlib

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from layouts import LAYOUTS, Layout
 from params_files import dump_yaml
+from repository import ROOT
 
 from danceflow.errors import ConfigError, DataError, UsageError
 from danceflow.ops.tracking import main_checkout
@@ -14,8 +15,6 @@ from danceflow.params.read import load_params
 from danceflow.paths import Paths
 from flows.dvc_graph import DvcError
 from flows.experiment import Plan, check_raw, experiment, kept_experiments, kept_file, plan
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def git(root: Path, *arguments: str) -> str:

@@ -15,13 +15,13 @@ from typing import Any
 
 import psutil
 import pytest
+from repository import ROOT
 
 from danceflow.errors import DanceflowError
 from danceflow.params.sections import TrackingParams
 from flows import pages
 from flows.servers import Server, prefect_server
 
-ROOT = Path(__file__).resolve().parents[2]
 SLEEP = Server((sys.executable, "-c", "import time; time.sleep(600)"))
 ENDS = Server((sys.executable, "-c", "raise SystemExit(3)"))
 

@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from danceflow.errors import ConfigError, TrackingError
 from danceflow.params.read import load_params
@@ -35,7 +36,7 @@ def test_weights_that_are_missing_are_told_before_a_stage_starts(tmp_path: Path)
     from flows.pipeline import _run, _Settings
 
     path = tmp_path / "params.yaml"
-    shutil.copy(Path(__file__).resolve().parents[2] / "params.yaml", path)
+    shutil.copy(ROOT / "params.yaml", path)
     path.write_text(path.read_text().replace("inception: null", "inception: nowhere.pt"))
     where = f"evaluate.weights.inception: {tmp_path}/nowhere.pt: there is no such"
     with pytest.raises(ConfigError, match=where):
@@ -46,7 +47,7 @@ def test_a_distillation_that_cannot_start_is_told_before_a_stage_starts(tmp_path
     from flows.pipeline import _run, _Settings
 
     path = tmp_path / "params.yaml"
-    shutil.copy(Path(__file__).resolve().parents[2] / "params.yaml", path)
+    shutil.copy(ROOT / "params.yaml", path)
     path.write_text(path.read_text().replace("warm_start: null", "warm_start: 99"))
     with pytest.raises(ConfigError, match=f"{path}: distill: warm_start is 99"):
         _run(tmp_path, load_params(path), None, _Settings())

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from danceflow.errors import StageError
 from danceflow.ops.code import SOURCE, code_digest, digest_of, reached_files, reached_modules
 from danceflow.params.yaml12 import read_yaml
 from danceflow.stages import STAGES
 
-ROOT = Path(__file__).resolve().parents[2]
 DEPS = {
     name: [dep for dep in entry["deps"] if dep.startswith("src/")]
     for name, entry in read_yaml(ROOT / "dvc.yaml")["stages"].items()
@@ -131,11 +131,11 @@ def _write(root: Path, module: str, text: str, name: str = "") -> None:
     "line",
     [
         "import danceflow.models.families.sd3",
-        "from danceflow.models import sd3",
+        "from danceflow.models.families import sd3",
         "from danceflow.models.families.sd3 import Family",
-        "from ..models import sd3",
-        "from ..models.sd3 import Family",
-        "def load():\n    from danceflow.models import sd3",
+        "from ..models.families import sd3",
+        "from ..models.families.sd3 import Family",
+        "def load():\n    from danceflow.models.families import sd3",
         "TABLE = {'sd3': 'danceflow.models.families.sd3:Family'}",
         "from danceflow.scenes import world",
         "from danceflow.facade import Family",
@@ -147,10 +147,10 @@ def _write(root: Path, module: str, text: str, name: str = "") -> None:
 )
 def test_every_kind_of_import_is_followed(tmp_path: Path, line: str) -> None:
     _write(tmp_path, "danceflow.models.families.sd3", "Family = 1\n")
-    _write(tmp_path, "danceflow.scenes.world", "from danceflow.models import sd3\n")
+    _write(tmp_path, "danceflow.scenes.world", "from danceflow.models.families import sd3\n")
     handing = "from danceflow.facade.inner import Renamed as Family, Other\n__all__ = ['Family']\n"
     _write(tmp_path, "danceflow.facade", handing, "__init__.py")
-    inner = "from ..models.sd3 import Family as Renamed\nOther = 2\n"
+    inner = "from ..models.families.sd3 import Family as Renamed\nOther = 2\n"
     _write(tmp_path, "danceflow.facade.inner", inner)
     busy = "import danceflow.models.families.sd3\nprint('it does something')\n"
     _write(tmp_path, "danceflow.busy", busy, "__init__.py")
@@ -181,7 +181,7 @@ def test_imports_for_types_and_of_the_frame_do_not_count(tmp_path: Path) -> None
         "danceflow.data.prepare",
         "import os\nfrom typing import TYPE_CHECKING\nfrom danceflow import stages, config\n"
         "from danceflow.ops.tracking.store import open_store\n"
-        "if TYPE_CHECKING:\n    from danceflow.models import sd3\n",
+        "if TYPE_CHECKING:\n    from danceflow.models.families import sd3\n",
     )
     assert reached_files(tmp_path, "danceflow.data.prepare") == ("danceflow/data/prepare.py",)
 

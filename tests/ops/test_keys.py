@@ -1,23 +1,22 @@
 """What decides a result decides its key, and nothing else does."""
 
+import functools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from params_files import dump_yaml
+from repository import ROOT
 from tiny_project import small_data, small_params
 
 from danceflow.ops import code, keys
 from danceflow.ops.code import SOURCE, reached_files
 from danceflow.ops.keys import Key
-from danceflow.params.read import load_params, override
+from danceflow.params.read import override, parse_params
 from danceflow.params.sections import Params
 from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.stages import STAGES
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # Every piece of work: its stage, and its key of a checkout's parameters and given digests.
 Maker = Callable[[Params, str], Key]
@@ -78,48 +77,67 @@ def params() -> Params:
     return small_params()
 
 
-@pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A copy of the package in the place of the running one, as far as keys know."""
+    place = tmp_path_factory.mktemp("source")
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(SOURCE / "danceflow", tmp_path / "danceflow", ignore=ignored)
-    monkeypatch.setattr(code, "SOURCE", tmp_path)
-    yield tmp_path
+    shutil.copytree(SOURCE / "danceflow", place / "danceflow", ignore=ignored)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code, "SOURCE", place)
+        code._digest.cache_clear()
+        yield place
     code._digest.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def before(source: Path, params: Params) -> dict[str, Key]:
+    """The keys of the code as it is."""
+    return all_keys(params)
 
 
 def all_keys(params: Params) -> dict[str, Key]:
-    code._digest.cache_clear()
     return {name: make(params, "digest") for name, (_, make) in WORK.items()}
+
+
+def changed(source: Path, params: Params, before: dict[str, Key], file: str) -> set[str]:
+    """The work whose key a further line in a file changes."""
+    place = source / "danceflow" / file
+    text = place.read_bytes()
+    try:
+        place.write_bytes(text + b"\n# One line more.\n")
+        code._digest.cache_clear()
+        return {name for name, key in all_keys(params).items() if key != before[name]}
+    finally:
+        place.write_bytes(text)
+        code._digest.cache_clear()
+
+
+@functools.cache
+def reached(name: str) -> tuple[str, ...]:
+    """The files behind a piece of work."""
+    return reached_files(SOURCE, keys._MODULES[name.partition(",")[0]], *code.EVERY_STAGE)
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_line_of_code_that_a_piece_of_work_reaches_gives_another_key(
-    source: Path, params: Params, file: str
+    source: Path, params: Params, before: dict[str, Key], file: str
 ) -> None:
-    before = all_keys(params)
-    place = source / "danceflow" / file
-    place.write_text(place.read_text() + "\n# One line more.\n")
-    after = all_keys(params)
-    found = {name for name in WORK if after[name] != before[name]}
-    assert found == {
-        name
-        for name in WORK
-        if f"danceflow/{file}"
-        in reached_files(SOURCE, keys._MODULES[name.partition(",")[0]], *code.EVERY_STAGE)
+    assert changed(source, params, before, file) == {
+        name for name in WORK if f"danceflow/{file}" in reached(name)
     }
 
 
-def test_the_loss_trains_anew_and_a_style_sheet_does_not(source: Path, params: Params) -> None:
-    """What the parametrised test says for every file, said for the two that were seen."""
-    before = all_keys(params)
-    for file, expected in {
-        "report/page/templates/report.css": set(),
-        "fields/objective.py": {name for name in WORK if name.startswith("distill")},
-    }.items():
-        place = source / "danceflow" / file
-        place.write_text(place.read_text() + "\n# One line more.\n")
-        assert {name for name, key in all_keys(params).items() if key != before[name]} == expected
+@pytest.mark.parametrize(
+    ("file", "kinds"),
+    [("report/page/templates/report.css", ()), ("fields/objective.py", ("distill",))],
+)
+def test_the_loss_trains_anew_and_a_style_sheet_does_not(
+    source: Path, params: Params, before: dict[str, Key], file: str, kinds: tuple[str, ...]
+) -> None:
+    """What the test above says of every file, said of the two that were seen."""
+    expected = {name for name in WORK if name.partition(",")[0] in kinds}
+    assert changed(source, params, before, file) == expected
 
 
 @pytest.mark.parametrize("name", WORK)
@@ -152,31 +170,26 @@ def test_what_no_key_names_is_no_work(name: str) -> None:
     assert not keys.is_work(name)
 
 
-@pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
-@pytest.mark.parametrize(
-    ("name", "value", "kinds"),
-    [
-        ("run.seed", 77, {"cache", "distill", "text-encoder", "teacher"}),
-        ("family.shift", 7.5, {"cache", "distill", "text-encoder", "teacher"}),
-        ("data.seed", 77, {"prepare"}),
-        ("cache.num_steps", 77, {"cache"}),
-        ("distill.seed", 77, {"distill"}),
-        ("distill.learning_rate", 0.5, {"distill"}),
-        ("evaluate.num_steps", 77, set()),
-        ("gate.max_regression", 0.5, set()),
-        ("tracking.experiment", "other", set()),
-    ],
+CHANGES: tuple[tuple[str, object, set[str]], ...] = (
+    ("run.seed", 77, {"cache", "distill", "text-encoder", "teacher"}),
+    ("family.shift", 7.5, {"cache", "distill", "text-encoder", "teacher"}),
+    ("data.seed", 77, {"prepare"}),
+    ("cache.num_steps", 77, {"cache"}),
+    ("distill.seed", 77, {"distill"}),
+    ("distill.learning_rate", 0.5, {"distill"}),
+    ("evaluate.num_steps", 77, set()),
+    ("gate.max_regression", 0.5, set()),
+    ("tracking.experiment", "other", set()),
 )
-def test_a_parameter_is_in_the_keys_of_what_it_decides(
-    recipe: Path, tmp_path: Path, name: str, value: object, kinds: set[str]
-) -> None:
+
+
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
+def test_a_parameter_is_in_the_keys_of_what_it_decides(recipe: Path) -> None:
     """``evaluate``'s own are in an answer's key by the content that its stage gives."""
-    file = tmp_path / "params.yaml"
-    file.write_text(dump_yaml(override(read_yaml(recipe), {name: value})))
-    before, after = load_params(recipe), load_params(file)
-    first, teacher = next(iter(before.capabilities)), next(iter(before.teachers))
+    data = read_yaml(recipe)
 
     def made(params: Params) -> dict[str, Key]:
+        first, teacher = next(iter(params.capabilities)), next(iter(params.teachers))
         return {
             "prepare": keys.prepared(params.data, "r"),
             "cache": keys.cached(params, first, params.capabilities[first], "r", "t"),
@@ -185,16 +198,16 @@ def test_a_parameter_is_in_the_keys_of_what_it_decides(
             "teacher": keys.teacher(params, teacher, "f", None, None),
         }
 
-    one, other = made(before), made(after)
-    assert {kind for kind in one if one[kind] != other[kind]} == kinds
+    one = made(parse_params(data, recipe.name))
+    for name, value, kinds in CHANGES:
+        other = made(parse_params(override(data, {name: value}), recipe.name))
+        assert {kind for kind in one if one[kind] != other[kind]} == kinds, name
 
 
 def test_a_weight_of_a_capability_is_no_matter_of_its_cache() -> None:
     one = small_params()
     data = small_data(("t2i", "local_edit"))
     data["capabilities"]["t2i"]["weight"] = 3.0
-    from danceflow.params.read import parse_params
-
     other = parse_params(data, "test")
     assert WORK["cache"][1](one, "d") == WORK["cache"][1](other, "d")
     assert WORK["distill, rows"][1](one, "d") != WORK["distill, rows"][1](other, "d")

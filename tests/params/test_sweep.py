@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from params_files import dump_yaml
+from repository import ROOT
 
 from danceflow.errors import ConfigError
 from danceflow.params.read import override, parse_params
 from danceflow.params.sweep import Cell, SweepParams, cells_of, read_sweep
 from danceflow.params.yaml12 import read_yaml
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 
 

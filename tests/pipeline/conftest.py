@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 
 from danceflow.ops.tracking import TrackingSettings
 from flows.dvc_graph import write_parameters
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # What the tests below rely on; the rest is the embedded default's.
 PARAMETERS = {

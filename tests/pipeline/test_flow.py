@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from repository import ROOT
 
 from danceflow.errors import ConfigError, TrackingError
 from danceflow.ops.tracking import open_store
@@ -394,7 +395,7 @@ def test_the_deployments_can_be_made(project):
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     for command in (["work-pool", "create", "danceflow", "--type", "process"], ["deploy", "--all"]):

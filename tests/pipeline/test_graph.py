@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from danceflow.ops.runtime import TELEMETRY_OFF
 from danceflow.params.yaml12 import read_yaml
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # Notes its call beside the checkout and writes the stage's outs; no two runs write the same.
 COMMAND = f"""#!{sys.executable}

@@ -6,10 +6,10 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from commands import in_this_process
+from repository import ROOT
 
 from danceflow.ops import runtime
 from danceflow.plan.architecture import published_architecture
@@ -18,7 +18,6 @@ from danceflow.plan.devices import CPU, device_of, table
 from danceflow.plan.measure import _network_of
 from danceflow.plan.show import REFERENCE, as_table, as_text, reference
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "scale.md"
 
 

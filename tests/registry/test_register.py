@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from repository import ROOT
 
 from danceflow.errors import TrackingError, UsageError, WeightsError
 from danceflow.ops.tracking import Store, TrackingSettings, open_store, start_run
@@ -28,7 +29,6 @@ from danceflow.registry.promotion import (
 )
 from danceflow.registry.register import register_student, requirements, stored_summary
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = {
     load_params(path).evaluate.num_steps
     for path in (ROOT / "params.yaml", *ROOT.glob("recipes/**/*.yaml"))
@@ -170,7 +170,7 @@ def test_a_served_student_asks_for_versions_that_an_index_has(
 ):
     """Each is the one of ``constraints.txt``, whatever build of it is installed here."""
     register_student(store, lambda: run_id, student_folder, NAME, summary(0.5))
-    pins = (Path(__file__).parents[2] / "constraints.txt").read_text().lower().split()
+    pins = (ROOT / "constraints.txt").read_text().lower().split()
     assert set(requirements()) <= set(pins)
     (written,) = (tracking.root / "mlartifacts").rglob("requirements.txt")
     assert written.read_text().split() == requirements()

@@ -1,10 +1,10 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from repository import ROOT
 
 from danceflow.errors import DataError, TrackingError, UsageError, WeightsError
 from danceflow.registry.open import folder_digest, open_folder, open_student
@@ -202,7 +202,7 @@ def test_a_store_is_needed_for_what_is_in_one(source, tracking, tmp_path, monkey
 
 
 def test_without_settings_the_checkout_says_where_to_look(tracking, monkeypatch):
-    params = (Path(__file__).parents[2] / "params.yaml").read_text()
+    params = (ROOT / "params.yaml").read_text()
     (tracking.root / "params.yaml").write_text(params)
     (tracking.root / "dvc.yaml").write_text("stages: {}")
     monkeypatch.chdir(tracking.root)

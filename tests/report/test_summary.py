@@ -1,15 +1,12 @@
 """Retention, gain, conflict and variants from scores that are known."""
 
-from pathlib import Path
-
 import pytest
+from repository import ROOT
 
 from danceflow.evaluate.records import Answer, Evaluation, FieldResult
 from danceflow.params.read import load_params
 from danceflow.report.summary import conflict_matrix, gap_closed, summarise
 from danceflow.report.tables.cells import scores_of
-
-ROOT = Path(__file__).parents[2]
 
 
 def result(scores, variants=None, gap=None) -> FieldResult:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from params_files import dump_yaml
+from repository import ROOT
 
 from danceflow.ops.tracking import TrackingSettings
 from danceflow.params.read import load_params, override
 from danceflow.params.sections import Params
 from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # What decides how long a stage takes; the family is that of the committed teachers.
 SMALL = {

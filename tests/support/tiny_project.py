@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from params_files import dump_yaml
+from repository import ROOT
 from tiny_models import awake
 
 from danceflow.data import cache
@@ -21,8 +22,6 @@ from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.scenes.prompts import vocabulary
 from danceflow.worlds import prepare
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = {
     "run.num_threads": 1,

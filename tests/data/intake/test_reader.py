@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from repository import ROOT
 from user_rows import encoded, picture, row_params
 
 from danceflow.data.intake.reader import BadRow, Row, RowReader, SkippedRow, TaskMap, words_of
 from danceflow.data.intake.sources import Record
 from danceflow.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"id": "7", "kind": "make", "text": "a  pet ", "before": None, "after": "after.png"}
 OMNIEDIT_TASKS = (
     "addition", "attribute_modification", "background", "background_swap", "env", "environment",

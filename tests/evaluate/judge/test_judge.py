@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from judge_server import Server, completion, settings, usual
+from repository import ROOT
 
 from danceflow.columns import COLUMN_PRESETS
 from danceflow.data.intake.reader import words_of
@@ -217,7 +218,7 @@ def test_omniedits_tasks_have_the_hint_of_their_kind(task: str) -> None:
 
 
 def test_the_recipes_on_omniedit_have_a_hint_for_every_task() -> None:
-    recipes = Path(__file__).resolve().parents[2] / "recipes"
+    recipes = ROOT / "recipes"
     inputs = [load_params(path).data.input for path in sorted(recipes.glob("*.yaml"))]
     found = [item for item in inputs if item and item.columns == COLUMN_PRESETS["omniedit"]]
     assert len(found) == 3

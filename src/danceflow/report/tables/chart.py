@@ -1,11 +1,13 @@
 """A sweep's table as a picture: a panel per capability, a point and its interval per variant."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from danceflow.evaluate.records import START, STUDENT
 from danceflow.report.tables.cells import OVERALL, OWN_TEACHER, VARIANT
-from danceflow.report.tables.table import Table
+
+if TYPE_CHECKING:
+    from danceflow.report.tables.table import Table
 
 _STUDENT = "#1f5fa8"
 _REWORDED = "#d9822b"
@@ -15,7 +17,7 @@ _PANEL = 3.3
 _SHIFT = 0.17
 
 
-def draw_table(table: Table, path: Path) -> None:
+def draw_table(table: "Table", path: Path) -> None:
     """Write the picture as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,7 +39,7 @@ def draw_table(table: Table, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-def _draw_panel(panel: Any, table: Table, capability: str) -> None:
+def _draw_panel(panel: Any, table: "Table", capability: str) -> None:
     series = {
         "test prompts": (f"{STUDENT}/{capability}/{OVERALL}/{OVERALL}", _STUDENT, -_SHIFT, "o"),
         "reworded": (f"{STUDENT}/{capability}/{VARIANT}/reworded", _REWORDED, _SHIFT, "s"),

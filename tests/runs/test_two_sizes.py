@@ -11,6 +11,7 @@ import pytest
 import torch
 from params_files import dump_yaml
 from PIL import Image
+from repository import ROOT
 from shaped_rows import CAPABILITIES, SQUARE, WIDE, prepared, shaped_data
 from tiny_models import awake
 from tiny_project import Blind, as_a_stage_runs, write_teachers
@@ -301,7 +302,7 @@ def test_all_stages_from_the_rows_to_the_students_use(made: Paths, tmp_path: Pat
     shutil.copytree(made.root, paths.root)
     for place in (paths.teachers, paths.scratch, paths.cache("t2i").parent):
         shutil.rmtree(place)
-    shutil.copyfile(Path(__file__).parents[2] / "dvc.yaml", paths.root / "dvc.yaml")
+    shutil.copyfile(ROOT / "dvc.yaml", paths.root / "dvc.yaml")
     data = shaped_data()
     data["family"]["text_encoder"] |= {"num_updates": 2, "batch_size": 8}
     for teacher in data["teachers"].values():

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from user_rows import encoded, picture, row_data
 
-from danceflow.data.buckets import read_bucket, read_sample
+from danceflow.data.buckets import read_bucket
 from danceflow.data.intake.write import QUARANTINE
 from danceflow.errors import DanceflowError
 from danceflow.params.read import parse_params
 from danceflow.paths import Paths
 from danceflow.pictures import MAX_BYTES
 from danceflow.worlds import prepare
+from danceflow.worlds.world import open_world
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = {
@@ -237,7 +238,7 @@ def test_any_rows_end_in_buckets_or_in_one_error(lines: list[bytes]) -> None:
         for bucket in ("t2i", "local_edit"):
             for split in SPLITS:
                 for row in read_bucket(paths.bucket(bucket), split):
-                    assert read_sample(row).prompt.strip()
+                    assert open_world("rows").sample(row).prompt.strip()
         (paths.buckets / QUARANTINE).read_text(encoding="utf-8")
 
 
