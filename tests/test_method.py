@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from params_files import ROOT, changed
+from params_files import changed
+from repository import ROOT
 
 from danceflow.capability import FIXED_STARTS
 from danceflow.fields import (

@@ -238,7 +238,7 @@ def test_any_rows_end_in_buckets_or_in_one_error(lines: list[bytes]) -> None:
         for bucket in ("t2i", "local_edit"):
             for split in SPLITS:
                 for row in read_bucket(paths.bucket(bucket), split):
-                    assert open_world("rows").sample(row).prompt.strip()
+                    assert world.sample(row).prompt.strip()
         (paths.buckets / QUARANTINE).read_text(encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from params_files import ROOT
+from repository import ROOT
 
 from danceflow.params.yaml12 import read_yaml
 

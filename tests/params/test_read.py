@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from params_files import ROOT, changed, refusal
+from params_files import changed, refusal
+from repository import ROOT
 
 from danceflow.errors import ConfigError
 from danceflow.params.read import load_params, read_assignments

@@ -1,6 +1,5 @@
 """Params files that tests change, write and see refused."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +7,6 @@ import yaml
 
 from danceflow.errors import ConfigError
 from danceflow.params.read import override, parse_params, read_assignments
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def dump_yaml(data: Any) -> str:
