@@ -16,10 +16,10 @@ pytest_plugins = ["evaluated"]  # of tests/support: a project that is evaluated 
 
 TESTS = Path(__file__).parent
 # What `make quick` leaves out: suites of no single module, and files that run stages or programs.
-HOMES = ("contract", "e2e", "golden", "numerics", "pipeline", "runs")
+HOMES = ("contract", "e2e", "extension", "golden", "numerics", "pipeline", "runs")
 COSTLY = re.compile(r"\bimport (stage|subprocess|prepare)\b|\brun_stage\b|stock_cases|tiny_stock")
 NUM_CASES = 2  # of every parametrised test
-DEAR = ("e2e", "pipeline", "flows")  # rooms of few tests that take long: they begin first
+DEAR = ("e2e", "pipeline", "flows", "extension")  # rooms of few tests that take long: they begin first
 ONE_RUN = "e2e"  # the room whose files share one run of the pipeline
 
 

@@ -163,6 +163,7 @@ TESTS = ROOT / "tests"
 HOMES = {
     "contract": "one suite over everything of a kind, or over all that can be brought",
     "e2e": "the real stages under the real tools",
+    "extension": "what can be added, added and then used",
     "golden": "numbers that were recorded",
     "numerics": "mathematics across modules, against closed forms",
     "pipeline": "the real tools around stages of a moment",
