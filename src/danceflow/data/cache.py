@@ -20,7 +20,7 @@ from danceflow.data.buckets import images_of, read_bucket
 from danceflow.data.cached_rows import INDEX, TEXTS, load_tensors
 from danceflow.data.sizes import Size, by_size, sizes_of
 from danceflow.errors import DataError, WeightsError
-from danceflow.fields import Condition, normal, sample, seed_for
+from danceflow.fields import SOURCE, Condition, normal, sample, seed_for, with_source
 from danceflow.models.frozen.reading import one_to_all, told
 from danceflow.models.memory import memory_of
 from danceflow.models.teachers import Teachers
@@ -189,7 +189,7 @@ def _write_seen_texts(
 def _save_texts(path: Path, parts: Sequence[Condition], names: Sequence[str]) -> None:
     """Write the tensors of prompts, which have names; sources are kept beside the latents."""
     texts = [
-        Condition({name: table for name, table in part.tensors.items() if name != "source"})
+        Condition({name: table for name, table in part.tensors.items() if name != SOURCE})
         for part in parts
     ]
     tensors = dict(Condition.cat(texts).tensors)
@@ -313,14 +313,16 @@ def _write_teacher_samples(
         seeds = [seed_for(params.run.seed, f"cache/{capability}", 0, row) for row in rows]
         noise = normal(family.latent_shape, seeds)
         tensors = {name: table[prompt_row[rows]] for name, table in texts.items()}
-        if family.takes_source:
-            tensors["source"] = torch.zeros_like(noise)
+        source = None
         if config.needs_source:
-            tensors["source"] = family.encode(images_of(dataset, rows, "source"))
+            source = family.encode(images_of(dataset, rows, "source"))
+        condition = with_source(
+            tensors, source, family.latent_shape, takes_source=family.takes_source
+        )
         clean = sample(
             field,
             noise.to(device),
-            Condition(tensors).to(device),
+            condition.to(device),
             family.grid(cache.num_steps).to(device),
         )
         what = (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from danceflow.data.sizes import Size, draw_group
 from danceflow.errors import DataError, WeightsError
-from danceflow.fields import Condition, uniform
+from danceflow.fields import Condition, uniform, with_source
 
 INDEX = "index.json"
 TEXTS = "prompts.safetensors"
@@ -39,7 +39,7 @@ class CachedRows:
         target: [R, C, H, W] latents of the targets.
         source: [R, C, H, W] latents of the sources, ``None`` for a capability without.
         teacher_samples: [S, C, H, W] the teacher's samples of the first S rows.
-        takes_source: whether the model takes a source, zeros where there is none.
+        takes_source: whether the model takes a source.
     """
 
     size: Size
@@ -55,13 +55,11 @@ class CachedRows:
         return len(self.prompt_row)
 
     def condition(self, rows: Tensor) -> Condition:
-        """Return the conditions of ``rows``; where the model takes one, no source is zeros."""
+        """Return the conditions of ``rows``."""
         tensors = {name: table[self.prompt_row[rows]] for name, table in self.texts.items()}
-        if self.source is not None:
-            tensors["source"] = self.source[rows]
-        elif self.takes_source:
-            tensors["source"] = self.target.new_zeros(len(rows), *self.target.shape[1:])
-        return Condition(tensors)
+        source = None if self.source is None else self.source[rows]
+        shape = self.target.shape[1:]
+        return with_source(tensors, source, shape, takes_source=self.takes_source)
 
     def clean(self, kind: str, rows: Tensor) -> Tensor:
         """Return clean latents of ``rows``: the ``data`` targets or the ``teacher`` samples.

@@ -27,6 +27,7 @@ from danceflow.fields.objective import (
 from danceflow.fields.query import COUPLINGS, INDEPENDENT, QUERIES, draw_queries, require_single
 from danceflow.fields.rollout import Dynamics, Ode, Sde, States, rollout, sample
 from danceflow.fields.seeds import derive_seeds, normal, seed_for, uniform
+from danceflow.fields.sources import SOURCE, no_sources, rows_with_source, with_source
 from danceflow.fields.states import (
     LOGIT_NORMAL,
     ForwardNoised,
@@ -44,6 +45,7 @@ __all__ = [
     "OBJECTIVES",
     "QUERIES",
     "REDUCTIONS",
+    "SOURCE",
     "AverageField",
     "Condition",
     "CountingField",
@@ -64,11 +66,13 @@ __all__ = [
     "draw_queries",
     "guidance_cost",
     "lookup",
+    "no_sources",
     "normal",
     "pad_length",
     "require_single",
     "resolve_objective",
     "rollout",
+    "rows_with_source",
     "sample",
     "samples_together",
     "seed_for",
@@ -76,4 +80,5 @@ __all__ = [
     "uniform",
     "velocity_mse",
     "with_reduction",
+    "with_source",
 ]

@@ -175,11 +175,10 @@ class Student:
     def _encode(
         self, family: "ModelFamily", sources: "Sequence[Image | None]"
     ) -> "tuple[Tensor | None, Tensor | None]":
-        """Return the sources' latents and pixels, zeros for a row without; None if no row has one.
-
-        Zeros are what the family's conditions hold for a prompt without a source.
-        """
+        """Return the sources' latents and pixels; None if no row has one."""
         import torch
+
+        from danceflow.fields import no_sources
 
         given = [row for row, image in enumerate(sources) if image is not None]
         if not given:
@@ -188,7 +187,7 @@ class Student:
         images = [to_pixels(image) for image in sources if image is not None]
         pixels = torch.zeros(len(sources), *images[0].shape, device=device)
         pixels[given] = torch.stack(images).to(device)
-        latents = torch.zeros(len(sources), *family.latent_shape, device=device)
+        latents = no_sources(len(sources), family.latent_shape, device)
         latents[given] = family.encode(pixels[given])
         return latents, pixels
 

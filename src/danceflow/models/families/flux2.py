@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from danceflow.fields import Condition, VelocityField
+from danceflow.fields import SOURCE, Condition, VelocityField
 from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
 from danceflow.models.frozen.codec import Codec, vae_factor
 from danceflow.models.frozen.language import LanguageEncoder, load_language_encoder
@@ -122,7 +122,7 @@ class Flux2Field:
         prompts = condition.tensors["prompt_embeds"].to(dtype)
         tokens, places = _tokens(z), _places(z, 0)
         if edits:
-            source = condition.tensors["source"]
+            source = condition.tensors[SOURCE]
             tokens = torch.cat([tokens, _tokens(source)], dim=1)
             places = torch.cat([places, _places(source, _REFERENCE_TIME)])
         output: Tensor = self.backbone(

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from danceflow.fields import Condition, GuidedField, VelocityField
+from danceflow.fields import SOURCE, Condition, GuidedField, VelocityField
 from danceflow.models.families.pipeline_folder import interpolated_mu
 from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
 from danceflow.models.frozen.codec import Codec
@@ -172,7 +172,7 @@ class QwenImageField:
     def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
         dtype = next(self.backbone.parameters()).dtype
         tensors = condition.tensors
-        states = [z, tensors["source"]] if edits else [z]
+        states = [z, tensors[SOURCE]] if edits else [z]
         mask = tensors["prompt_mask"]
         output: Tensor = self.backbone(
             hidden_states=torch.cat([_tokens(state) for state in states], dim=1).to(dtype),

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError, unknown_name
-from danceflow.fields import Condition, GuidedField, VelocityField, shifted_grid
+from danceflow.fields import (
+    SOURCE,
+    Condition,
+    GuidedField,
+    VelocityField,
+    rows_with_source,
+    shifted_grid,
+    with_source,
+)
 from danceflow.models.adapters.lora import save_adapter
 from danceflow.models.families.pipeline_folder import (
     FROZEN_FILE,
@@ -111,8 +119,8 @@ class Sd3Field:
         """Return the velocity, [B, C, H, W] float32."""
         dtype = next(self.backbone.parameters()).dtype
         inputs = z_BCHW
-        if "source" in condition.tensors:
-            source = condition.tensors["source"]
+        if SOURCE in condition.tensors:
+            source = condition.tensors[SOURCE]
             inputs = torch.cat([z_BCHW, source], dim=1)
             if self.source_mask:
                 inputs = torch.cat([inputs, _source_mask(source)], dim=1)
@@ -393,15 +401,12 @@ class Sd3Family:
         source_BCHW: Tensor | None = None,
         images_B3HW: Tensor | None = None,  # noqa: ARG002
     ) -> Condition:
-        """Return the condition of ``prompts``; a missing source is a source of zeros."""
+        """Return the condition of ``prompts``; see ``family.ModelFamily``."""
         embeds, pooled = self.prompts(prompts)
         tensors = {"prompt_embeds": embeds, "pooled": pooled}
-        if self.takes_source:
-            blank = embeds.new_zeros(len(prompts), *self.latent_shape)
-            tensors["source"] = blank if source_BCHW is None else source_BCHW
-        elif source_BCHW is not None:
+        if source_BCHW is not None and not self.takes_source:
             raise WeightsError("this SD3 transformer has no source channels and cannot edit")
-        return Condition(tensors)
+        return with_source(tensors, source_BCHW, self.latent_shape, takes_source=self.takes_source)
 
     def null(self, condition: Condition) -> Condition:
         """Return ``condition`` with the empty prompt and the same source."""
@@ -528,8 +533,8 @@ class _NoCodec:
 
 
 def _source_mask(source_BCHW: Tensor) -> Tensor:
-    """Return 1 for a source and 0 for none (a source of zeros), [B, 1, H, W]."""
-    present_B = source_BCHW.flatten(1).any(dim=1).to(source_BCHW.dtype)
+    """Return 1 for a source and 0 for none, [B, 1, H, W]."""
+    present_B = rows_with_source(source_BCHW).to(source_BCHW.dtype)
     return present_B[:, None, None, None].expand(-1, 1, *source_BCHW.shape[2:])
 
 

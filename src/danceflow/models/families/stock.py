@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
-from danceflow.fields import Condition, GuidedField, VelocityField, pad_length
+from danceflow.fields import (
+    SOURCE,
+    Condition,
+    GuidedField,
+    VelocityField,
+    pad_length,
+    rows_with_source,
+    with_source,
+)
 from danceflow.models.adapters.lora import save_adapter
 from danceflow.models.families.pipeline_folder import (
     FROZEN_FILE,
@@ -289,16 +297,12 @@ class StockFamily(ABC):
         if source_BCHW is not None and self.sees_source:
             if images_B3HW is None:
                 raise WeightsError(f"{self.name} reads prompts beside the source, as pixels")
-            given = has_source(source_BCHW)
+            given = rows_with_source(source_BCHW).tolist()
             images = [
                 image if there else None for image, there in zip(images_B3HW, given, strict=True)
             ]
         tensors = self.prompt_tensors(prompts, images)
-        if self.takes_source:
-            embeds = next(iter(tensors.values()))
-            blank = embeds.new_zeros(len(prompts), *self.latent_shape, dtype=torch.float32)
-            tensors["source"] = blank if source_BCHW is None else source_BCHW
-        return Condition(tensors)
+        return with_source(tensors, source_BCHW, self.latent_shape, takes_source=self.takes_source)
 
     def unknown_words(self, prompt: str) -> list[str]:  # noqa: ARG002
         """Return no word: the tokenizer knows every byte."""
@@ -366,15 +370,13 @@ class StockFamily(ABC):
         save_adapter(backbone, folder)
 
 
-def has_source(source_BCHW: Tensor) -> list[bool]:
-    """Return for every row whether it has a source: whether its latents are not all zero."""
-    return [bool(found) for found in source_BCHW.flatten(1).any(dim=1).tolist()]
-
-
-def rows_with_source(condition: Condition) -> list[bool]:
+def edited(condition: Condition) -> list[bool]:
     """Return for every row of a condition whether it has a source."""
-    source = condition.tensors.get("source")
-    return [False] * condition.num_samples if source is None else has_source(source)
+    source = condition.tensors.get(SOURCE)
+    if source is None:
+        return [False] * condition.num_samples
+    found: list[bool] = rows_with_source(source).tolist()
+    return found
 
 
 def by_layout(
@@ -391,7 +393,7 @@ def by_layout(
         condition: B rows.
         velocity: gives the velocity of states that all have a source, or all have none.
     """
-    given = rows_with_source(condition)
+    given = edited(condition)
     if all(given) or not any(given):
         return velocity(z_BCHW, sigma_B, condition, given[0])
     parts, order = [], []

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from danceflow.fields import Condition, VelocityField
+from danceflow.fields import SOURCE, Condition, VelocityField
 from danceflow.models.families.pipeline_folder import interpolated_mu
 from danceflow.models.families.stock import (
     StockFamily,
     StockSettings,
     by_layout,
-    rows_with_source,
+    edited,
     with_prompts,
 )
 from danceflow.models.frozen.codec import Codec, load_vae
@@ -181,7 +181,7 @@ class ZImageField:
             return [[p] for p in prompts], [[z] for z in states], [None] * len(states)
         assert self.frame is not None
         first, last = (text.to(prompts[0]) for text in self.frame)
-        sources = tensors["source"].to(states[0].dtype).unsqueeze(2)
+        sources = tensors[SOURCE].to(states[0].dtype).unsqueeze(2)
         visions = []
         for row, (height, width) in zip(
             tensors["vision"], tensors["vision_size"].tolist(), strict=True
@@ -278,7 +278,7 @@ class ZImageFamily(StockFamily):
 
     def null(self, condition: Condition) -> Condition:
         """Return ``condition`` with the empty prompt in each row's own layout."""
-        edits = rows_with_source(condition)
+        edits = edited(condition)
         rows = [self._one(self._text("", edits=edit)) for edit in edits]
         embeds, mask = ragged(rows)
         return with_prompts(condition, {"prompt_embeds": embeds, "prompt_mask": mask})

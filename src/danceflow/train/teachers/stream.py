@@ -5,7 +5,7 @@ from torch import Tensor
 
 from danceflow.data.sizes import by_size, draw_group
 from danceflow.errors import WeightsError
-from danceflow.fields import Condition, seed_for, uniform
+from danceflow.fields import SOURCE, Condition, seed_for, uniform, with_source
 from danceflow.models.family import ModelFamily
 from danceflow.worlds.world import Pool
 
@@ -43,10 +43,10 @@ class PoolStream:
             family.condition(prompts[start : start + _PROMPTS_AT_ONCE])
             for start in range(0, len(prompts), _PROMPTS_AT_ONCE)
         ]
-        self.takes_source = "source" in parts[0].tensors
+        self.takes_source = SOURCE in parts[0].tensors
         if pool.has_source and not self.takes_source:
             raise WeightsError("the bucket holds edits, but the model takes no source image")
-        names = [name for name in parts[0].tensors if name != "source"]
+        names = [name for name in parts[0].tensors if name != SOURCE]
         self.texts = {n: torch.cat([part.tensors[n] for part in parts]) for n in names}
 
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Condition]:
@@ -64,8 +64,6 @@ class PoolStream:
         rows = index.tolist()
         tensors = {name: table[self.prompt_rows[index]] for name, table in self.texts.items()}
         clean = self.family.encode(self.pool.targets(rows))
-        if self.pool.has_source:
-            tensors["source"] = self.family.encode(self.pool.sources(rows))
-        elif self.takes_source:
-            tensors["source"] = torch.zeros_like(clean)
-        return clean, Condition(tensors)
+        source = self.family.encode(self.pool.sources(rows)) if self.pool.has_source else None
+        shape = clean.shape[1:]
+        return clean, with_source(tensors, source, shape, takes_source=self.takes_source)
