@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent
 HOMES = ("contract", "e2e", "extension", "golden", "numerics", "pipeline", "runs")
 COSTLY = re.compile(r"\bimport (stage|subprocess|prepare)\b|\brun_stage\b|stock_cases|tiny_stock")
 NUM_CASES = 2  # of every parametrised test
-DEAR = ("e2e", "pipeline", "flows", "extension")  # rooms of few tests that take long: they begin first
+DEAR = ("e2e", "pipeline", "flows", "extension")  # rooms of long tests, which begin first
 ONE_RUN = "e2e"  # the room whose files share one run of the pipeline
 
 
