@@ -66,6 +66,16 @@ def test_a_file_that_is_something_else_is_an_error(tmp_path: Path, name: str) ->
         open_metrics(weights, Path())
 
 
+@pytest.mark.parametrize("name", ["lpips", "inception"])
+def test_what_is_wrong_with_a_file_is_told_whole(tmp_path: Path, name: str) -> None:
+    torch.save({"another": torch.zeros(1)}, tmp_path / "file")
+    weights = WeightsParams(**NONE | {name: str(tmp_path / "file")})
+    with pytest.raises(WeightsError, match="cannot be used") as caught:
+        open_metrics(weights, Path())
+    assert caught.value.__cause__ is not None
+    assert str(caught.value).endswith(" ".join(str(caught.value.__cause__).split()))
+
+
 def test_lpips_is_zero_for_equal_images_and_grows_with_damage(tasks, alexnet: Path) -> None:
     task, lpips = tasks["global_edit"], Lpips(alexnet)
     found = []
