@@ -40,7 +40,7 @@ def work(settings: TrackingSettings, strength: float) -> str:
         tracker.log_artifact(folder / "weights.json", "notes")
         run_id = str(tracker.run_id)
     store = open_store(settings)
-    entry = register_student(store, lambda: run_id, folder, NAME, SUMMARY, 4)
+    entry = register_student(store, lambda: run_id, folder, NAME, SUMMARY)
     Promotions(store, NAME).consider(entry.version, Policy(), auto_promote=True)
     return run_id
 
