@@ -62,6 +62,8 @@ def plan_cells(root: Path, file: Path) -> tuple[SweepParams, tuple[PlannedCell, 
         ConfigError: the file is wrong, or cells are: one message tells every problem of all cells.
         UsageError: the checkout has no commit to start from.
     """
+    from danceflow.method import require_training
+
     sweep = read_sweep(file)
     recipe = None if sweep.recipe is None else root / sweep.recipe
     if recipe is not None:
@@ -71,7 +73,7 @@ def plan_cells(root: Path, file: Path) -> tuple[SweepParams, tuple[PlannedCell, 
     for cell in cells_of(sweep, str(file)):
         try:
             checked = plan(root, recipe, cell.overrides, f"{sweep.name}-{cell.slug}")
-            _check_method(checked.params)
+            require_training(checked.params, str(recipe or Paths(root).params))
         except ConfigError as error:
             wrong.setdefault(str(error), []).append(f"{cell.variant}, seed {cell.seed}")
             continue
@@ -201,13 +203,6 @@ def _keep_later(found: dict[str, CellRecord], record: CellRecord) -> None:
 
 def _some(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def _check_method(params: Params) -> None:
-    """Raise ConfigError where the parts of the method do not fit; only the methods know that."""
-    from danceflow.train.distill import method_of
-
-    method_of(params.distill)
 
 
 def _target_problems(root: Path, sweep: SweepParams) -> Sequence[str]:

@@ -248,8 +248,11 @@ def _run(
     settings: _Settings,
 ) -> PipelineResult:
     """Run the stages and what follows them, in a checkout or an experiment's worktree."""
+    from danceflow.method import require_training
+
     paths = Paths(root)
     require_weights(params, root, str(paths.params))
+    require_training(params, str(paths.params))
     if settings.with_teachers:
         require_trained_here(params, str(paths.params))
     register = settings.enter_registry and params.tracking.enabled

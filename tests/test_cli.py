@@ -174,6 +174,8 @@ def test_run_hands_recipe_and_values_to_the_flow(
     ("arguments", "message"),
     [
         (["-S", "run.sed=3"], "error: run.sed: unknown parameter 'sed': did you mean 'seed'?"),
+        (["-S", "distill.query=logit_normal"], "params.yaml with --set: distill: method 'danceopd"),
+        (["-S", "distill.init=spare"], "params.yaml with --set: distill.init: unknown start 'spa"),
         (["-S", "distill.num_queries=99"], "distill.num_queries: 99 queries do not fit"),
         (["-S", "run.seed"], "error: 'run.seed': write it as section.name=value"),
         (["--recipe", "none.yaml"], "error: none.yaml: no such file"),

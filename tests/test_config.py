@@ -9,12 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from danceflow import config
-from danceflow.capability import PER_UPDATE
 from danceflow.errors import ConfigError
 from danceflow.fields import COUPLINGS, LOGIT_NORMAL, OBJECTIVES, QUERIES
 from danceflow.fields.objective import REDUCTIONS
 from danceflow.method import DYNAMICS, METHODS, ROUTINGS
 from danceflow.schema import DistillParams
+from danceflow.train.router import PER_UPDATE
 
 ROOT = Path(__file__).resolve().parents[1]
 

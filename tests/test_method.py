@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from danceflow.capability import FIXED_STARTS
 from danceflow.fields import (
     LOGIT_NORMAL,
     OBJECTIVES,
@@ -171,7 +172,7 @@ def test_what_a_sample_trains_on_does_not_depend_on_its_batch(name):
 
 
 def test_merge_does_not_train():
-    assert METHODS["merge"].init == "merge"
+    assert set(FIXED_STARTS) == {name for name, method in METHODS.items() if not method.trains}
     with pytest.raises(ValueError, match="'merge' does not train"):
         METHODS["merge"].collect(request())
 

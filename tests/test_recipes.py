@@ -11,13 +11,14 @@ import typer.main
 from dvc.utils.serialize import load_yaml, modify_yaml
 
 from danceflow import cli
+from danceflow.capability import asked
 from danceflow.config import load_params, override, parse_params, read_yaml
 from danceflow.fields import OBJECTIVES
+from danceflow.method import method_of, require_training
 from danceflow.models.family import FAMILIES
 from danceflow.plan.devices import device_of
 from danceflow.schema import BROUGHT, InputParams, Params
 from danceflow.sweeps import read_sweep
-from danceflow.train.distill import method_of, teacher_names
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -102,7 +103,8 @@ def test_a_recipe_resolves(recipe: Path) -> None:
     assert params.family.name in FAMILIES
     assert list(params.capabilities) == list(params.gate.min_retention)
     assert {c.bucket for c in params.capabilities.values()} <= set(params.data.buckets)
-    assert set(teacher_names(params)) <= set(params.teachers) | {"base"}
+    assert set(asked(params).teachers) <= set(params.teachers)
+    require_training(params, recipe.name)
     assert params.tracking.registered_model.startswith("danceflow")
 
 

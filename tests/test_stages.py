@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from danceflow import stages
+from danceflow.config import dump_yaml, override, read_yaml
 from danceflow.errors import ConfigError, DiskSpaceError, StageError, UsageError
 from danceflow.ops import determinism
 from danceflow.stages import STAGES, Stage, run_stage
@@ -137,6 +138,32 @@ def test_weights_that_are_missing_are_told_before_the_stage_is_loaded(checkout: 
     (checkout / "weights" / "alexnet.pth").touch()
     run_stage("plain")
     assert (checkout / "out.json").is_file()
+
+
+ALONE = {  # the start alone is trained, without guidance
+    "capabilities.t2i.weight": 0.0,
+    "capabilities.local_edit.guidance": 1.0,
+    "capabilities.global_edit.weight": 0.0,
+}
+
+
+@pytest.mark.parametrize("name", ["prepare", "teachers", "cache", "distill"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distill.query": "logit_normal"}, "distill: method 'danceopd_clean': query"),
+        ({"distill.warm_start": 99}, "distill: warm_start is 99"),
+        (ALONE, "distill.init: the student would start as 'local'"),
+    ],
+)
+def test_a_distillation_that_cannot_start_is_told_by_the_first_stage(
+    checkout: Path, name: str, changes: dict[str, Any], message: str
+) -> None:
+    params, before = checkout / "params.yaml", sorted(checkout.iterdir())
+    params.write_text(dump_yaml(override(read_yaml(params), changes)))
+    with pytest.raises(ConfigError, match=f"^{params}: {message}"):
+        run_stage(name, "t2i" if STAGES[name].matrix else None)
+    assert sorted(checkout.iterdir()) == before
 
 
 def test_a_stage_that_is_not_there_is_told(checkout: Path) -> None:

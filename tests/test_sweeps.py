@@ -102,7 +102,7 @@ def test_every_problem_of_a_file_is_told_with_the_nearest_name(tmp_path: Path) -
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_sweeps_that_come_along_can_be_run(file: Path) -> None:
-    from danceflow.train.distill import method_of
+    from danceflow.method import require_training
 
     found = read_sweep(file)
     assert found.name == file.stem
@@ -114,6 +114,6 @@ def test_the_sweeps_that_come_along_can_be_run(file: Path) -> None:
     assert {cell.seed for cell in cells} >= {0, 1, 2}
     for cell in cells:
         params = parse_params(override(base, cell.overrides), f"{file.name}: {cell.variant}")
-        method_of(params.distill)
+        require_training(params, file.name)
         assert params.distill.seed == cell.seed
         assert set(params.capabilities) == set(base["capabilities"])

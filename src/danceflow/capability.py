@@ -1,42 +1,33 @@
-"""A capability binds data, teacher and evaluators; the router says which one a step trains."""
+"""Who is asked: the capabilities, their teachers, and those that the student starts from.
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+The rules of a params file, the training, the evaluation and the plan all ask here, so that a file
+that was accepted can be trained, and what is planned is what is loaded. It imports no torch.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Literal, get_args
+from typing import TYPE_CHECKING
 
-from danceflow.fields import lookup, seed_for, uniform
+if TYPE_CHECKING:
+    from danceflow.schema import DistillParams, Params
 
-PerUpdate = Literal["one", "balanced", "all"]
-PER_UPDATE: Mapping[str, PerUpdate] = {name: name for name in get_args(PerUpdate)}
-GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
+MERGE = "merge"
+"""The start that is a weighted average of teachers, beside every teacher's own name."""
+FIXED_STARTS: Mapping[str, str] = {"merge": MERGE}
+"""The student's start by method, where the method decides it and not ``distill.init``."""
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Where a capability's frozen teacher comes from.
+    """How a capability's frozen teacher is asked.
 
     Attributes:
-        base: the base model it stands on.
-        weights: full weights that replace the base's, if any.
-        adapter: an adapter on the base, if any; never together with weights.
+        name: of the teacher.
         guidance_scale: classifier-free guidance baked into its field; 1 is none.
     """
 
-    base: str
-    weights: str | None = None
-    adapter: str | None = None
+    name: str
     guidance_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Raise ValueError when both weights and adapter are given."""
-        if self.weights is not None and self.adapter is not None:
-            raise ValueError(
-                f"a teacher has full weights or an adapter, not both: {self.weights!r} and "
-                f"{self.adapter!r}"
-            )
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,6 @@ class Capability:
         teacher: its frozen teacher.
         weight: its share of the training steps, relative to the others', above 0.
         needs_source: whether its condition holds a source image (an edit).
-        evaluators: names of the evaluators that score it.
     """
 
     name: str
@@ -57,7 +47,6 @@ class Capability:
     teacher: TeacherSpec
     weight: float = 1.0
     needs_source: bool = False
-    evaluators: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError for a weight that is not positive."""
@@ -65,55 +54,52 @@ class Capability:
             raise ValueError(f"capability {self.name!r}: weight {self.weight} is not above 0")
 
 
-class Router:
-    """Which capabilities an update trains, as a pure function of (seed, step).
+@dataclass(frozen=True)
+class Asked:
+    """Who takes part in a distillation.
 
-    The route is drawn before any data, so data and teacher never mix. It holds no state: every
-    process computes the same route without talking, and a resumed run goes on where it stopped.
+    Attributes:
+        capabilities: those that are trained, in their order.
+        teachers: names of all that are loaded, each once: those of every capability, also of one
+            that is only scored, and those that the student starts from.
+        start: the share of each teacher in the student's start, relative to the others' and above
+            0; empty where the merge weights leave none.
     """
 
-    def __init__(
-        self, capabilities: Sequence[Capability], seed: int, per_update: str = "one"
-    ) -> None:
-        """Keep the capabilities in their given order.
+    capabilities: tuple[Capability, ...]
+    teachers: tuple[str, ...]
+    start: Mapping[str, float]
 
-        Args:
-            capabilities: what there is to choose from.
-            seed: the run's seed.
-            per_update: "one" draws a capability by weight for every update; "balanced" does so
-                too, but evenly: the points of successive updates are a golden ratio apart instead
-                of independent, so that every stretch of n updates holds each capability n * share
-                times, give or take a few and not sqrt(n); "all" trains every capability in every
-                update, each with its `share` of the loss.
+    @property
+    def differing(self) -> frozenset[str]:
+        """Names of the trained capabilities whose teacher is not the student's start itself."""
+        starts = [TeacherSpec(name) for name in self.start]
+        return frozenset(c.name for c in self.capabilities if starts != [c.teacher])
 
-        Raises:
-            ValueError: no capabilities, a name that occurs twice, or an unknown per_update.
-        """
-        if not capabilities:
-            raise ValueError("a router needs at least one capability")
-        twice = [name for name, count in Counter(c.name for c in capabilities).items() if count > 1]
-        if twice:
-            raise ValueError(f"capability {twice[0]!r} occurs twice")
-        self.capabilities = tuple(capabilities)
-        self.seed = seed
-        self.per_update = lookup(PER_UPDATE, per_update, "per_update")
-        total = sum(capability.weight for capability in capabilities)
-        self._shares = [capability.weight / total for capability in capabilities]
 
-    def route(self, step: int, index: int = 0) -> tuple[tuple[Capability, float], ...]:
-        """Return the (capability, share of the loss) pairs of one update; the shares sum to 1.
+def asked(params: "Params") -> Asked:
+    """Return who takes part in the distillation that the parameters describe."""
+    capabilities = tuple(
+        Capability(
+            name,
+            config.bucket,
+            TeacherSpec(config.teacher, config.guidance),
+            config.weight,
+            config.needs_source,
+        )
+        for name, config in params.capabilities.items()
+        if config.weight > 0
+    )
+    start = _start(params.distill, capabilities)
+    named = (config.teacher for config in params.capabilities.values())
+    return Asked(capabilities, tuple(dict.fromkeys([*named, *start])), start)
 
-        Args:
-            step: the update, from 0.
-            index: the micro-step within it, when gradients are accumulated.
-        """
-        if self.per_update == "all":
-            return tuple(zip(self.capabilities, self._shares, strict=True))
-        if self.per_update == "balanced":
-            first = uniform([seed_for(self.seed, "route", 0, index)]).item()
-            point = (first + step * GOLDEN_RATIO) % 1.0
-        else:
-            point = uniform([seed_for(self.seed, "route", step, index)]).item()
-        # Without the last bound, which may round to below 1: no point may fall past it.
-        chosen = sum(point >= bound for bound in accumulate(self._shares[:-1]))
-        return ((self.capabilities[chosen], 1.0),)
+
+def _start(config: "DistillParams", capabilities: tuple[Capability, ...]) -> dict[str, float]:
+    """Return the shares of the student's start: one teacher, given weights, or all that train."""
+    name = FIXED_STARTS.get(config.method, config.init)
+    if name != MERGE:
+        return {name: 1.0}
+    if config.merge_weights is None:
+        return dict.fromkeys((c.teacher.name for c in capabilities), 1.0)
+    return {name: weight for name, weight in config.merge_weights.items() if weight > 0}

@@ -87,11 +87,13 @@ def run(
     root = _checkout()
     _leave_on_sigterm()
     from danceflow.config import load_params, override, parse_params, read_assignments, read_yaml
+    from danceflow.method import require_training
 
     source = root / "params.yaml" if recipe is None else recipe
     values = read_assignments(assignments or [])
     load_params(source)
-    parse_params(override(read_yaml(source), values), f"{source} with --set")
+    changed = f"{source} with --set" if values else str(source)
+    require_training(parse_params(override(read_yaml(source), values), changed), changed)
     from flows.pipeline import run_pipeline
     from flows.result import result_table
 

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from danceflow.capability import MERGE
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.schema import (
     BROUGHT,
@@ -312,6 +313,9 @@ def _rule_teachers(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"{path}.init", f"starts from itself: {' < '.join([*seen, init])}")
                 break
             seen.append(init)
+        if name in (words := {MERGE, SCRATCH, BROUGHT}):
+            text = f"no teacher can be called {name!r}: {', '.join(sorted(words))} are starts"
+            yield Problem(path, text)
         if teacher.init not in (known := {SCRATCH, BROUGHT, *teachers}):
             text = unknown_name("teacher", teacher.init, known)
             yield Problem(f"{path}.init", text)
@@ -339,7 +343,7 @@ def _rule_distill(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("distill.num_queries", text)
     if "teachers" not in sections:
         return
-    starts = {"base", "merge", *sections["teachers"]}
+    starts = {MERGE, *sections["teachers"]}
     if distill.init not in starts:
         yield Problem("distill.init", unknown_name("start", distill.init, starts))
     for name in distill.merge_weights or {}:

@@ -13,12 +13,13 @@ no branch on it:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from danceflow.errors import unknown_name
+from danceflow.capability import asked
+from danceflow.errors import ConfigError, unknown_name
 from danceflow.fields import (
     COUPLINGS,
     INDEPENDENT,
@@ -40,6 +41,9 @@ from danceflow.fields import (
     resolve_objective,
     with_reduction,
 )
+
+if TYPE_CHECKING:
+    from danceflow.schema import DistillParams, Params
 
 Routing = Literal["hard", "soft"]
 Target = Literal["teacher", "data"]
@@ -67,8 +71,7 @@ class Method:
         updates_per_rollout: R, the updates among which the states of a rollout are shared out: a
             rollout gives R times K states per sample, K for this update and K for each of R - 1
             later ones. Every update trains on as many states, from the R latest rollouts.
-        trains: False for a method that is only its initialisation.
-        init: the student's initial weights, when the method fixes them ("merge").
+        trains: False for a method that is only its start, which ``capability.FIXED_STARTS`` names.
     """
 
     name: str
@@ -82,7 +85,6 @@ class Method:
     coupling: str = INDEPENDENT
     updates_per_rollout: int = 1
     trains: bool = True
-    init: str | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for parts that are unknown or do not fit together."""
@@ -227,7 +229,7 @@ METHODS: Mapping[str, Method] = {
         Method("offpolicy", states=ForwardNoised("teacher")),
         Method("offpolicy_random_latent", states=ForwardNoised("random_latent")),
         Method("joint", states=ForwardNoised("data"), query=LOGIT_NORMAL, target="data"),
-        Method("merge", trains=False, init="merge"),
+        Method("merge", trains=False),
         Method("soft", routing="soft"),
     )
 }
@@ -311,3 +313,68 @@ def _with_dynamics(method: Method, name: str | None, eta: float | None) -> State
     if eta is not None:
         raise ValueError(f"eta is {eta}, but dynamics 'ode' has no noise; use 'sde'")
     return replace(states, dynamics=Ode())
+
+
+def method_of(config: "DistillParams") -> Method:
+    """Return the configured method.
+
+    Raises:
+        ConfigError: its parts do not fit.
+    """
+    try:
+        method = resolve_method(
+            config.method,
+            query=config.query,
+            num_queries=config.num_queries,
+            objective=config.objective,
+            reduction=config.reduction,
+            dynamics=config.dynamics,
+            eta=config.eta,
+            routing=config.routing,
+            group_size=config.group_size,
+            coupling=config.coupling,
+            warm_start=config.warm_start,
+            updates_per_rollout=config.updates_per_rollout,
+        )
+        method.queries_per_sample(config.num_steps)
+    except ValueError as error:
+        raise ConfigError(f"distill: {error}") from error
+    if config.batch_size % method.group_size:
+        raise ConfigError(
+            f"distill.batch_size {config.batch_size} is no multiple of the group size "
+            f"{method.group_size}"
+        )
+    if config.batch_size % (method.group_size * method.updates_per_rollout):
+        raise ConfigError(
+            f"distill.batch_size {config.batch_size} is no multiple of group size "
+            f"{method.group_size} times updates_per_rollout {method.updates_per_rollout}"
+        )
+    return method
+
+
+def require_training(params: "Params", source: str) -> None:
+    """Check that the distillation can start, before hours are spent on what comes before it.
+
+    Args:
+        params: the parameters.
+        source: name of their file, for messages.
+
+    Raises:
+        ConfigError: the method's parts do not fit, or the student starts as all that it is to
+            learn.
+    """
+    try:
+        method = method_of(params.distill)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    found = asked(params)
+    if not method.trains or method.target == "data" or found.differing:
+        return
+    [name] = found.start
+    # An adapter of a lower rank than its start's does not hold all of it.
+    if params.distill.student == "lora" and params.teachers[name].adapter_rank is not None:
+        return
+    raise ConfigError(
+        f"{source}: distill.init: the student would start as {name!r}, which is the only teacher "
+        "and has no guidance: there is nothing to learn"
+    )

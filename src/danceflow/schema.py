@@ -307,8 +307,8 @@ class DistillParams(Section):
     student: Literal["full", "lora"]
     lora_rank: PositiveCount
     activation_checkpointing: bool
-    init: str  # "base", "merge" or a teacher
-    merge_weights: Mapping[str, NonNegative] | None
+    init: str  # "merge" or a teacher; some methods fix it
+    merge_weights: Mapping[str, NonNegative] | None  # of any teachers, in a merge
     capabilities_per_update: Literal["one", "balanced", "all"]
     num_updates: PositiveCount  # at most
     max_field_evaluations: PositiveCount | None  # ends the training earlier

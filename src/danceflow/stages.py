@@ -200,6 +200,9 @@ _TABLE = (
     ),
 )
 
+# What they cost is lost where the distillation cannot start.
+_BEFORE_TRAINING = ("prepare", "teachers", "cache", "distill")
+
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _TABLE}
 
 
@@ -221,6 +224,10 @@ def run_stage(name: str, item: str | None = None, root: Path | None = None) -> N
     params = load_params(paths.params)
     arguments = _items(stage, item, params)
     require_weights(params, paths.root, str(paths.params))
+    if name in _BEFORE_TRAINING:
+        from danceflow.method import require_training  # brings torch, as these stages do
+
+        require_training(params, str(paths.params))
     runtime.require_disk_space(paths.root, _FREE_BYTES)
     function = stage.load()
     determinism.prepare(params.run)

@@ -12,6 +12,7 @@ from tiny_models import shake
 from tiny_project import small_data
 from training_record import CAPABILITIES
 
+from danceflow.capability import asked
 from danceflow.config import parse_params
 from danceflow.errors import DataError, WeightsError
 from danceflow.evaluate import evaluate
@@ -257,7 +258,7 @@ def test_a_start_of_adapters_is_on_the_teachers_base(prepared, tmp_path: Path) -
     for init in (*names, "merge"):
         teachers = Teachers(place, "sd3", names, "cpu")
         params = parse_params(small_data(CAPABILITIES, distill__init=init), "test")
-        whole = family.field(start_backbone(params.distill, teachers).eval())
+        whole = family.field(start_backbone(teachers, asked(params).start).eval())
         field = evaluate._start_field(params, teachers)
         assert field.field.backbone is teachers.shared
         with torch.no_grad():

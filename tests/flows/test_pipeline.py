@@ -40,3 +40,13 @@ def test_weights_that_are_missing_are_told_before_a_stage_starts(tmp_path: Path)
     where = f"evaluate.weights.inception: {tmp_path}/nowhere.pt: there is no such"
     with pytest.raises(ConfigError, match=where):
         _run(tmp_path, load_params(path), None, _Settings())
+
+
+def test_a_distillation_that_cannot_start_is_told_before_a_stage_starts(tmp_path: Path) -> None:
+    from flows.pipeline import _run, _Settings
+
+    path = tmp_path / "params.yaml"
+    shutil.copy(Path(__file__).resolve().parents[2] / "params.yaml", path)
+    path.write_text(path.read_text().replace("warm_start: null", "warm_start: 99"))
+    with pytest.raises(ConfigError, match=f"{path}: distill: warm_start is 99"):
+        _run(tmp_path, load_params(path), None, _Settings())

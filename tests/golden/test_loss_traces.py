@@ -16,11 +16,11 @@ from tiny_project import Blind, as_a_stage_runs, cached_project, small_params
 
 from danceflow.data.condition_cache import ConditionCache
 from danceflow.fields import OBJECTIVES
-from danceflow.method import METHODS
+from danceflow.method import METHODS, method_of
 from danceflow.models.package import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
-from danceflow.train.distill import Trainer, method_of
+from danceflow.train.distill import Trainer
 
 FILE = Path(__file__).with_name("loss_traces.json")
 COMMAND = "python -m pytest tests/golden --record-golden"

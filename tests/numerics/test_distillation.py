@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from danceflow.capability import Capability, Router, TeacherSpec
+from danceflow.capability import Capability, TeacherSpec
 from danceflow.fields import (
     OBJECTIVES,
     AverageField,
@@ -23,6 +23,7 @@ from danceflow.fields import (
     velocity_mse,
 )
 from danceflow.method import METHODS, resolve_method
+from danceflow.train.router import Router
 
 SHAPE = (1, 2, 2)
 GRID = shifted_grid(8, 3.0)

@@ -8,6 +8,7 @@ import torch
 from tiny_models import awake, small_sd3
 from tiny_project import cached_project, small_params
 
+from danceflow.capability import asked
 from danceflow.data.condition_cache import ConditionCache
 from danceflow.evaluate import evaluate
 from danceflow.models.adapters import merge_adapter
@@ -56,7 +57,7 @@ def test_the_students_parts_are_those_of_a_real_one(
     params = small_params(CAPABILITIES, **changes)
     plan = plan_recipe(params)
     teachers = Teachers(project.teachers, "sd3", ["base", "local"], "cpu")
-    backbone, trained = start_student(params.distill, teachers, seed=0)
+    backbone, trained = start_student(params.distill, teachers, 0, asked(params).start)
     stepper = make_optimizer(optimizer, trained, 0.1, 0.0)
     for param in trained:
         param.grad = torch.zeros_like(param)
@@ -197,7 +198,7 @@ def test_a_student_is_written_from_float16_in_main_memory(project: Paths) -> Non
     params = small_params(CAPABILITIES, distill__student="lora")
     plan = plan_recipe(params)
     teachers = Teachers(project.teachers, "sd3", ["base", "local"], "cpu")
-    backbone, _ = start_student(params.distill, teachers, seed=0)
+    backbone, _ = start_student(params.distill, teachers, 0, asked(params).start)
     merged = merge_adapter(backbone, dtype=torch.float16)
     encoder = 2 * max(plan.architecture.frozen.values())
     assert item(plan, "to write the student", "moments") == held_by(merged) + encoder

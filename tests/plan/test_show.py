@@ -15,6 +15,7 @@ from danceflow.ops import runtime
 from danceflow.plan.architecture import published_architecture
 from danceflow.plan.cost import plan_training
 from danceflow.plan.devices import CPU, device_of, table
+from danceflow.plan.measure import _network_of
 from danceflow.plan.show import REFERENCE, as_table, as_text, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +131,41 @@ def test_every_device_has_a_source() -> None:
         device = device_of(name)
         assert device.source
         assert device.speed(2) >= device.speed(4) > 0
+
+
+def test_every_network_is_built_and_counted_once() -> None:
+    """Both sizes of the table, and a table for another GPU, ask for the same networks."""
+    _network_of.cache_clear()
+    as_table()
+    as_table("a100")
+    found = _network_of.cache_info()
+    assert (found.misses, found.hits) == (7, 3 * 7)
+
+
+@pytest.mark.parametrize("recipe", ["params.yaml", "recipes/qwen_image_edit.yaml"])
+def test_a_plan_imports_what_makes_a_network_and_nothing_that_trains_or_scores(recipe: str) -> None:
+    """Imports are nearly all that a plan costs; diffusers' own are the bulk of them."""
+    needless = (
+        "datasets",
+        "mlflow",
+        "torchmetrics",
+        "danceflow.data",
+        "danceflow.evaluate",
+        "danceflow.registry",
+        "danceflow.train.distill",
+        "diffusers.pipelines",
+    )
+    code = (
+        "import json, sys\n"
+        f"sys.argv = ['danceflow', 'plan', {recipe!r}]\n"
+        "from danceflow import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        f"print(json.dumps([name for name in {needless!r} if name in sys.modules]))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
 # ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 from tiny_project import Blind, as_a_stage_runs, cached_project, small_params
 
 from danceflow.data.condition_cache import ConditionCache
+from danceflow.method import method_of
 from danceflow.models.package import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
@@ -41,7 +42,7 @@ def both(made: Paths, teachers: Teachers, work: Path, **changes) -> tuple[dict[s
     work.mkdir(parents=True)
     trainer = distill.Trainer(
         params,
-        distill.method_of(params.distill),
+        method_of(params.distill),
         teachers,
         caches,
         work,

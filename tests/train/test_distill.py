@@ -15,12 +15,13 @@ import torch
 from tiny_project import as_a_stage_runs, cached_project, small_data, small_params, write_project
 from torch._dynamo.testing import CompileCounter
 
+from danceflow.capability import asked
 from danceflow.config import override
 from danceflow.data import cache, prepare
 from danceflow.data.condition_cache import CachedRows, ConditionCache
 from danceflow.errors import ConfigError, DataError, TrainingError, WeightsError
 from danceflow.fields import CountingField
-from danceflow.method import METHODS
+from danceflow.method import METHODS, method_of
 from danceflow.models import memory
 from danceflow.models.memory import WaitingField
 from danceflow.models.package import MANIFEST, Teachers, load_package, read_manifest
@@ -30,7 +31,7 @@ from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.registry.package import open_student
 from danceflow.train import distill
-from danceflow.train.distill import Trainer, method_of
+from danceflow.train.distill import Trainer
 from danceflow.train.start import start_backbone
 from danceflow.train.state import load_checkpoint
 
@@ -428,7 +429,7 @@ def test_the_size_of_a_backward_pass_does_not_change_the_update(
     one = weights(trained(made, teachers, tmp_path / "one", **options))
     monkeypatch.setattr(distill, "_MAX_ROWS", 2)
     other = weights(trained(made, teachers, tmp_path / "other", **options))
-    before = start_backbone(params_with().distill, teachers).state_dict()
+    before = start_backbone(teachers, asked(params_with()).start).state_dict()
     assert not same(one, before)
     norms = [
         row["grad_norm"]
@@ -497,7 +498,7 @@ def test_the_stage_writes_student_and_record(project: Paths) -> None:
 def test_a_merge_needs_no_update(project: Paths, teachers: Teachers) -> None:
     params = params_with(method="merge")
     distill.run(params, project)
-    mean = start_backbone(params.distill, teachers, "merge").state_dict()
+    mean = start_backbone(teachers, asked(params).start).state_dict()
     saved = teachers.family.load_backbone(project.student / "transformer").state_dict()
     for name, value in mean.items():
         torch.testing.assert_close(saved[name], value.float(), rtol=2e-3, atol=2e-3)
@@ -693,7 +694,7 @@ def test_another_seed_is_another_training_on_the_same_ground(
 ) -> None:
     one, other = (trained(made, teachers, tmp_path / str(s), seed=s, init="base") for s in (0, 1))
     assert not same(weights(one), weights(other))
-    start = start_backbone(params_with(init="base").distill, teachers).state_dict()
+    start = start_backbone(teachers, {"base": 1.0}).state_dict()
     assert not same(weights(one), start)
 
 

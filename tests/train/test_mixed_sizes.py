@@ -22,14 +22,14 @@ from danceflow.evaluate import evaluate, report
 from danceflow.evaluate.records import read_evaluation
 from danceflow.evaluate.tiles import read_tiles
 from danceflow.fields import Queries, Request
-from danceflow.method import Method
+from danceflow.method import Method, method_of
 from danceflow.models.package import FROZEN_FOLDER, Teachers, load_package, write_manifest
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.registry.package import open_student
 from danceflow.schema import Params
 from danceflow.train import distill, teachers
-from danceflow.train.distill import Drawn, Trainer, method_of
+from danceflow.train.distill import Drawn, Trainer
 
 LONG = (12, 40)  # what a wide row becomes where the other ratio is 3:1
 SHIFTING = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 40}

@@ -9,6 +9,7 @@ import torch
 from tiny_models import PROMPTS, shake
 from tiny_project import small_params, write_teachers
 
+from danceflow.capability import asked
 from danceflow.errors import WeightsError
 from danceflow.fields import normal
 from danceflow.models.adapters import add_student_adapter, save_adapter
@@ -29,10 +30,10 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Teachers:
     return Teachers(paths.teachers, "sd3", list(params.teachers), "cpu")
 
 
-def weights(teachers: Teachers, fixed: str | None = None, **changes) -> dict[str, torch.Tensor]:
+def weights(teachers: Teachers, **changes) -> dict[str, torch.Tensor]:
     changes = {"init": "merge", **changes}
-    config = small_params(CAPABILITIES, **{f"distill__{k}": v for k, v in changes.items()}).distill
-    return start_backbone(config, teachers, fixed).state_dict()
+    params = small_params(CAPABILITIES, **{f"distill__{k}": v for k, v in changes.items()})
+    return start_backbone(teachers, asked(params).start).state_dict()
 
 
 def mean(teachers: Teachers, shares: dict[str, float]) -> dict[str, torch.Tensor]:
@@ -50,7 +51,6 @@ def assert_same(one, other) -> None:
 def test_a_teacher_gives_its_weights(teachers: Teachers) -> None:
     for name, backbone in teachers.backbones.items():
         assert_same(weights(teachers, init=name), backbone.state_dict())
-        assert_same(weights(teachers, fixed=name), backbone.state_dict())
 
 
 def test_a_merge_is_the_mean_of_all(teachers: Teachers) -> None:
@@ -65,13 +65,12 @@ def test_weights_of_a_merge_are_shares(teachers: Teachers) -> None:
 
 
 def test_a_method_may_fix_the_start(teachers: Teachers) -> None:
-    found = weights(teachers, "merge", init="local")
+    found = weights(teachers, method="merge", init="local")
     assert_same(found, mean(teachers, {"base": 0.5, "local": 0.5}))
 
 
 def test_the_student_is_a_network_of_its_own(teachers: Teachers) -> None:
-    config = small_params(CAPABILITIES, distill__init="base").distill
-    student = start_backbone(config, teachers)
+    student = start_backbone(teachers, {"base": 1.0})
     before = {k: v.clone() for k, v in teachers.backbones["base"].state_dict().items()}
     with torch.no_grad():
         for param in student.parameters():
@@ -84,20 +83,20 @@ def test_a_start_is_made_in_main_memory(teachers: Teachers) -> None:
     """A whole student alone is then moved; networks on ``meta`` take no memory and no values."""
     elsewhere = copy.copy(teachers)
     elsewhere.memory = Memory("meta")
-    config = small_params(CAPABILITIES, distill__init="merge").distill
-    found = start_backbone(config, elsewhere)
+    params = small_params(CAPABILITIES, distill__init="merge")
+    shares = asked(params).start
+    found = start_backbone(elsewhere, shares)
     assert {value.device.type for value in found.state_dict().values()} == {"cpu"}
-    student, trained = start_student(config, elsewhere, seed=0)
+    student, trained = start_student(params.distill, elsewhere, 0, shares)
     assert {value.device.type for value in student.state_dict().values()} == {"meta"}
     assert {param.device.type for param in trained} == {"meta"}
 
 
 def test_a_teacher_that_is_not_there_is_told(teachers: Teachers) -> None:
-    config = small_params(CAPABILITIES, distill__init="merge").distill
     with pytest.raises(WeightsError, match="globe"):
-        start_backbone(config, teachers, "globe")
+        start_backbone(teachers, {"globe": 1.0})
     with pytest.raises(WeightsError, match="do not fit"):
-        start_backbone(config.model_copy(update={"merge_weights": {"base": 0.0}}), teachers)
+        start_backbone(teachers, {"base": 0.0})
 
 
 @pytest.fixture
@@ -118,8 +117,8 @@ def shared(tmp_path: Path) -> Teachers:
 
 def started(teachers: Teachers, **changes):
     changes = {"student": "lora", "lora_rank": 4, **changes}
-    config = small_params(CAPABILITIES, **{f"distill__{k}": v for k, v in changes.items()}).distill
-    backbone, trained = start_student(config, teachers, seed=0)
+    params = small_params(CAPABILITIES, **{f"distill__{k}": v for k, v in changes.items()})
+    backbone, trained = start_student(params.distill, teachers, 0, asked(params).start)
     trainable = {id(p) for p in backbone.parameters() if p.requires_grad}
     assert trainable == {id(p) for p in trained}
     return backbone

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tqdm import tqdm
 
+from danceflow.capability import asked
 from danceflow.data.buckets import read_bucket
 from danceflow.data.sizes import shown, sizes_of
 from danceflow.errors import DataError, WeightsError
@@ -46,7 +47,6 @@ from danceflow.evaluate.reuse import folder_digests, reused
 from danceflow.evaluate.scenes import shading
 from danceflow.evaluate.weighted import open_metrics
 from danceflow.fields import GuidedField, VelocityField
-from danceflow.method import METHODS
 from danceflow.models.memory import Memory, memory_of
 from danceflow.models.package import (
     FROZEN_FOLDER,
@@ -56,7 +56,7 @@ from danceflow.models.package import (
 )
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256
-from danceflow.train.start import MERGE, start_backbone, start_shares, trained_teachers
+from danceflow.train.start import start_backbone
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
@@ -83,7 +83,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     teachers = Teachers(
         paths.teachers,
         params.family.name,
-        _teacher_names(params),
+        asked(params).teachers,
         memory_of(params.run),
     )
     student = load_package(paths.student, _as_stored(params), teachers)
@@ -116,19 +116,19 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         for name in fields
     }
     gap_task = task.select(task.first_of_each(STANDARD, _GAP_ROWS))
-    asked = _Asked(task, fields, own, places, gap_task, config, metrics)
+    survey = _Survey(task, fields, own, places, gap_task, config, metrics)
     total = sum(len(rows) for rows in places.values())
     with tqdm(total=total, desc=f"evaluate {capability}", unit="image", mininterval=2) as bar:
         if model is None:
-            images, results = _answers(asked, params, paths, student.meta, bar)
+            images, results = _answers(survey, params, paths, student.meta, bar)
         else:
-            asked, images, results = _judged_answers(asked, model, bar)
+            survey, images, results = _judged_answers(survey, model, bar)
     answers = {
-        name: Answers(asked.places[name], images[name], [row.score for row in results[name].rows])
+        name: Answers(survey.places[name], images[name], [row.score for row in results[name].rows])
         for name in fields
     }
     with atomic_directory(paths.evaluation_images(capability)) as folder:
-        draw_gallery(folder, asked.task, own, answers)
+        draw_gallery(folder, survey.task, own, answers)
     evaluation = Evaluation(
         capability=capability,
         scale=main_evaluator(task)[1],
@@ -146,7 +146,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Survey:
     """What the fields of an evaluation are asked.
 
     Attributes:
@@ -200,7 +200,7 @@ class _Asked:
 
     def without(
         self, left_out: Collection[Row], images: Mapping[str, Sequence[Tensor]]
-    ) -> "tuple[_Asked, dict[str, Sequence[Tensor]]]":
+    ) -> "tuple[_Survey, dict[str, Sequence[Tensor]]]":
         """Returns the same without some rows, and the answers to the others."""
         kept = [place for place, row in enumerate(self.task.rows) if row not in left_out]
         moved = {place: number for number, place in enumerate(kept)}
@@ -220,7 +220,7 @@ class _Asked:
 
 
 def _answers(
-    asked: _Asked,
+    survey: _Survey,
     params: "Params",
     paths: "Paths",
     student: Mapping[str, Any],
@@ -229,18 +229,18 @@ def _answers(
     """Returns the images and scores of every field; those that were found before are taken up."""
     images: dict[str, Sequence[Tensor]] = {}
     results: dict[str, FieldResult] = {}
-    inputs = _inputs(params, paths, asked.task.capability, student)
+    inputs = _inputs(params, paths, survey.task.capability, student)
 
     def answer(name: str) -> tuple[FieldResult, Sequence[Tensor]]:
-        found = asked.images(name, bar.update)
-        return asked.result(name, found), found
+        found = survey.images(name, bar.update)
+        return survey.result(name, found), found
 
-    for name, field in asked.fields.items():
+    for name, field in survey.fields.items():
         before = bar.n
         if name == STUDENT:
             results[name], images[name] = answer(name)
         else:
-            start = _start(params) if name == START else {}
+            start = {"start": asked(params).start} if name == START else {}
             key = keys.answered({**inputs, **start, "field": [name, field.scale]})
             results[name], images[name] = reused(key.folder(paths), partial(answer, name))
         bar.update(before + len(images[name]) - bar.n)
@@ -248,8 +248,8 @@ def _answers(
 
 
 def _judged_answers(
-    asked: _Asked, model: Judge, bar: "tqdm[Any]"
-) -> tuple[_Asked, dict[str, Sequence[Tensor]], dict[str, FieldResult]]:
+    survey: _Survey, model: Judge, bar: "tqdm[Any]"
+) -> tuple[_Survey, dict[str, Sequence[Tensor]], dict[str, FieldResult]]:
     """Returns what was asked, images and scores, all without the rows that cannot be judged.
 
     A judge that does not give the score is asked about the student, its start and the own teacher
@@ -257,24 +257,24 @@ def _judged_answers(
     """
     images: dict[str, Sequence[Tensor]] = {}
     marks: dict[str, dict[Row, Judged]] = {}
-    for name in asked.fields:
-        images[name] = asked.images(name, bar.update)
-        if model.config.is_score or name in (STUDENT, START, asked.own):
-            marks[name] = model.score(name, asked.part(name), images[name])
-    model.require_all(asked.task)
+    for name in survey.fields:
+        images[name] = survey.images(name, bar.update)
+        if model.config.is_score or name in (STUDENT, START, survey.own):
+            marks[name] = model.score(name, survey.part(name), images[name])
+    model.require_all(survey.task)
     if model.config.is_score:
-        asked, images = asked.without(model.left_out, images)
-        results = {name: asked.result(name, images[name], marks[name]) for name in asked.fields}
-        return asked, images, results
+        survey, images = survey.without(model.left_out, images)
+        results = {name: survey.result(name, images[name], marks[name]) for name in survey.fields}
+        return survey, images, results
     common = set.intersection(*(set(found) for found in marks.values()))
     means = {
         name: _judged_means({row: item for row, item in found.items() if row in common})
         for name, found in marks.items()
     }
     results = {
-        name: asked.result(name, images[name], further=means.get(name)) for name in asked.fields
+        name: survey.result(name, images[name], further=means.get(name)) for name in survey.fields
     }
-    return asked, images, results
+    return survey, images, results
 
 
 def judge(
@@ -383,28 +383,17 @@ def _finite_images(
     return images
 
 
-def _teacher_names(params: "Params") -> list[str]:
-    """Returns the teachers that are asked, and those that the start is made of."""
-    config = params.distill
-    init = METHODS[config.method].init or config.init
-    start = (config.merge_weights or ()) if init == MERGE else (init,)
-    used = (capability.teacher for capability in params.capabilities.values())
-    return list(dict.fromkeys([*used, *start]))
-
-
 def _start_field(params: "Params", teachers: Teachers) -> GuidedField:
     """Returns the student as it was before its first update, guided as the student is.
 
     A start that is a teacher, or an average of teachers on one base, is held as they are and takes
     no further network; any other one is a float32 network of its own.
     """
-    config, guidance = params.distill, params.evaluate.guidance
-    init, averaged = METHODS[config.method].init, trained_teachers(params)
-    shares = start_shares(config, teachers, init, averaged)
+    shares, guidance = asked(params).start, params.evaluate.guidance
     if len(shares) == 1 or teachers.shares_base(shares):
         return teachers.average_field(shares, guidance)
     memory = _as_stored(params)
-    backbone = memory.place(start_backbone(config, teachers, init, averaged), waits=True)
+    backbone = memory.place(start_backbone(teachers, shares), waits=True)
     field = memory.field(teachers.family.field(backbone), backbone, waits=True)
     return teachers.family.guided(field, guidance)
 
@@ -442,12 +431,6 @@ def _inputs(
         "evaluate": params.evaluate.model_dump(mode="json", exclude={"guidance", "num_bootstrap"}),
         "capability": [capability, config.teacher, config.guidance],
     }
-
-
-def _start(params: "Params") -> dict[str, Any]:
-    """Returns what decides the weights that a student starts with."""
-    names = ("distill.method", "distill.init", "distill.merge_weights")
-    return {**params.select(names), "averaged": trained_teachers(params)}
 
 
 def _training(student: Mapping[str, Any]) -> Training | None:

@@ -4,9 +4,11 @@ What a module costs depends on how many rows it sees. Families of stock pipeline
 streams of tokens, so every linear and convolution module is told by its name which one it is on.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,9 +73,18 @@ def network_of(family: str, transformer: Mapping[str, Any], factor: int, *, edit
         factor: image pixels per latent pixel, along a side.
         edits: whether it is to take a source, for a family whose networks are widened for that.
 
+    A process builds and counts each network once, for whatever number of plans.
+
     Raises:
         WeightsError: unknown family, or arguments that its class does not take.
     """
+    return _network_of(family, json.dumps(dict(transformer), sort_keys=True), factor, edits)
+
+
+@cache
+def _network_of(family: str, arguments: str, factor: int, edits: bool) -> Network:
+    """Return the same for arguments written as JSON."""
+    transformer: dict[str, Any] = json.loads(arguments)
     cls = family_class(family)
     try:
         with torch.device("meta"):

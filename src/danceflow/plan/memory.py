@@ -1,7 +1,7 @@
 """What a distillation and its evaluation hold in memory, part by part, as the code holds it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from danceflow.plan.architecture import Architecture
@@ -99,11 +99,9 @@ def evaluate_items(training: Training, architecture: Architecture, network: Netw
     """
     elements = network.parameters + network.buffers
     whole = elements * BYTES[training.dtype]
-    names = tuple(dict.fromkeys((*training.teachers, *training.start)))
-    asked = replace(training, teachers=names)
-    apart = [*_whole_teachers(asked, whole), Apart("student as packaged", 1, elements * FLOAT)]
+    apart = [*_whole_teachers(training, whole), Apart("student as packaged", 1, elements * FLOAT)]
     waits = training.offload != "none"
-    items, made = _shared(asked, network, whole), 0 if waits else 1
+    items, made = _shared(training, network, whole), 0 if waits else 1
     if len(training.start) > 1:
         if set(training.start) <= _on_base(training):
             ranks = [training.adapters.get(name, 0) for name in training.start]

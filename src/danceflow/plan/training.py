@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from danceflow.method import Method
+from danceflow.capability import asked
+from danceflow.method import Method, method_of
 from danceflow.plan.depth import expected_depth
 from danceflow.train.budget import FORWARD_AND_BACKWARD, PARTS
 
@@ -182,41 +183,32 @@ def training_of(params: "Params", *, is_brought: bool) -> Training:
     Raises:
         ConfigError: the method's parts do not fit.
     """
-    from danceflow.train.distill import capabilities_of, method_of, teacher_names
-    from danceflow.train.start import MERGE, trained_teachers
-
-    config, method = params.distill, method_of(params.distill)
-    capabilities = capabilities_of(params)
-    total = sum(capability.weight for capability in capabilities)
+    config, found = params.distill, asked(params)
+    total = sum(capability.weight for capability in found.capabilities)
     ranks = {
         name: teacher.adapter_rank
         for name, teacher in params.teachers.items()
         if teacher.adapter_rank is not None
     }
-    names = teacher_names(params)
     bases = [params.teachers[name].init for name in ranks]
-    start = method.init or config.init
-    averaged = (
-        trained_teachers(params) if config.merge_weights is None else list(config.merge_weights)
-    )
     side = params.data.image_size
     return Training(
-        method=method,
+        method=method_of(config),
         skills=tuple(
             Skill(
                 name=capability.name,
                 share=capability.weight / total,
                 has_source=capability.needs_source,
-                teacher=capability.teacher.base,
+                teacher=capability.teacher.name,
                 cost=1 if capability.teacher.guidance_scale == 1.0 else 2,
                 num_rows=params.data.buckets[capability.bucket].num_train,
             )
-            for capability in capabilities
+            for capability in found.capabilities
         ),
-        adapters={name: ranks[name] for name in names if name in ranks},
+        adapters={name: ranks[name] for name in found.teachers if name in ranks},
         base=bases[0] if bases else "base" if is_brought else None,
-        teachers=tuple(names),
-        start=tuple(averaged) if start == MERGE else (start,),
+        teachers=found.teachers,
+        start=tuple(found.start),
         num_steps=config.num_steps,
         num_updates=config.num_updates,
         budget=config.max_field_evaluations,

@@ -21,13 +21,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from danceflow.capability import Capability, Router, TeacherSpec
+from danceflow.capability import Capability, asked
 from danceflow.data.buckets import VALIDATION, bucket_digest, read_framing
 from danceflow.data.condition_cache import INDEX, CachedRows, ConditionCache
 from danceflow.data.sizes import Size, by_size
-from danceflow.errors import ConfigError
 from danceflow.fields import Condition, Request, VelocityField, seed_for
-from danceflow.method import Method, resolve_method
+from danceflow.method import Method, method_of
 from danceflow.models.adapters import merge_adapter
 from danceflow.models.memory import Memory, memory_of, recompute_activations
 from danceflow.models.package import MANIFEST, Teachers, save_package
@@ -48,12 +47,13 @@ from danceflow.train.log import Meter, MetricsFile, log_losses, write_curves
 from danceflow.train.observe import Observer
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
 from danceflow.train.replay import Part, Replay
-from danceflow.train.start import MERGE, start_student, trained_teachers
+from danceflow.train.router import Router
+from danceflow.train.start import start_student
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from danceflow.paths import Paths
-    from danceflow.schema import DistillParams, Params
+    from danceflow.schema import Params
 
 _LOG = logging.getLogger(__name__)
 _MAX_ROWS = 256  # states per backward pass
@@ -68,8 +68,9 @@ def run(params: "Params", paths: "Paths") -> None:
     """
     started = time.monotonic()
     method = method_of(params.distill)
+    framing = read_framing(paths.buckets)
     teachers = Teachers(
-        paths.teachers, params.family.name, teacher_names(params), memory_of(params.run)
+        paths.teachers, params.family.name, asked(params).teachers, memory_of(params.run)
     )
     caches = {name: ConditionCache(paths.cache(name)) for name in params.capabilities}
     key = training_key(params, paths)
@@ -89,7 +90,7 @@ def run(params: "Params", paths: "Paths") -> None:
             trainer.train()
         meta = {
             "image_sizes": trainer.sizes,
-            "framing": read_framing(paths.buckets),
+            "framing": framing,
             "num_steps": params.evaluate.num_steps,
             "method": method.name,
             "num_updates": trainer.step,
@@ -108,47 +109,6 @@ def run(params: "Params", paths: "Paths") -> None:
     _LOG.info("distilled in %.0f s", time.monotonic() - started)
 
 
-def method_of(config: "DistillParams") -> Method:
-    """Returns the configured method; raises ``ConfigError`` if its parts do not fit."""
-    try:
-        method = resolve_method(
-            config.method,
-            query=config.query,
-            num_queries=config.num_queries,
-            objective=config.objective,
-            reduction=config.reduction,
-            dynamics=config.dynamics,
-            eta=config.eta,
-            routing=config.routing,
-            group_size=config.group_size,
-            coupling=config.coupling,
-            warm_start=config.warm_start,
-            updates_per_rollout=config.updates_per_rollout,
-        )
-        method.queries_per_sample(config.num_steps)
-    except ValueError as error:
-        raise ConfigError(f"distill: {error}") from error
-    if config.batch_size % method.group_size:
-        raise ConfigError(
-            f"distill.batch_size {config.batch_size} is no multiple of the group size "
-            f"{method.group_size}"
-        )
-    if config.batch_size % (method.group_size * method.updates_per_rollout):
-        raise ConfigError(
-            f"distill.batch_size {config.batch_size} is no multiple of group size "
-            f"{method.group_size} times updates_per_rollout {method.updates_per_rollout}"
-        )
-    return method
-
-
-def teacher_names(params: "Params") -> list[str]:
-    """Returns the teachers that the capabilities name, and the one the student starts from."""
-    names = [config.teacher for config in params.capabilities.values()]
-    if params.distill.init != MERGE:
-        names.append(params.distill.init)
-    return list(dict.fromkeys(names))
-
-
 def training_key(params: "Params", paths: "Paths") -> Key:
     """Returns the key of everything that decides the training, code included."""
     return keys.trained(
@@ -160,21 +120,6 @@ def training_key(params: "Params", paths: "Paths") -> Key:
             for name, config in params.capabilities.items()
         },
     )
-
-
-def capabilities_of(params: "Params") -> list[Capability]:
-    """Returns the capabilities that are trained, in their order; those of weight 0 are not."""
-    return [
-        Capability(
-            name,
-            config.bucket,
-            TeacherSpec(config.teacher, guidance_scale=config.guidance),
-            config.weight,
-            config.needs_source,
-        )
-        for name, config in params.capabilities.items()
-        if config.weight > 0
-    ]
 
 
 def sizes_by_rows(caches: Iterable[ConditionCache]) -> list[Size]:
@@ -222,23 +167,22 @@ class Trainer:
         self.family = self.families[self.sizes[0]]
         self.tracker, self.observer, self.work = tracker, observer, work
         self.device = torch.device(params.run.device)
-        capabilities = capabilities_of(params)
+        found = asked(params)
+        capabilities = found.capabilities
         self.router = Router(capabilities, self.config.seed, self.config.capabilities_per_update)
         require_frozen(teachers.backbones.values())
         self.ledger = Ledger(self.config.max_field_evaluations)
         self.teachers: dict[str, VelocityField] = {}
         for c in capabilities:
-            teacher = teachers.field(c.teacher.base, c.teacher.guidance_scale)
+            teacher = teachers.field(c.teacher.name, c.teacher.guidance_scale)
             self.teachers[c.name] = self.ledger.count("teachers", teacher, teacher.cost)
-        start = method.init or self.config.init
         self.backbone, self.trainable = start_student(
-            self.config, teachers, self.config.seed, method.init, trained_teachers(params)
+            self.config, teachers, self.config.seed, found.start
         )
         if self.config.activation_checkpointing:
             recompute_activations(self.backbone)
         # A student that starts as one of several teachers agrees with that one at first.
-        others = {c.name for c in capabilities if c.teacher.base != start}
-        self.must_differ = others or {c.name for c in capabilities}
+        self.must_differ = found.differing or {c.name for c in capabilities}
         self.student = self.family.field(self.backbone)
         self.rollout_field = self.ledger.count("rollout", self.student)
         self.trained_field = self.ledger.count("training", self.student, FORWARD_AND_BACKWARD)
