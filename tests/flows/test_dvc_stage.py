@@ -144,6 +144,26 @@ def test_a_failure_says_what_the_stage_exited_with(repository, command, stage_co
     assert (str(copy), copy.stage, copy.exit_code) == (str(caught.value), "first", exit_code)
 
 
+LONG = "error: three problems:\n" + "\n".join(f"- row {row}: is bad" for row in range(60))
+RAISED = "the shapes differ:\n  a has 3\n  b has 4"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (f"print({LONG!r}); sys.exit(2)", LONG),
+        (f"raise ValueError({RAISED!r})", f"ValueError: {RAISED}"),
+        ("print('oh no'); sys.exit(1)", "oh no"),
+    ],
+)
+def test_the_error_of_a_stage_is_told_with_all_its_lines(repository, code, told):
+    (repository / "script.py").write_text(f"import sys\nprint('loading')\n{code}\n")
+    set_command(repository, f"{sys.executable} script.py")
+    with pytest.raises(StageFailedError) as caught:
+        repro(repository, "first")
+    assert str(caught.value).endswith(f"): {told}")
+
+
 def test_a_failure_of_dvc_itself_is_told_from_one_of_the_stage(repository):
     with pytest.raises(StageFailedError, match="dvc failed .*'nothing' not found") as caught:
         repro(repository, "nothing")

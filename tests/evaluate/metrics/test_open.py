@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_project import small_data
 from training_record import CAPABILITIES
 
@@ -67,6 +68,16 @@ def test_a_file_that_is_something_else_is_an_error(tmp_path: Path, name: str) ->
     weights = WeightsParams(**NONE | {name: str(tmp_path / "file")})
     with pytest.raises(WeightsError, match=rf"evaluate\.weights\.{name}: .*file: cannot be used"):
         open_metrics(weights, Path())
+
+
+@pytest.mark.parametrize("name", ["lpips", "inception"])
+def test_what_is_wrong_with_a_file_is_told_whole(tmp_path: Path, name: str) -> None:
+    torch.save({"another": torch.zeros(1)}, tmp_path / "file")
+    weights = WeightsParams(**NONE | {name: str(tmp_path / "file")})
+    with pytest.raises(WeightsError, match="cannot be used") as caught:
+        open_metrics(weights, Path())
+    assert caught.value.__cause__ is not None
+    assert str(caught.value).endswith(" ".join(str(caught.value.__cause__).split()))
 
 
 def test_the_stage_measures_with_given_weights_and_the_report_shows_it(
