@@ -3,11 +3,15 @@
 - ``--thaw NAME``, before everything else, takes a stage as not frozen within this process.
   ``dvc.yaml`` stays as it is: who edits it and is killed leaves a graph in which the next
   ``dvc repro`` would run the stage.
-- ``dvc.lock`` is written as every file of the project: all of it or nothing. DVC empties the file
-  and then writes it, and a process killed in between leaves none or half of it.
+- ``dvc.lock`` and the list of who reads and writes what (``rwlock``) are written as every file of
+  the project: all of it or nothing. DVC empties the file and then writes it, and a process killed
+  in between leaves none or half of it. With half a list no DVC command works any more.
 """
 
 import contextlib
+import functools
+import io
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,14 +29,47 @@ def main(arguments: Sequence[str]) -> int:
     Args:
         arguments: what stands behind ``dvc``, perhaps after ``--thaw NAME``.
     """
-    from dvc import dvcfile
     from dvc.cli import main as dvc
 
-    dvcfile.modify_yaml = _modify_yaml
+    write_whole()
     if arguments and arguments[0] == THAW:
         _thaw(arguments[1])
         arguments = arguments[2:]
     return int(dvc(list(arguments)))
+
+
+@functools.cache
+def write_whole() -> None:
+    """Let DVC within this process write its files whole, and read past half of a list."""
+    from dvc import dvcfile, rwlock
+
+    dvcfile.modify_yaml = _modify_yaml
+    edit = rwlock._edit_rwlock
+    rwlock._edit_rwlock = lambda folder, fs, hardlink: edit(folder, _Whole(fs), hardlink)
+
+
+class _Whole:
+    """A file system to the function that edits ``rwlock``, which alone has the file meanwhile."""
+
+    def __init__(self, fs: Any) -> None:
+        self.join = fs.join
+
+    def open(self, path: str, mode: str = "r", *, encoding: str) -> Any:
+        """Return the file; a list that a killed command left half-written is an empty one."""
+        if mode == "w":
+            return self._written(Path(path), encoding)
+        text = Path(path).read_text(encoding)
+        try:
+            json.loads(text)
+        except json.JSONDecodeError:
+            text = "{}"
+        return io.StringIO(text)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _written(path: Path, encoding: str) -> Iterator[io.TextIOBase]:
+        with atomic_file(path) as partial, partial.open("w", encoding=encoding) as file:
+            yield file
 
 
 def _thaw(name: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.errors import StageError, unknown_name
+from flows import dvc_command
 
 
 class DvcError(StageError):
@@ -117,11 +118,11 @@ def holders(root: Path) -> tuple[Holder, ...]:
     Raises:
         DvcError: DVC cannot read its list.
     """
-    from dvc.rwlock import _edit_rwlock
+    from dvc import rwlock
 
     with _repo(root) as repo:
         hardlink = repo.config["core"].get("hardlink_lock", False)
-        with _edit_rwlock(repo.tmp_dir, repo.fs, hardlink) as lists:
+        with rwlock._edit_rwlock(repo.tmp_dir, repo.fs, hardlink) as lists:
             written = {path: [entry] for path, entry in lists["write"].items()}
             kept: list[Holder] = []
             for kind, entries in (("write", written), ("read", dict(lists["read"]))):
@@ -225,6 +226,7 @@ def _repo(root: Path) -> Iterator[Any]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    dvc_command.write_whole()
     try:
         with Repo(str(root)) as repo:
             yield repo

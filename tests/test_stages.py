@@ -188,3 +188,10 @@ def test_a_full_disk_is_told_before_and_while_a_stage_runs(
     with pytest.raises(DiskSpaceError, match="of disk space"):
         run_stage("plain")
     assert not (checkout / "out.json").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_what_dvc_cannot_bring_back_stays_until_it_is_replaced(stage: Stage) -> None:
+    """Small metrics apart, which are committed and come with what was made."""
+    lost = [out.path for out in stage.outs if not (out.cached or out.persists or out.is_metric)]
+    assert lost == []

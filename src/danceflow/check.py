@@ -191,7 +191,8 @@ def _out_text(out: str | Mapping[str, Any] | Out) -> str:
     if isinstance(out, str):
         return out
     if isinstance(out, Out):
-        return out.path if out.cached else f"{out.path} (cache: false)"
+        flags = {} if out.cached else {"cache": False}
+        return _out_text({out.path: flags | ({"persist": True} if out.persists else {})})
     ((path, flags),) = out.items()
     return " ".join([path, *(f"({key}: {json.dumps(value)})" for key, value in flags.items())])
 

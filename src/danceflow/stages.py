@@ -30,10 +30,13 @@ class Out:
     Attributes:
         path: Relative to the root; ``{item}`` stands for the stage's item.
         cached: Whether DVC keeps it; otherwise it is committed to git.
+        persists: Whether it stays where it is until the stage replaces it. DVC deletes the others
+            before the stage runs, and can bring back only what it keeps.
     """
 
     path: str
     cached: bool = True
+    persists: bool = False
 
     @property
     def is_metric(self) -> bool:
@@ -113,9 +116,9 @@ _TABLE = (
         params=("run", "family", "data", "capabilities", "teachers", "evaluate"),
         deps=("data/buckets",),
         outs=(
-            Out("models/teachers", cached=False),
-            Out("reports/teachers", cached=False),
-            Out("reports/teachers.json", cached=False),
+            Out("models/teachers", cached=False, persists=True),
+            Out("reports/teachers", cached=False, persists=True),
+            Out("reports/teachers.json", cached=False, persists=True),
         ),
         frozen=True,
     ),

@@ -1,12 +1,16 @@
 """DVC's command as the flows run it."""
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 from dvc.utils.serialize import dump_yaml, load_yaml
+
+from flows.dvc_graph import changed_stages, holders
 
 DVC = [sys.executable, "-m", "flows.dvc_command"]
 
@@ -41,6 +45,36 @@ def test_a_lock_file_is_never_half_written(repository: Path) -> None:
     assert after == content
     assert not list(repository.glob("*.partial"))
     assert not list(repository.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("left", ["", "{", '{"write": {"/somewhere": {"pid": 1, "cm'])
+def test_half_a_list_of_readers_and_writers_locks_nobody_out(repository: Path, left: str) -> None:
+    """As DVC leaves it where it is killed while it writes."""
+    rwlock = repository / ".dvc" / "tmp" / "rwlock"
+    rwlock.parent.mkdir(exist_ok=True)
+    rwlock.write_text(left)
+    assert holders(repository) == ()
+    rwlock.write_text(left)
+    assert "first" in changed_stages(repository)
+    assert repro(repository, "first").wait() == 0
+    assert not any(json.loads(rwlock.read_text()).values())
+
+
+def test_the_list_of_readers_and_writers_is_never_half_written(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dvc import rwlock
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert holders(repository) == ()  # which writes it
+    file = repository / ".dvc" / "tmp" / "rwlock"
+    before = file.read_text()
+    monkeypatch.setattr(rwlock.json, "dump", killed)
+    with pytest.raises(KeyboardInterrupt):
+        holders(repository)
+    assert file.read_text() == before
 
 
 def test_an_exit_code_is_dvcs(repository: Path) -> None:

@@ -40,6 +40,7 @@ stages:
     outs:
       - models/teachers:
           cache: false
+          persist: true
   cache:
     matrix:
       capability: [t2i, local_edit]

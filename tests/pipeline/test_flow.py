@@ -351,6 +351,9 @@ def test_teachers_that_are_killed_leave_the_graph_as_it_is(untracked, moment):
         time.sleep(0.05)
 
     assert (untracked.root / "dvc.yaml").read_bytes() == graph
+    weights = untracked.root / "models" / "teachers" / "weights.txt"
+    ended = moment == "the stage has ended"
+    assert weights.read_text() == ("trained again" if ended else "trained once")
     changed = {line[3:] for line in untracked.status().splitlines()}
     assert changed <= {"models/teachers/weights.txt", "dvc.lock"}
     assert (untracked.root / "dvc.lock").read_bytes() == lock or "dvc.lock" in changed

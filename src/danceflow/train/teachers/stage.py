@@ -45,6 +45,8 @@ def run(params: "Params", paths: Paths) -> None:
         for name in params.teachers:
             trained[name] = train_teacher(params, paths, paths, family, name, trained, frozen.name)
         _write(params, paths, frozen, trained)
+        with atomic_directory(paths.teachers_images):
+            pass  # pictures of the teachers before these
         report: dict[str, Any] = {"split": VALIDATION, "num_steps": params.evaluate.num_steps}
         report["teachers"] = {}
         score_teachers(params, paths, paths, report)
