@@ -10,7 +10,7 @@ from danceflow.ops.tracking import open_store
 from danceflow.paths import Paths
 from danceflow.registry.open import open_student
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 
 BELOW = "team/project"
 
