@@ -7,6 +7,7 @@ it on and let ``dvc.lock`` say that the new code made it.
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,16 @@ DOUBLED = (
     "return 2 * (student_velocity - target_velocity).square()",
 )
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def finished(finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The same with a store of its own: a training anew is a further run."""
+    checkout = finished.checkout
+    shutil.copyfile(checkout.root / "mlflow.db", tmp_path / "mlflow.db")
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    monkeypatch.setattr(checkout, "environment", {**checkout.environment, **store})
+    return finished
 
 
 def edit(checkout: Checkout, file: str, old: str, new: str) -> None:
