@@ -12,7 +12,13 @@ from typing import Any
 from danceflow.errors import TrackingError, UsageError, WeightsError
 from danceflow.ops.determinism import is_there
 from danceflow.ops.files import file_digests
-from danceflow.ops.tracking import Store, TrackingSettings, open_store, store_errors
+from danceflow.ops.tracking import (
+    Store,
+    TrackingSettings,
+    open_store,
+    store_errors,
+    without_login,
+)
 from danceflow.params.read import load_params
 from danceflow.paths import Paths, find_root
 from danceflow.registry.student import Student
@@ -144,7 +150,8 @@ def _find_version(store: Store, source: str) -> Any:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise TrackingError(
-                f"{source}: no student is registered as {name} yet; `danceflow run` registers one"
+                f"{source}: no student is registered as {name} yet in {without_login(store.uri)}; "
+                "`danceflow run` registers one"
             ) from error
         if number is None:
             raise TrackingError(
