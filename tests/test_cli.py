@@ -413,9 +413,9 @@ def test_outside_a_checkout_is_told(
 def test_check_lists_problems(
     checkout: Path, danceflow: Danceflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "find_problems", lambda root: ["one thing", "another"])
+    monkeypatch.setattr(check, "find_problems", lambda root, commands: ["one thing", "another"])
     assert danceflow("check") == (1, "one thing\nanother\n", "error: 2 problems\n")
-    monkeypatch.setattr(check, "find_problems", lambda root: [])
+    monkeypatch.setattr(check, "find_problems", lambda root, commands: [])
     assert danceflow("check") == (0, "dvc.yaml, stages, command line and flow agree\n", "")
 
 
