@@ -14,7 +14,7 @@ from danceflow.paths import Paths
 from danceflow.report.tables.cells import CELL_FILE, CellRecord, from_tags, read_cell, tags_of
 from danceflow.report.tables.table import Table, make_table
 from flows import dvc_graph
-from flows.experiment import Plan, entries, kept_experiments, kept_file, plan
+from flows.experiment import Proposal, entries, kept_experiments, kept_file, plan
 
 _SWEEP_TAG = "sweep.sweep"
 
@@ -41,7 +41,7 @@ class PlannedCell:
     """A cell that was checked and may be started."""
 
     cell: Cell
-    plan: Plan
+    plan: Proposal
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ def plan_cells(root: Path, file: Path) -> tuple[SweepParams, tuple[PlannedCell, 
             continue
         name = f"{checked.name}-{fingerprint(checked.params.model_dump(mode='json'))[:8]}"
         found.append(
-            PlannedCell(cell, Plan(name, checked.recipe, checked.overrides, checked.params))
+            PlannedCell(cell, Proposal(name, checked.recipe, checked.overrides, checked.params))
         )
     problems = [f"{_some(names)}: {text}" for text, names in wrong.items()]
     problems += _target_problems(root, sweep)

@@ -50,7 +50,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Proposal:
     """An experiment that was checked and may be started.
 
     Attributes:
@@ -117,7 +117,7 @@ class Kept:
 
 def plan(
     root: Path, recipe: Path | None, overrides: Mapping[str, Any] | None, name: str | None
-) -> Plan:
+) -> Proposal:
     """Return a checked experiment; nothing has been made for it yet.
 
     Args:
@@ -148,7 +148,7 @@ def plan(
             f"{root}: git does not know {' and '.join(sorted(unknown))}, and an experiment takes "
             "only what git knows: git add them"
         )
-    return Plan(name, None if recipe is None else source, values, params)
+    return Proposal(name, None if recipe is None else source, values, params)
 
 
 def kept_experiments(root: Path) -> tuple[Kept, ...]:
@@ -194,7 +194,7 @@ def entries(root: Path, tree: str) -> dict[str, str]:
 @contextlib.contextmanager
 def experiment(
     root: Path,
-    plan: Plan,
+    plan: Proposal,
     tree: str | None = None,
     lock: contextlib.AbstractContextManager[object] | None = None,
 ) -> Iterator[Experiment]:

@@ -14,8 +14,8 @@ from danceflow.fields import (
     ForwardNoised,
     Ode,
     OnPolicy,
-    Request,
     Sde,
+    StateRequest,
     shifted_grid,
     velocity_mse,
 )
@@ -34,7 +34,7 @@ TRAINABLE = sorted(name for name, method in METHODS.items() if method.trains)
 
 def request(num_samples=6, field=None, first=0):
     seeds = list(range(first, first + num_samples))
-    return Request(
+    return StateRequest(
         student=field or (lambda z, s, c: 0.5 * z),
         condition=Condition({"row": torch.tensor(seeds)[:, None]}),
         grid=GRID,

@@ -32,8 +32,8 @@ from danceflow.fields import (
     Ode,
     OnPolicy,
     Queries,
-    Request,
     Sde,
+    StateRequest,
     StateSource,
     VelocityField,
     lookup,
@@ -174,7 +174,7 @@ class Method:
             return ()
         return tuple(capabilities) if self.routing == "soft" else (capability,)
 
-    def collect(self, request: Request) -> Queries:
+    def collect(self, request: StateRequest) -> Queries:
         """Return the states of one batch to train on, without gradient.
 
         There are `updates_per_rollout` rounds of K per sample.

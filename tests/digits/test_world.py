@@ -15,7 +15,7 @@ from danceflow.digits.world import (
     CATEGORIES,
     NUMBER_WORDS,
     SIZE,
-    Question,
+    DigitSample,
     load_digits,
     questions,
 )
@@ -28,7 +28,7 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def asked(digits) -> list[Question]:
+def asked(digits) -> list[DigitSample]:
     return list(questions(digits[:300]))
 
 

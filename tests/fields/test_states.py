@@ -13,8 +13,8 @@ from danceflow.fields import (
     Ode,
     OnPolicy,
     Queries,
-    Request,
     Sde,
+    StateRequest,
     derive_seeds,
     draw_queries,
     normal,
@@ -33,7 +33,7 @@ def student(z, sigma, condition):
 def request(num_samples=6, clean=None, field=student, first=0):
     seeds = list(range(first, first + num_samples))
     shift = torch.tensor(seeds, dtype=torch.float32)[:, None, None, None]
-    return Request(
+    return StateRequest(
         student=field,
         condition=Condition({"shift": shift}),
         grid=GRID,
@@ -176,7 +176,7 @@ def test_a_warm_start_from_exact_samples_has_the_states_of_the_exact_rollout():
     teacher = GaussianField(torch.tensor(0.8), 0.5)
     seeds = list(range(4000))
     clean = teacher.exact(normal((1, 1, 1), derive_seeds(seeds, "clean")), 0.0)
-    asked = Request(
+    asked = StateRequest(
         student=teacher,
         condition=Condition({"row": torch.zeros(4000, 1)}),
         grid=shifted_grid(64, 3.0),

@@ -14,7 +14,7 @@ from danceflow.ops.tracking import main_checkout
 from danceflow.params.read import load_params
 from danceflow.paths import Paths
 from flows.dvc_graph import DvcError
-from flows.experiment import Plan, check_raw, experiment, kept_experiments, kept_file, plan
+from flows.experiment import Proposal, check_raw, experiment, kept_experiments, kept_file, plan
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -45,8 +45,8 @@ def checkout(repository: Path) -> Path:
     return repository
 
 
-def any_plan(name: str = "trial", **overrides: object) -> Plan:
-    return Plan(name, None, overrides, load_params(ROOT / "params.yaml"))
+def any_plan(name: str = "trial", **overrides: object) -> Proposal:
+    return Proposal(name, None, overrides, load_params(ROOT / "params.yaml"))
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from danceflow.fields import (
     AverageField,
     Condition,
     GaussianField,
-    Request,
+    StateRequest,
     derive_seeds,
     normal,
     seed_for,
@@ -77,7 +77,7 @@ def distil(method, num_updates=200, batch_size=32, learning_rate=3e-2):
         seeds = [seed_for(0, "sample", step, index) for index in range(batch_size)]
         teacher = TEACHERS[capability.name]
         clean = teacher.exact(normal(SHAPE, derive_seeds(seeds, "clean")), 0.0)
-        request = Request(
+        request = StateRequest(
             student=student,
             condition=conditions(capability.name, batch_size),
             grid=GRID,

@@ -21,7 +21,7 @@ from danceflow.data import cache
 from danceflow.data.cached_rows import ConditionCache
 from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.records import read_evaluation
-from danceflow.fields import Queries, Request
+from danceflow.fields import Queries, StateRequest
 from danceflow.method import Method, method_of
 from danceflow.models.package import FROZEN_FOLDER, load_package, write_manifest
 from danceflow.models.teachers import Teachers
@@ -125,7 +125,7 @@ class Noting:
     def __getattr__(self, name: str):
         return getattr(self.method, name)
 
-    def collect(self, request: Request) -> Queries:
+    def collect(self, request: StateRequest) -> Queries:
         self.requests.append(request)
         return self.method.collect(request)
 

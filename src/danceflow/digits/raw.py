@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from danceflow.digits.world import Array, Digit, Question, load_digits, questions
+from danceflow.digits.world import Array, Digit, DigitSample, load_digits, questions
 from danceflow.ops.files import atomic_directory
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def write_digits(folder: Path, num_digits: int | None = None) -> int:
     return count
 
 
-def _row(item: Question, folder: Path, scans: dict[int, str]) -> tuple[str, ...]:
+def _row(item: DigitSample, folder: Path, scans: dict[int, str]) -> tuple[str, ...]:
     """Return the cells of a question whose pictures it writes."""
     digit, is_edit = item.digit, item.task != "make"
     if digit.index not in scans:

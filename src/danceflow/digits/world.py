@@ -93,7 +93,7 @@ class Digit:
 
 
 @dataclass(frozen=True)
-class Question:
+class DigitSample:
     """What is asked, and the answer.
 
     Attributes:
@@ -135,7 +135,7 @@ def _split(index: int) -> Split:
     return next(name for bound, name in _SHARES if share < bound)
 
 
-def questions(digits: tuple[Digit, ...]) -> Iterator[Question]:
+def questions(digits: tuple[Digit, ...]) -> Iterator[DigitSample]:
     """Yield what is asked about every scan: one digit to make, edits of every category.
 
     Scans of the test split are asked again in other words.
@@ -148,14 +148,14 @@ def questions(digits: tuple[Digit, ...]) -> Iterator[Question]:
                     yield _question(digit, task, category, variant)
 
 
-def _question(digit: Digit, task: str, category: str, variant: str) -> Question:
+def _question(digit: Digit, task: str, category: str, variant: str) -> DigitSample:
     def draw(purpose: str, count: int) -> int:
         return seed_for(_SEED, f"{purpose}/{category}/{variant}", 0, digit.index) % count
 
     detail, target = _answer(digit, category, draw("detail", 1 << 30))
     usual, other = _WORDINGS[category]
     wording = usual[draw("wording", len(usual))] if variant == "standard" else other
-    return Question(task, category, variant, wording.format(detail), digit, target)
+    return DigitSample(task, category, variant, wording.format(detail), digit, target)
 
 
 def _answer(digit: Digit, category: str, chance: int) -> tuple[str, Array]:

@@ -33,7 +33,7 @@ from danceflow.fields.states import (
     ForwardNoised,
     OnPolicy,
     Queries,
-    Request,
+    StateRequest,
     StateSource,
     samples_together,
 )
@@ -57,8 +57,8 @@ __all__ = [
     "Ode",
     "OnPolicy",
     "Queries",
-    "Request",
     "Sde",
+    "StateRequest",
     "StateSource",
     "States",
     "VelocityField",

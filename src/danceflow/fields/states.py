@@ -146,7 +146,7 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class Request:
+class StateRequest:
     """What a state source may use to collect states.
 
     Attributes:
@@ -210,7 +210,7 @@ class StateSource(Protocol):
         ...
 
     def collect(
-        self, request: Request, query: str, num_queries: int, successors: bool = False
+        self, request: StateRequest, query: str, num_queries: int, successors: bool = False
     ) -> Queries:
         """Return K states per sample and, when asked for, their successors."""
         ...
@@ -242,7 +242,7 @@ class OnPolicy:
         return "teacher" if self.warm_start else None
 
     def collect(
-        self, request: Request, query: str, num_queries: int, successors: bool = False
+        self, request: StateRequest, query: str, num_queries: int, successors: bool = False
     ) -> Queries:
         """Return the student's states at drawn indices.
 
@@ -270,7 +270,7 @@ class OnPolicy:
             z_next=z[:, num_queries:].flatten(0, 1) if successors else None,
         )
 
-    def _states(self, request: Request, keep: Tensor) -> Tensor:
+    def _states(self, request: StateRequest, keep: Tensor) -> Tensor:
         """Return the states at the kept indices, [B, K, C, H, W]."""
         start, noise = self.warm_start, request.noise()
         if not start:
@@ -282,7 +282,7 @@ class OnPolicy:
         is_before = (keep < start).to(rolled.device)
         return torch.where(is_before[..., None, None, None], before[:, 1:], rolled)
 
-    def _rolled(self, request: Request, z: Tensor, grid: Tensor, keep: Tensor) -> Tensor:
+    def _rolled(self, request: StateRequest, z: Tensor, grid: Tensor, keep: Tensor) -> Tensor:
         """Return the states at the kept indices of the student's rollout from z on a grid."""
         return rollout(
             request.student,
@@ -315,7 +315,7 @@ class ForwardNoised:
         return self.clean
 
     def collect(
-        self, request: Request, query: str, num_queries: int, successors: bool = False
+        self, request: StateRequest, query: str, num_queries: int, successors: bool = False
     ) -> Queries:
         """Return noised clean states at drawn indices, or at logit-normal sigmas.
 
@@ -350,7 +350,7 @@ def noised(clean: Tensor, noise: Tensor, sigma_BK: Tensor) -> Tensor:
     return (1.0 - sigma) * clean[:, None] + sigma * noise[:, None]
 
 
-def checked_clean(request: Request, kind: CleanKind) -> Tensor:
+def checked_clean(request: StateRequest, kind: CleanKind) -> Tensor:
     """Return the clean states [B, C, H, W] of a kind, float32 on the grid's device.
 
     Raises:

@@ -22,7 +22,7 @@ from danceflow.plan.network import Network
 from danceflow.plan.training import (
     Evaluations,
     Skill,
-    Training,
+    Workload,
     evaluations,
     num_updates,
     training_of,
@@ -60,7 +60,7 @@ class Plan:
 
     architecture: Architecture
     network: Network
-    training: Training
+    training: Workload
     device: Device
     memory: tuple[Item, ...]
     moments: tuple[Item, ...]
@@ -155,7 +155,7 @@ def plan_recipe(
     return plan_training(training, architecture, device)
 
 
-def plan_training(training: Training, architecture: Architecture, device: Device) -> Plan:
+def plan_training(training: Workload, architecture: Architecture, device: Device) -> Plan:
     """Return what a training of these networks costs on a machine.
 
     Raises:
@@ -211,13 +211,13 @@ def plan_training(training: Training, architecture: Architecture, device: Device
     )
 
 
-def _cache_flops(training: Training, network: Network, skill: Skill, tokens: "Tokens") -> float:
+def _cache_flops(training: Workload, network: Network, skill: Skill, tokens: "Tokens") -> float:
     """Return the operations of a capability's teacher samples."""
     count = min(training.cache_samples, skill.num_rows) * training.cache_steps * skill.cost
     return count * network.forward_flops(tokens, training.adapters.get(skill.teacher))
 
 
-def _check_size(training: Training, architecture: Architecture) -> None:
+def _check_size(training: Workload, architecture: Architecture) -> None:
     layout = layout_of(architecture.family)
     unit = architecture.factor * layout.side(architecture.transformer)
     if any(length % unit for length in training.size):
@@ -228,7 +228,7 @@ def _check_size(training: Training, architecture: Architecture) -> None:
         )
 
 
-def resized(training: Training, side: int) -> Training:
+def resized(training: Workload, side: int) -> Workload:
     """Return the same training on square images of another side in pixels."""
     return replace(training, size=(side, side))
 

@@ -9,7 +9,7 @@ from danceflow.models.layout import Tokens
 from danceflow.models.memory import DTYPES
 from danceflow.plan.architecture import Architecture
 from danceflow.plan.network import Network
-from danceflow.plan.training import Skill, Training, rows_together
+from danceflow.plan.training import Skill, Workload, rows_together
 
 FLOAT = 4
 """Bytes of a float32: adapters, whole students, gradients, averages, encoders, caches."""
@@ -34,14 +34,14 @@ class Item:
     is_estimate: bool = False
 
 
-def shares_base(training: Training) -> bool:
+def shares_base(training: Workload) -> bool:
     """Return whether the student's adapter stands on the network that the teachers share."""
     shared = _on_base(training)
     loaded = shared & set(training.teachers)
     return training.rank is not None and bool(loaded) and set(training.start) <= shared
 
 
-def memory_items(training: Training, architecture: Architecture, network: Network) -> list[Item]:
+def memory_items(training: Workload, architecture: Architecture, network: Network) -> list[Item]:
     """Return what stage ``distill`` holds while it trains; see also :func:`moment_items`.
 
     Args:
@@ -80,7 +80,7 @@ def memory_items(training: Training, architecture: Architecture, network: Networ
     return items
 
 
-def moment_items(training: Training, architecture: Architecture, network: Network) -> list[Item]:
+def moment_items(training: Workload, architecture: Architecture, network: Network) -> list[Item]:
     """Return what stage ``distill`` holds beside that before and after its updates, one by one."""
     elements = network.parameters + network.buffers
     items = []
@@ -93,7 +93,7 @@ def moment_items(training: Training, architecture: Architecture, network: Networ
     return items
 
 
-def evaluate_items(training: Training, architecture: Architecture, network: Network) -> list[Item]:
+def evaluate_items(training: Workload, architecture: Architecture, network: Network) -> list[Item]:
     """Return what stage ``evaluate`` holds.
 
     The student is the network of its package, float32 beside the teachers. A start that is a
@@ -119,18 +119,18 @@ def evaluate_items(training: Training, architecture: Architecture, network: Netw
     return items
 
 
-def _on_base(training: Training) -> set[str | None]:
+def _on_base(training: Workload) -> set[str | None]:
     """Return the teachers that are the shared base or adapters on it."""
     return {*training.adapters, training.base}
 
 
-def _averages(training: Training) -> int:
+def _averages(training: Workload) -> int:
     """Return the float32 networks that are made for an average of teachers, beside the result."""
     copied = _on_base(training) if training.adapters else set()
     return 1 + sum(name in copied for name in training.start)
 
 
-def _shared(training: Training, network: Network, whole: float) -> list[Item]:
+def _shared(training: Workload, network: Network, whole: float) -> list[Item]:
     """Return the network that adapters share, and the adapters."""
     adapters, items = training.adapters, []
     if adapters or training.base in training.teachers:
@@ -150,13 +150,13 @@ class Apart:
     num_bytes: float
 
 
-def _whole_teachers(training: Training, whole: float) -> list[Apart]:
+def _whole_teachers(training: Workload, whole: float) -> list[Apart]:
     """Return the teachers with weights of their own."""
     own = [name for name in training.teachers if name not in _on_base(training)]
     return [Apart(f"whole teachers ({', '.join(own)})", len(own), whole)] if own else []
 
 
-def _waiting(training: Training, network: Network, apart: Sequence[Apart]) -> list[Item]:
+def _waiting(training: Workload, network: Network, apart: Sequence[Apart]) -> list[Item]:
     """Return networks of their own where they are, and what of them is on the device at once."""
     if training.offload == "none":
         return [Item(part.name, part.count * part.num_bytes) for part in apart]
@@ -170,7 +170,7 @@ def _waiting(training: Training, network: Network, apart: Sequence[Apart]) -> li
 
 
 def _activations(
-    training: Training, architecture: Architecture, network: Network, num_bytes: int
+    training: Workload, architecture: Architecture, network: Network, num_bytes: int
 ) -> Item:
     """Return the activations of the largest backward pass."""
     most = 0.0
@@ -186,7 +186,7 @@ def _activations(
     return Item(f"activations, {how}", most, is_estimate=True)
 
 
-def skill_tokens(training: Training, architecture: Architecture, skill: Skill) -> Tokens:
+def skill_tokens(training: Workload, architecture: Architecture, skill: Skill) -> Tokens:
     """Return the tokens of one of a capability's states."""
     return layout_of(architecture.family).tokens_of(
         architecture.transformer,
@@ -198,7 +198,7 @@ def skill_tokens(training: Training, architecture: Architecture, skill: Skill) -
     )
 
 
-def _caches(training: Training, architecture: Architecture) -> float:
+def _caches(training: Workload, architecture: Architecture) -> float:
     """Return the bytes of all capabilities' caches, every row with a prompt of its own."""
     transformer, layout = architecture.transformer, layout_of(architecture.family)
     height, width = (side // architecture.factor for side in training.size)

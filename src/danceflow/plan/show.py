@@ -9,11 +9,11 @@ from danceflow.plan.architecture import published, published_architecture
 from danceflow.plan.cost import Plan, plan_training, resized
 from danceflow.plan.devices import DEFAULT_GPU, Device, device_of
 from danceflow.plan.memory import Item
-from danceflow.plan.training import Skill, Training
+from danceflow.plan.training import Skill, Workload
 
 _SIZES = (512, 1024)
 REFERENCE_ROWS = 10_000
-REFERENCE = Training(
+REFERENCE = Workload(
     method=METHODS["danceopd"],
     skills=(
         Skill("t2i", 1 / 3, False, "base", 2, REFERENCE_ROWS),
@@ -177,7 +177,7 @@ def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
     )
 
 
-def reference(*, edits: bool) -> Training:
+def reference(*, edits: bool) -> Workload:
     """Return the reference training; for a model that cannot edit, its text-to-image alone."""
     if edits:
         return REFERENCE

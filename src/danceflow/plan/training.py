@@ -36,7 +36,7 @@ class Skill:
 
 
 @dataclass(frozen=True)
-class Training:
+class Workload:
     """What decides the cost of a distillation, beside its network.
 
     Attributes:
@@ -109,7 +109,7 @@ class Evaluations:
         return dict(zip(PARTS, values, strict=True))
 
 
-def evaluations(training: Training) -> list[Evaluations]:
+def evaluations(training: Workload) -> list[Evaluations]:
     """Return what an update costs once as many rollouts are under way as the method mixes."""
     method = training.method
     if not method.trains:
@@ -138,20 +138,20 @@ def evaluations(training: Training) -> list[Evaluations]:
     return found
 
 
-def rows(training: Training, skill: Skill) -> int:
+def rows(training: Workload, skill: Skill) -> int:
     """Return how many samples of a capability one update rolls out."""
     share = skill.share if training.together else 1.0
     return training.method.num_samples(training.batch_size, share)
 
 
-def rows_together(training: Training, skill: Skill) -> int:
+def rows_together(training: Workload, skill: Skill) -> int:
     """Return the most states of a capability that one backward pass holds."""
     num_queries = training.method.queries_per_sample(training.num_steps)
     samples = rows(training, skill) * training.method.updates_per_rollout
     return min(samples, samples_together(MAX_ROWS, num_queries)) * num_queries
 
 
-def num_updates(training: Training, per_update: float) -> int:
+def num_updates(training: Workload, per_update: float) -> int:
     """Return how many updates are made; a budget may end the training earlier."""
     if not training.method.trains:
         return 0
@@ -160,7 +160,7 @@ def num_updates(training: Training, per_update: float) -> int:
     return min(training.num_updates, int(training.budget / per_update))
 
 
-def warm_up(training: Training, updates: int) -> float:
+def warm_up(training: Workload, updates: int) -> float:
     """Return the share of states that are trained on, of updates that all had as many.
 
     With R updates per rollout the first R - 1 updates have fewer.
@@ -169,7 +169,7 @@ def warm_up(training: Training, updates: int) -> float:
     return 1.0 - missing / (2 * updates) if updates > missing else 1.0
 
 
-def training_of(params: "Params", *, is_brought: bool) -> Training:
+def training_of(params: "Params", *, is_brought: bool) -> Workload:
     """Return what a params file asks for.
 
     Args:
@@ -189,7 +189,7 @@ def training_of(params: "Params", *, is_brought: bool) -> Training:
     }
     bases = [params.teachers[name].init for name in ranks]
     side = params.data.image_size
-    return Training(
+    return Workload(
         method=method_of(config),
         skills=tuple(
             Skill(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from danceflow.fields import Condition, Ode, Queries, Request, seed_for, shifted_grid
+from danceflow.fields import Condition, Ode, Queries, StateRequest, seed_for, shifted_grid
 from danceflow.method import resolve_method
 from danceflow.train.distill.replay import Replay, Visits
 
@@ -19,7 +19,7 @@ def rolled_out(step, num_rounds, sizes):
     count = sum(sizes.values())
     label = torch.tensor([[step, sample] for sample in range(count)])
     queries = resolve_method("danceopd", updates_per_rollout=num_rounds).collect(
-        Request(
+        StateRequest(
             student=lambda z, s, c: 0.5 * z,
             condition=Condition({"label": label}),
             grid=GRID,

@@ -20,7 +20,7 @@ MEAN = "trained"
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantRow:
     """One variant: its estimates by the names of scores (see ``danceflow.report.tables.cells``).
 
     ``values`` are what they are made of, by seed.
@@ -50,7 +50,7 @@ class Table:
     """
 
     sweep: str
-    rows: tuple[Row, ...]
+    rows: tuple[VariantRow, ...]
     capabilities: tuple[str, ...]
     trained: frozenset[str]
     scale: Mapping[str, float]
@@ -100,7 +100,7 @@ def make_table(sweep: str, cells: Sequence[CellRecord]) -> Table:
     )
     scale = {name: cells[0].scores[f"scale/{name}"] for name in capabilities}
 
-    def rank(row: Row) -> tuple[float, str]:
+    def rank(row: VariantRow) -> tuple[float, str]:
         shares = [row.estimates[overall(name)].mean / scale[name] for name in trained]
         return -math.fsum(shares) / len(shares), row.variant
 
@@ -151,9 +151,9 @@ def _capabilities(cell: CellRecord) -> tuple[str, ...]:
     return tuple(name.removeprefix("scale/") for name in names)
 
 
-def _row(variant: str, cells: Sequence[CellRecord]) -> Row:
+def _row(variant: str, cells: Sequence[CellRecord]) -> VariantRow:
     names = dict.fromkeys(name for cell in cells for name in cell.scores)
-    return Row(
+    return VariantRow(
         variant,
         tuple(cell.seed for cell in cells),
         {

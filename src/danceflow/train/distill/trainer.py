@@ -23,7 +23,7 @@ from tqdm import tqdm
 from danceflow.capability import Capability, asked
 from danceflow.data.cached_rows import CachedRows, ConditionCache
 from danceflow.data.sizes import Size, by_size
-from danceflow.fields import Condition, Request, VelocityField, seed_for
+from danceflow.fields import Condition, StateRequest, VelocityField, seed_for
 from danceflow.method import Method
 from danceflow.models.adapters.lora import merge_adapter
 from danceflow.models.memory import Memory, recompute_activations
@@ -270,7 +270,7 @@ class Trainer:
             for index in range(len(item.rows))
         ]
         queries = self.method.collect(
-            Request(
+            StateRequest(
                 student=self.rollout_field,
                 condition=Condition.cat([item.cached.condition(item.rows) for item in drawn]).to(
                     self.device
