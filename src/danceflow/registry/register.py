@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import TrackingError, WeightsError
 from danceflow.ops.tracking import Store, store_errors
+from danceflow.registry.content import (
+    clear_uploads,
+    find_by_digest,
+    keep_first,
+    upload_tags,
+    uploaded,
+)
+from danceflow.registry.history import steadily
 from danceflow.registry.open import ARTIFACT, DIGEST_TAG, folder_digest
 
 if TYPE_CHECKING:
@@ -84,24 +92,21 @@ def register_student(
             store.client.set_model_version_tag(name, known.version, SUMMARY_TAG, scores)
             return Registration(known, made=False, judged_anew=True)
         run = run_id()
-        source = _log_model(store, run, folder, digest)
+        clear_uploads(store)
+        source = uploaded(store, digest) or _log_model(store, run, folder, digest)
         _require_model(store, name)
         with store.as_current():  # MLflow looks the model up in its global store
-            made = store.client.create_model_version(
-                name,
-                source,
-                run_id=run,
-                tags={**(tags or {}), DIGEST_TAG: digest, SUMMARY_TAG: scores},
+            made = steadily(
+                lambda: store.client.create_model_version(
+                    name,
+                    source,
+                    run_id=run,
+                    tags={**(tags or {}), DIGEST_TAG: digest, SUMMARY_TAG: scores},
+                )
             )
+        if not keep_first(store, made, digest):
+            return register_student(store, run_id, folder, name, summary, tags)
         return Registration(made, made=True, judged_anew=True)
-
-
-def find_by_digest(store: Store, name: str, digest: str) -> "ModelVersion | None":
-    """Return the version of a registered model that holds the content of a digest, or None."""
-    found = store.client.search_model_versions(
-        f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
-    )
-    return max(found, key=lambda version: int(version.version), default=None)
 
 
 def stored_summary(version: "ModelVersion") -> Mapping[str, Any]:
@@ -175,6 +180,7 @@ def _log_model(store: Store, run_id: str, folder: Path, digest: str) -> str:
             model_config={"digest": digest, "device": "cpu"},
             signature=signature(num_steps),
             pip_requirements=requirements(),
+            tags=upload_tags(digest),
         )
     return str(model.model_uri)
 
