@@ -165,6 +165,7 @@ def reproduce_all(
     processes: ProcessGroups,
     report: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
 ) -> tuple[StageResult, ...]:
     """Bring stages and all that they need up to date, and return what happened to each.
 
@@ -177,13 +178,14 @@ def reproduce_all(
         processes: where the running group is kept.
         report: called with every line of the stages' output as it comes.
         environment: the process environment to start from; None: this process's.
+        timeout_s: seconds that all of them may take; None: as long as they need.
 
     Raises:
         StageFailedError: a stage or DVC failed; it names the stage.
         StageStoppedError: it was ended from outside.
     """
     name = " ".join(targets) or "all stages"
-    call = _Call(root, ("--wait-for-lock", "repro", *targets), name, environment, None)
+    call = _Call(root, ("--wait-for-lock", "repro", *targets), name, environment, timeout_s)
     return _reproduced(call, processes, report)
 
 
