@@ -30,7 +30,8 @@ def override_schema() -> dict[str, Any]:
         if _OPEN in name:
             open_[f"^{name}$"] = schema
         else:
-            fixed[name.replace("\\.", ".")] = schema
+            plain = name.replace("\\.", ".")
+            fixed[plain] = {**schema, "title": plain}
     return {
         "type": "object",
         "properties": fixed,

@@ -76,14 +76,18 @@ class _Settings:
 def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
     """Return whether a failed task may succeed when it is simply repeated.
 
-    Bad input stays bad, and what was stopped shall not start again.
+    Bad input stays bad, an error of the code comes again, and what was stopped shall not start
+    again. What is left are servers that are away, disks, memory, and processes that were killed.
     """
     error = state.data
     if isinstance(error, StageStoppedError):
         return False
     if isinstance(error, StageFailedError):
-        return error.command_exit_code != dvc_stage.BAD_INPUT_EXIT_CODE
-    return isinstance(error, TrackingError) or not isinstance(error, DanceflowError)
+        is_input = error.command_exit_code == dvc_stage.BAD_INPUT_EXIT_CODE
+        return not (is_input or error.is_bug)
+    return isinstance(error, TrackingError) or not isinstance(
+        error, (DanceflowError, *dvc_stage.BUGS)
+    )
 
 
 class _OneLine(logging.Filter):
