@@ -30,6 +30,8 @@ from flows import dvc_graph, dvc_stage, promote
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, check_raw, experiment, plan
+from flows.home import stay_home
+from flows.parameters import AtOnce, Name, Overrides, Recipe, Seconds
 from flows.processes import ProcessGroups, end_with_parent
 from flows.result import picture, result_table, sample_sheets
 
@@ -74,14 +76,18 @@ class _Settings:
 def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
     """Return whether a failed task may succeed when it is simply repeated.
 
-    Bad input stays bad, and what was stopped shall not start again.
+    Bad input stays bad, an error of the code comes again, and what was stopped shall not start
+    again. What is left are servers that are away, disks, memory, and processes that were killed.
     """
     error = state.data
     if isinstance(error, StageStoppedError):
         return False
     if isinstance(error, StageFailedError):
-        return error.command_exit_code != dvc_stage.BAD_INPUT_EXIT_CODE
-    return isinstance(error, TrackingError) or not isinstance(error, DanceflowError)
+        is_input = error.command_exit_code == dvc_stage.BAD_INPUT_EXIT_CODE
+        return not (is_input or error.is_bug)
+    return isinstance(error, TrackingError) or not isinstance(
+        error, (DanceflowError, *dvc_stage.BUGS)
+    )
 
 
 class _OneLine(logging.Filter):
@@ -166,13 +172,13 @@ def pass_gate(root: Path, params: Params, number: int) -> Standing:
 
 @flow(name="danceflow", persist_result=False)
 def run_pipeline(
-    overrides: dict[str, Any] | None = None,
-    recipe: Path | None = None,
-    name: str | None = None,
+    overrides: Overrides | None = None,
+    recipe: Recipe | None = None,
+    name: Name | None = None,
     root: Path | None = None,
-    max_parallel: int = 1,
+    max_parallel: AtOnce = 1,
     enter_registry: bool = True,
-    stage_timeout_s: float | None = None,
+    stage_timeout_s: Seconds | None = None,
     with_teachers: bool = False,
 ) -> PipelineResult:
     """Bring every stage up to date, then register and judge the student.
@@ -181,16 +187,21 @@ def run_pipeline(
     the checkout stays as it is.
 
     Args:
-        overrides: new parameter values by dotted name.
-        recipe: a complete params file to use in place of ``params.yaml``.
-        name: the experiment's name; None: made from the recipe and the parameters.
-        root: the checkout; None: the one that the working folder lies in.
+        overrides: new parameter values by dotted name, such as {"distill.num_updates": 2000}.
+        recipe: a complete params file in place of params.yaml; its path in the checkout.
+        name: the experiment's name; left out, it is made from the recipe and the parameters.
+        root: the checkout; left out, it is the one that the working folder lies in.
         max_parallel: how many stages may run at once where the graph allows it.
-        enter_registry: False leaves the registry as it is.
-        stage_timeout_s: seconds that one stage may take; None: as long as it needs.
+        enter_registry: register the student and judge it; otherwise the registry stays as it is.
+        stage_timeout_s: seconds that one stage may take; left out, as long as it needs.
         with_teachers: let the frozen stage of the teachers run, too, where it is stale.
+
+    Raises:
+        ConfigError: the parameters are wrong.
+        StageFailedError: a stage failed; what was done is kept, and the next run goes on there.
     """
     root = begin(root)
+    recipe = None if recipe is None else root / recipe
     settings = _Settings(max_parallel, enter_registry, stage_timeout_s, with_teachers=with_teachers)
     if recipe is None and not overrides and name is None:
         check_raw(root)
@@ -217,26 +228,12 @@ def run_teachers(root: Path | None = None) -> tuple[StageResult, ...]:
         return _run_stages(root, nodes, processes, None, settings)
 
 
-def serve(root: Path, cron: str) -> None:
-    """Run the pipeline on a schedule, as long as this process runs; one run at a time.
-
-    Args:
-        root: the checkout.
-        cron: when, such as ``0 2 * * *``.
-
-    Raises:
-        UsageError: the schedule is none.
-    """
-    from flows.schedule import serve_flow
-
-    serve_flow(run_pipeline, root, cron)
-
-
 def begin(root: Path | None) -> Path:
     """Return the checkout to work on, once Prefect's log is set up for this flow.
 
     A flow that a schedule has started ends with it.
     """
+    stay_home()
     end_with_parent()
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_ONE_LINE)

@@ -95,17 +95,19 @@ def run(
     load_params(source)
     changed = f"{source} with --set" if values else str(source)
     require_training(parse_params(override(read_yaml(source), values), changed), changed)
+    from flows.home import at_home
     from flows.pipeline import run_pipeline
     from flows.result import result_table
 
-    result = run_pipeline(
-        root=root,
-        recipe=recipe,
-        overrides=values,
-        name=name,
-        max_parallel=parallel,
-        with_teachers=with_teachers,
-    )
+    with at_home(root):
+        result = run_pipeline(
+            root=root,
+            recipe=None if recipe is None else recipe.resolve(),
+            overrides=values,
+            name=name,
+            max_parallel=parallel,
+            with_teachers=with_teachers,
+        )
     typer.echo(result_table(result.summary, result.stages, result.standing))
 
 
@@ -125,9 +127,12 @@ def sweep(
     from danceflow.params.sweep import cells_of, read_sweep
 
     cells_of(read_sweep(file), str(file))
+    from flows.home import at_home
     from flows.sweep import cells_table, run_sweep
 
-    typer.echo(cells_table(run_sweep(file=file.resolve(), root=root, parallel=parallel)))
+    with at_home(root):
+        cells = run_sweep(file=file.resolve(), root=root, parallel=parallel)
+    typer.echo(cells_table(cells))
 
 
 @app.command()
@@ -232,9 +237,11 @@ def teachers(
     root = _checkout()
     if recipe is None:
         _leave_on_sigterm()
+        from flows.home import at_home
         from flows.pipeline import run_teachers
 
-        run_teachers(root)
+        with at_home(root):
+            run_teachers(root)
         return
     from danceflow.ops import determinism
     from danceflow.params.read import load_params
@@ -418,13 +425,33 @@ def rollback() -> None:
 @app.command()
 def serve(
     cron: Annotated[str, typer.Option(help="When to run, such as '0 2 * * *'.")],
+    prefect_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of Prefect's page; default: 4200 if it is free."),
+    ] = None,
 ) -> None:
-    """Run the pipeline on a schedule until interrupted."""
+    """Run the pipeline on a schedule until interrupted.
+
+    Prefect's page starts further runs and sweeps. One runs at a time, and the others wait.
+    """
     root = _checkout()
     _leave_on_sigterm()
-    from flows.pipeline import serve as serve_pipeline
+    from flows.schedule import serve as serve_flows
 
-    serve_pipeline(root, cron)
+    serve_flows(root, cron, prefect_port)
+
+
+@app.command()
+def deploy() -> None:
+    """Make the deployments of prefect.yaml on the team's Prefect server.
+
+    Their work pool and the automations that look after runs are made, too.
+    """
+    root = _checkout()
+    from flows.schedule import deploy as deploy_flows
+
+    deploy_flows(root)
+    typer.echo("deployed; on the machine of this checkout: prefect worker start --pool danceflow")
 
 
 @app.command()

@@ -142,6 +142,13 @@ class Paths:
         """The verdict of the promotion gate."""
         return self.reports / "gate.json"
 
+    # Known to neither git nor DVC.
+
+    @property
+    def prefect(self) -> Path:
+        """Prefect's database, where no server is configured."""
+        return self.root / ".prefect"
+
     # Scratch, known to neither git nor DVC.
 
     @property

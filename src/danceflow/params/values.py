@@ -3,29 +3,55 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+)
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from danceflow.columns import COLUMN_NAMES, COLUMN_PRESETS
 from danceflow.errors import unknown_name
 
 
-def one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
+@dataclass(frozen=True)
+class _OneOf:
+    """The check of a word, which names the nearest known one; a form lists all of them."""
+
+    kind: str
+    known: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(
+        self, source: type[Any], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.known)}
+
+    def _check(self, name: str) -> str:
+        if name not in self.known:
+            raise ValueError(unknown_name(self.kind, name, self.known))
+        return name
+
+
+def one_of(kind: str, known: tuple[str, ...]) -> _OneOf:
     """Return the check that a word is one of the known ones.
 
     Args:
         kind: What the word stands for, for the message.
         known: All words.
     """
-
-    def check(name: str) -> str:
-        if name not in known:
-            raise ValueError(unknown_name(kind, name, known))
-        return name
-
-    return AfterValidator(check)
+    return _OneOf(kind, known)
 
 
 def _address(value: object) -> object:
