@@ -26,7 +26,7 @@ from danceflow.params.rules import require_trained_here, require_weights
 from danceflow.params.sections import Params
 from danceflow.paths import Paths, find_root
 from danceflow.registry.promotion import Standing
-from flows import dvc_graph, dvc_stage, promote
+from flows import approval, dvc_graph, dvc_stage, promote
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, check_raw, experiment, plan
@@ -66,6 +66,7 @@ class _Settings:
     timeout_s: float | None = None
     force: str | None = None
     with_teachers: bool = False
+    wait_for_approval: bool = False
 
     @property
     def thawed(self) -> str | None:
@@ -160,9 +161,9 @@ def register_student(root: Path, params: Params) -> int:
 
 
 @task(name="gate", task_run_name="gate", **STEADY)
-def pass_gate(root: Path, params: Params, number: int) -> Standing:
+def pass_gate(root: Path, params: Params, number: int, wait_for_approval: bool) -> Standing:
     """Judge a version against the champion and set the aliases."""
-    standing = promote.consider(root, params, number)
+    standing = promote.consider(root, params, number, wait_for_approval=wait_for_approval)
     log = get_run_logger()
     for check in standing.verdict.checks:
         log.info("%s: %s", "passed" if check.passed else "failed", check)
@@ -180,6 +181,7 @@ def run_pipeline(
     enter_registry: bool = True,
     stage_timeout_s: Seconds | None = None,
     with_teachers: bool = False,
+    wait_for_approval: bool = False,
 ) -> PipelineResult:
     """Bring every stage up to date, then register and judge the student.
 
@@ -195,6 +197,7 @@ def run_pipeline(
         enter_registry: register the student and judge it; otherwise the registry stays as it is.
         stage_timeout_s: seconds that one stage may take; left out, as long as it needs.
         with_teachers: let the frozen stage of the teachers run, too, where it is stale.
+        wait_for_approval: ask a person on Prefect's page before a version becomes champion.
 
     Raises:
         ConfigError: the parameters are wrong.
@@ -202,7 +205,13 @@ def run_pipeline(
     """
     root = begin(root)
     recipe = None if recipe is None else root / recipe
-    settings = _Settings(max_parallel, enter_registry, stage_timeout_s, with_teachers=with_teachers)
+    settings = _Settings(
+        max_parallel,
+        enter_registry,
+        stage_timeout_s,
+        with_teachers=with_teachers,
+        wait_for_approval=wait_for_approval,
+    )
     if recipe is None and not overrides and name is None:
         check_raw(root)
         return _run(root, load_params(Paths(root).params), None, settings)
@@ -265,7 +274,12 @@ def _run(
     if place is not None:
         place.save()
     summary = promote.read_summary(paths.summary)
-    standing = pass_gate(root, params, register_student(root, params)) if register else None
+    standing = None
+    if register:
+        number = register_student(root, params)
+        standing = pass_gate(root, params, number, settings.wait_for_approval)
+        if settings.wait_for_approval:
+            standing = approval.asked(root, params, standing)
     _show(paths, result_table(summary, stages, standing))
     return PipelineResult(stages, summary, None if place is None else place.name, standing)
 

@@ -34,7 +34,7 @@ Source = Annotated[
     str,
     typer.Option(
         "--from",
-        help="A folder, champion, challenger, runs:/<run id> or models:/<name>@<alias>.",
+        help="A folder, champion, challenger, previous, runs:/<run id> or models:/<name>@<alias>.",
     ),
 ]
 
@@ -51,6 +51,7 @@ Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 NumSteps = Annotated[
     int | None, typer.Option(min=1, help="Euler steps; default: what the student was made for.")
 ]
+Reason = Annotated[str, typer.Option(help="Why; it is kept in the history.")]
 Guidance = Annotated[
     float, typer.Option(min=0.0, help="Extra guidance; the student has its teachers' in it.")
 ]
@@ -78,6 +79,12 @@ def run(
         typer.Option("--with-teachers", help="Also train the teachers where they are stale."),
     ] = False,
     parallel: Annotated[int, typer.Option(min=1, help="How many stages may run at once.")] = 1,
+    wait_for_approval: Annotated[
+        bool,
+        typer.Option(
+            "--wait-for-approval", help="Ask a person on Prefect's page before a promotion."
+        ),
+    ] = False,
 ) -> None:
     """Run the whole pipeline as a Prefect flow.
 
@@ -107,6 +114,7 @@ def run(
             name=name,
             max_parallel=parallel,
             with_teachers=with_teachers,
+            wait_for_approval=wait_for_approval,
         )
     typer.echo(result_table(result.summary, result.stages, result.standing))
 
@@ -405,21 +413,54 @@ def promote(
     version: Annotated[
         int | None, typer.Argument(help="Of the registered model; default: the challenger.")
     ] = None,
+    reason: Reason = "",
+    wait_for_approval: Annotated[
+        bool,
+        typer.Option("--wait-for-approval", help="Ask a person on Prefect's page first."),
+    ] = False,
 ) -> None:
     """Make a version the champion, if the gate lets it pass."""
     root = _checkout()
+    if wait_for_approval:
+        _leave_on_sigterm()
+        from flows.approval import run_promotion
+        from flows.home import at_home, usual_port
+
+        with at_home(root, usual_port()):
+            typer.echo(str(run_promotion(version, reason, root)))
+        return
     from flows.promote import promote as promote_version
 
-    typer.echo(str(promote_version(root, version)))
+    typer.echo(str(promote_version(root, version, reason)))
 
 
 @app.command()
-def rollback() -> None:
+def rollback(reason: Reason = "") -> None:
     """Make the former champion the champion again."""
     root = _checkout()
     from flows.promote import rollback as restore_champion
 
-    typer.echo(str(restore_champion(root)))
+    typer.echo(str(restore_champion(root, reason)))
+
+
+@app.command()
+def history(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every change of the champion: when, by whom, and why."""
+    root = _checkout()
+    from flows.promote import history as changes_of
+    from flows.result import history_table
+
+    changes, astray = changes_of(root)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([change.as_json() for change in changes], indent=2))
+    else:
+        typer.echo(history_table(changes))
+    if astray is not None:
+        typer.echo(f"note: {astray}", err=True)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from danceflow.params.sections import (
     DataParams,
     DistillParams,
     EvaluateParams,
+    NotifyParams,
     Params,
     TeacherParams,
     TransformerParams,
@@ -202,6 +203,18 @@ def _rule_judge(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("evaluate.judge.num_samples", text)
 
 
+def _rule_notify(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    notify: NotifyParams | None = sections.get("notify")
+    for index, hook in enumerate(notify.webhooks if notify else ()):
+        num_secrets = (hook.secret_variable is not None) + (hook.secret_block is not None)
+        if hook.auth == "none" and num_secrets:
+            text = "is none, and a secret is named; say signature, bearer or both"
+            yield Problem(f"notify.webhooks[{index}].auth", text)
+        if hook.auth != "none" and num_secrets != 1:
+            text = f"{hook.auth} needs either secret_variable or secret_block"
+            yield Problem(f"notify.webhooks[{index}].auth", text)
+
+
 RULES = (
     _rule_capabilities,
     _rule_weights,
@@ -213,4 +226,5 @@ RULES = (
     _rule_world,
     _rule_input,
     _rule_judge,
+    _rule_notify,
 )

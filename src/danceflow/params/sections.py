@@ -24,6 +24,8 @@ from danceflow.params.names import (
 )
 from danceflow.params.values import (
     Address,
+    BlockName,
+    BlockSlug,
     Columns,
     Count,
     Fraction,
@@ -35,6 +37,7 @@ from danceflow.params.values import (
     PositiveCount,
     Ratio,
     Variable,
+    Webhook,
     one_of,
 )
 
@@ -273,6 +276,22 @@ class GateParams(Section):
     auto_promote: bool
 
 
+class WebhookParams(Section):
+    """An address that is told of what becomes of a student, and how it knows who tells it."""
+
+    url: Webhook
+    secret_variable: Variable  # environment variable that holds the secret, or null
+    secret_block: BlockName | None  # Prefect's Secret block that holds it, or null
+    auth: Literal["none", "signature", "bearer", "both"]
+
+
+class NotifyParams(Section):
+    """Who is told of registrations, promotions, rollbacks and refusals."""
+
+    blocks: tuple[BlockSlug, ...]  # Prefect's notification blocks: type/name
+    webhooks: tuple[WebhookParams, ...]
+
+
 class TrackingParams(Section):
     """Where runs are recorded; part of no stage's key."""
 
@@ -294,6 +313,7 @@ class Params(Section):
     distill: DistillParams
     evaluate: EvaluateParams
     gate: GateParams
+    notify: NotifyParams
     tracking: TrackingParams
 
     def select(self, names: tuple[str, ...]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def uploaded(store: Store, digest: str) -> str | None:
         if (
             str(model.status) == "READY"
             and tags.get(DIGEST_TAG) == digest
-            and runs(json.loads(tags[_OWNER_TAG])) is False
+            and _has_no_uploader(json.loads(tags[_OWNER_TAG]))
         ):
             return str(model.model_uri)
     return None
@@ -109,6 +109,11 @@ def _logged(store: Store) -> list[Any]:
         token = page.token
         if not token:
             return found
+
+
+def _has_no_uploader(owner: dict[str, str]) -> bool:
+    """Return whether no other process may still register, or take back, what it uploaded."""
+    return runs(owner) is False or owner == this_process()
 
 
 def _is_left(model: Any) -> bool:

@@ -10,7 +10,6 @@ writer is gone.
 
 import contextlib
 import json
-import os
 import random
 import socket
 import time
@@ -21,9 +20,8 @@ from datetime import UTC, datetime
 from getpass import getuser
 from typing import Any, Literal, TypeVar
 
-import psutil
-
 from danceflow.errors import DanceflowError, TrackingError, UsageError
+from danceflow.ops.processes import is_running, process_mark
 from danceflow.ops.tracking import Store
 
 Action = Literal["promote", "rollback", "moved by hand", "mended", "refused"]
@@ -229,7 +227,7 @@ class History:
     def who(self, entry: Entry) -> str:
         """Return who wrote an entry, such as ``process 12 on host``."""
         owner = json.loads(entry.owner)
-        return f"process {owner['pid']} on {owner['host']}"
+        return f"process {owner['process'].partition('-')[0]} on {owner['host']}"
 
     def _logged(self) -> list[Entry]:
         """Return the valid entries of the log."""
@@ -368,20 +366,11 @@ def _is_from(entry: Entry, own: str) -> bool:
     return bool(json.loads(entry.owner)["id"] == own)
 
 
-def this_process() -> dict[str, Any]:
+def this_process() -> dict[str, str]:
     """Return what tells this process from all others, also from a later one with its number."""
-    started = psutil.Process().create_time()
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+    return {"host": socket.gethostname(), "process": process_mark()}
 
 
-def runs(owner: Mapping[str, Any]) -> bool | None:
+def runs(owner: Mapping[str, str]) -> bool | None:
     """Return whether a process runs; None: it is one of another machine."""
-    if owner["host"] != socket.gethostname():
-        return None
-    try:
-        process = psutil.Process(owner["pid"])
-        # Not to the last digit: the clock of the system may have been set since.
-        is_it: bool = abs(process.create_time() - owner["started"]) < 1.0
-        return is_it and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return is_running(owner["process"]) if owner["host"] == socket.gethostname() else None

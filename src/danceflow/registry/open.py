@@ -24,7 +24,7 @@ from danceflow.paths import Paths, find_root
 from danceflow.registry.student import Student
 
 DIGEST_TAG = "student.digest"
-ALIASES = ("champion", "challenger")
+ALIASES = ("champion", "challenger", "previous")
 ARTIFACT = "student"  # the folder's name inside a logged model
 
 
@@ -34,7 +34,7 @@ def open_student(
     """Return a student that is ready to use.
 
     Args:
-        source: a folder; ``champion`` or ``challenger``; ``runs:/<run id>``;
+        source: a folder; ``champion``, ``challenger`` or ``previous``; ``runs:/<run id>``;
             ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
         settings: where runs are recorded; None: as the parameters of this checkout say.
         device: where to compute.

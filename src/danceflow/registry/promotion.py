@@ -108,11 +108,15 @@ class _State:
 
 
 class Promotions:
-    """The live versions of one registered model, and their history."""
+    """The live versions of one registered model, and their history.
+
+    Attributes:
+        name: of the registered model.
+    """
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
-        self._name = name
+        self.name = name
         self._history = History(store, name)
 
     def holder(self, alias: str) -> "ModelVersion | None":
@@ -124,6 +128,25 @@ class Promotions:
         with store_errors(self._store.uri):
             number = self._aliases().get(alias)
             return None if number is None else self._registered(number)
+
+    def version(self, number: int | None) -> "ModelVersion":
+        """Return a version.
+
+        Args:
+            number: of it; None: the challenger.
+
+        Raises:
+            UsageError: there is no such version, or no challenger.
+            TrackingError: the registry does not answer.
+        """
+        with store_errors(self._store.uri):
+            wanted = self._aliases().get(CHALLENGER) if number is None else str(number)
+            if wanted is None:
+                raise UsageError(f"{self.name} has no challenger")
+            version = self._registered(wanted)
+        if version is None:
+            raise UsageError(f"{self.name} has no version {wanted}")
+        return version
 
     def history(self) -> tuple[Change, ...]:
         """Return every change of the champion and every refusal, the first one first.
@@ -188,7 +211,7 @@ class Promotions:
         client = self._store.client
         with store_errors(self._store.uri):
             for name, value in tags.items():
-                client.set_model_version_tag(self._name, str(version.version), name, value)
+                client.set_model_version_tag(self.name, str(version.version), name, value)
             if version.run_id and self._run_is_there(version.run_id):
                 for name, value in tags.items():
                     client.set_tag(version.run_id, name, value)
@@ -213,7 +236,7 @@ class Promotions:
         number = int(version.version)
         while True:
             state = self._settled()
-            version = self._version(number)
+            version = self.version(number)
             answer = self.judge(version, policy)
             withdrawn, refused = WITHDRAWN_TAG in version.tags, state.is_refused(number)
             standing = Standing(number, answer, state.champion == number, withdrawn, refused)
@@ -249,21 +272,23 @@ class Promotions:
             UsageError: there is no such version or no challenger, or it is the champion already.
             TrackingError: the registry does not answer.
         """
-        version, state = self._proposed(number, policy)
+        version, state, _ = self._proposed(number, policy)
         wanted = int(version.version)
-        if state.champion == wanted and state.mended is not None:
+        if state.mended is not None and state.champion == wanted:
             return state.mended
         return self._enter(Change.now("promote", wanted, state.champion, reason, approval), state)
 
-    def may_be_promoted(self, number: int | None, policy: "GateParams") -> int:
-        """Return the number of a version that passes the gate and is not the champion.
+    def propose(self, number: int | None, policy: "GateParams") -> Standing:
+        """Return how a version stands that passes the gate and is not the champion.
 
         Args and errors are those of ``promote``.
         """
-        version, state = self._proposed(number, policy)
-        if state.champion == int(version.version):
-            raise UsageError(f"{self._name} version {version.version} is the champion now")
-        return int(version.version)
+        version, state, answer = self._proposed(number, policy)
+        wanted = int(version.version)
+        if answer is None:
+            raise UsageError(f"{self.name} version {wanted} is the champion now")
+        refused = state.is_refused(wanted)
+        return Standing(wanted, answer, False, WITHDRAWN_TAG in version.tags, refused)
 
     def refuse(self, number: int, approval: Approval) -> Change:
         """Write down that a person refused a version, and return the entry.
@@ -306,7 +331,7 @@ class Promotions:
             return state.mended
         line = line_of(state.changes)
         if not line:
-            raise UsageError(f"{self._name} has no champion")
+            raise UsageError(f"{self.name} has no champion")
         present = state.champion
         former = [number for number in reversed(line) if number != present]
         back = next((number for number in former if self._is_there(number)), None)
@@ -314,7 +339,7 @@ class Promotions:
             last = present or line[-1]
             deleted = ", ".join(map(str, sorted(set(former) - {last})))
             raise UsageError(
-                f"{self._name}: there was no champion before version {last}"
+                f"{self.name}: there was no champion before version {last}"
                 + (f" that is still there (deleted: {deleted})" if deleted else "")
             )
         withdraws = () if present is None else (present,)
@@ -322,22 +347,26 @@ class Promotions:
         change = Change.now("rollback", back, present or gone, reason, withdraws=withdraws)
         return self._enter(change, state)
 
-    def _proposed(self, number: int | None, policy: "GateParams") -> "tuple[ModelVersion, _State]":
-        """Return a version that passes the gate, and what it was judged against."""
-        version = self._version(number)
+    def _proposed(
+        self, number: int | None, policy: "GateParams"
+    ) -> "tuple[ModelVersion, _State, Verdict | None]":
+        """Return a version that passes the gate, what it was judged against, and the verdict.
+
+        There is none where the same promotion was mended just now.
+        """
+        version = self.version(number)
         state = self._settled()
         wanted = int(version.version)
         if state.champion == wanted:
             if state.mended is not None:
-                return version, state
-            raise UsageError(f"{self._name} version {wanted} is the champion already")
+                return version, state, None
+            raise UsageError(f"{self.name} version {wanted} is the champion already")
         answer = self.judge(version, policy)
         if not answer.passed:
             raise GateError(
-                f"{self._name} version {wanted} does not pass the gate: "
-                + "; ".join(answer.reasons)
+                f"{self.name} version {wanted} does not pass the gate: {'; '.join(answer.reasons)}"
             )
-        return version, state
+        return version, state, answer
 
     def _settled(self, *, mends_promotions: bool = True) -> _State:
         """Return history and champion once they agree.
@@ -381,21 +410,22 @@ class Promotions:
         while True:
             at_work = self._history.is_at_work(end)
             waited = time.monotonic() - began
+            # After that: a process may have done its work to its end before it was gone.
+            with store_errors(self._store.uri):
+                last = _end(self._history.entries())
+            if last is None or last.number != end.number or last.done:
+                return False
             if at_work is False or (at_work is None and waited > _FOREIGN_LEASE_S):
                 return True
             if waited > _OWN_LEASE_S and at_work:
                 raise ConflictError(
-                    f"{self._name}: {self._history.who(end)} changes the champion since "
+                    f"{self.name}: {self._history.who(end)} changes the champion since "
                     f"{end.change.time} and does not end; end it, then call this again"
                 )
             if waited > 2.0 and not told:
                 told = True
                 _LOG.info("waiting for %s: %s", self._history.who(end), end.change)
             time.sleep(_POLL_S)
-            with store_errors(self._store.uri):
-                now_last = _end(self._history.entries())
-            if now_last is None or now_last.number != end.number or now_last.done:
-                return False
 
     def _mend(self, entries: tuple[Entry, ...], end: Entry) -> Change | None:
         """Do to its end what a process left that is gone; None: another one did."""
@@ -410,7 +440,7 @@ class Promotions:
         )
         _LOG.warning(
             "%s: %s of %s by %s ended half-way; it is done to its end",
-            self._name,
+            self.name,
             was.kind,
             was.time,
             was.user,
@@ -423,7 +453,7 @@ class Promotions:
         """Enter into the history that somebody else moved the alias; None: another one did."""
         _LOG.warning(
             "%s: the alias %s was moved by hand from %s to %s; it is written down so",
-            self._name,
+            self.name,
             CHAMPION,
             _version_of(said),
             _version_of(found),
@@ -453,7 +483,7 @@ class Promotions:
             entry = self._history.append(change, state.last)
             if time.monotonic() - began > _OWN_LEASE_S:
                 raise ConflictError(
-                    f"{self._name}: the registry is too slow; {change} is written down, and the "
+                    f"{self.name}: the registry is too slow; {change} is written down, and the "
                     "next promotion, rollback or run sets the alias"
                 )
             changes = (*state.changes, change)
@@ -477,14 +507,14 @@ class Promotions:
             self._set_alias(PREVIOUS, previous)
         else:
             client = self._store.client
-            steadily(lambda: client.delete_registered_model_alias(self._name, PREVIOUS))
+            steadily(lambda: client.delete_registered_model_alias(self.name, PREVIOUS))
 
     def _mark_withdrawn(self, number: int, *, withdrawn: bool) -> None:
         """Set or take away the tag that keeps schedules from promoting a version."""
         version, client = self._registered(number), self._store.client
         if version is None or (WITHDRAWN_TAG in version.tags) == withdrawn:
             return
-        of = (self._name, str(number), WITHDRAWN_TAG)
+        of = (self.name, str(number), WITHDRAWN_TAG)
         if withdrawn:
             steadily(lambda: client.set_model_version_tag(*of, "true"))
         else:
@@ -492,7 +522,7 @@ class Promotions:
 
     def _set_alias(self, alias: str, number: int) -> None:
         client = self._store.client
-        steadily(lambda: client.set_registered_model_alias(self._name, alias, str(number)))
+        steadily(lambda: client.set_registered_model_alias(self.name, alias, str(number)))
 
     def _champion(self) -> int | None:
         """Return the version that the alias is at; None: at none, or at one that is gone."""
@@ -502,19 +532,9 @@ class Promotions:
     def _is_there(self, number: int | None) -> bool:
         return number is not None and self._registered(number) is not None
 
-    def _version(self, number: int | None) -> "ModelVersion":
-        with store_errors(self._store.uri):
-            wanted = self._aliases().get(CHALLENGER) if number is None else str(number)
-            if wanted is None:
-                raise UsageError(f"{self._name} has no challenger")
-            version = self._registered(wanted)
-        if version is None:
-            raise UsageError(f"{self._name} has no version {wanted}")
-        return version
-
     def _registered(self, number: int | str) -> "ModelVersion | None":
         """Return a version, or None if it was deleted or never was."""
-        return known(lambda: self._store.client.get_model_version(self._name, str(number)))
+        return known(lambda: self._store.client.get_model_version(self.name, str(number)))
 
     def _run_is_there(self, run_id: str) -> bool:
         """Return whether a run may be written to."""
@@ -522,7 +542,7 @@ class Promotions:
         return run is not None and run.info.lifecycle_stage == "active"
 
     def _aliases(self) -> Mapping[str, str]:
-        model = known(lambda: self._store.client.get_registered_model(self._name))
+        model = known(lambda: self._store.client.get_registered_model(self.name))
         return {} if model is None else model.aliases
 
 
