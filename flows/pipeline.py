@@ -159,7 +159,7 @@ def pass_gate(root: Path, params: Params, number: int) -> Standing:
     standing = promote.consider(root, params, number)
     log = get_run_logger()
     for check in standing.verdict.checks:
-        log.info("%s: %s", "passed" if check.passed else "failed", check)
+        log.info("%s: %s", check.decision, check)
     log.info("version %d is the %s", number, "champion" if standing.champion else "challenger")
     return standing
 

@@ -24,6 +24,8 @@ from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.registry.promotion import Change, Promotions, Standing
 from danceflow.registry.register import register_student
+from danceflow.report.evidence import read_evidence
+from flows.rescore import CheckoutEvaluation
 
 
 def register(root: Path, params: Params) -> int:
@@ -35,6 +37,7 @@ def register(root: Path, params: Params) -> int:
 
     Raises:
         WeightsError: there is no student.
+        DataError: its evaluation is missing or damaged.
         TrackingError: the store cannot be reached or refuses.
     """
     paths = Paths(root)
@@ -57,7 +60,7 @@ def register(root: Path, params: Params) -> int:
         run_id,
         paths.student,
         settings.registered_model,
-        summary,
+        read_evidence(paths, summary["capabilities"], summary["capabilities"]),
         source_tags(root),
     )
     if entry.judged_anew:
@@ -72,6 +75,9 @@ def register(root: Path, params: Params) -> int:
 def consider(root: Path, params: Params, number: int) -> Standing:
     """Make a version the challenger, judge it against the champion, promote it where allowed.
 
+    A champion that was evaluated otherwise is evaluated again, which takes as long as the student's
+    own part of the stage ``evaluate``.
+
     Args:
         root: the checkout or worktree that the pipeline ran in.
         params: its parameters; ``gate`` is the policy.
@@ -82,7 +88,7 @@ def consider(root: Path, params: Params, number: int) -> Standing:
     """
     store, name = _registry(root, params)
     version = store.client.get_model_version(name, str(number))
-    return Promotions(store, name).consider(
+    return Promotions(store, name, CheckoutEvaluation(root, params)).consider(
         version, params.gate, auto_promote=params.gate.auto_promote
     )
 
@@ -100,7 +106,8 @@ def promote(root: Path, version: int | None = None) -> Change:
         TrackingError: the store cannot be reached or refuses.
     """
     params = load_params(Paths(root).params)
-    return Promotions(*_registry(root, params)).promote(version, params.gate)
+    again = CheckoutEvaluation(root, params)
+    return Promotions(*_registry(root, params), again).promote(version, params.gate)
 
 
 def rollback(root: Path) -> Change:
