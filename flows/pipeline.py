@@ -166,7 +166,7 @@ def pass_gate(root: Path, params: Params, number: int, wait_for_approval: bool) 
     standing = promote.consider(root, params, number, wait_for_approval=wait_for_approval)
     log = get_run_logger()
     for check in standing.verdict.checks:
-        log.info("%s: %s", "passed" if check.passed else "failed", check)
+        log.info("%s: %s", check.decision, check)
     log.info("version %d is the %s", number, "champion" if standing.champion else "challenger")
     return standing
 

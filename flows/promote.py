@@ -26,7 +26,9 @@ from danceflow.paths import Paths
 from danceflow.registry.history import Approval, Change
 from danceflow.registry.promotion import GATE_TAG, Promotions, Standing
 from danceflow.registry.register import register_student
+from danceflow.report.evidence import read_evidence
 from flows.notify import Event, News, tell
+from flows.rescore import CheckoutEvaluation
 
 
 def register(root: Path, params: Params) -> int:
@@ -38,6 +40,7 @@ def register(root: Path, params: Params) -> int:
 
     Raises:
         WeightsError: there is no student.
+        DataError: its evaluation is missing or damaged.
         TrackingError: the store cannot be reached or refuses.
     """
     paths = Paths(root)
@@ -60,7 +63,7 @@ def register(root: Path, params: Params) -> int:
         run_id,
         paths.student,
         settings.registered_model,
-        summary,
+        read_evidence(paths, summary["capabilities"], summary["capabilities"]),
         source_tags(root),
     )
     number = int(entry.version.version)
@@ -80,6 +83,9 @@ def consider(
     root: Path, params: Params, number: int, *, wait_for_approval: bool = False
 ) -> Standing:
     """Make a version the challenger, judge it against the champion, promote it where allowed.
+
+    A champion that was evaluated otherwise is evaluated again, which takes as long as the student's
+    own part of the stage ``evaluate``.
 
     Args:
         root: the checkout or worktree that the pipeline ran in.
@@ -237,7 +243,7 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _promotions(root: Path, params: Params) -> Promotions:
-    return Promotions(*_registry(root, params))
+    return Promotions(*_registry(root, params), CheckoutEvaluation(root, params))
 
 
 def _tell(root: Path, params: Params, news: News) -> None:

@@ -127,13 +127,28 @@ def _retention(row: Mapping[str, Any]) -> str:
 def _verdict(standing: Standing | None) -> str:
     if standing is None:
         return "Not registered."
-    if not standing.verdict.passed:
-        reasons = "".join(f"\n- {reason}" for reason in standing.verdict.reasons)
-        return f"Version {standing.version} does not pass the gate:\n{reasons}"
+    answer = standing.verdict
     role = "champion" if standing.champion else "challenger"
     note = ""
     if standing.withdrawn and not standing.champion:
         note = " (it was rolled back once: `danceflow promote` makes it champion)"
     elif standing.refused and not standing.champion:
         note = " (it was not approved: `danceflow promote` makes it champion)"
-    return f"Version {standing.version} passes the gate and is the {role}{note}."
+    said = f"Version {standing.version} {answer.headline} and is the {role}{note}."
+    if not answer.passed:
+        reasons = "".join(f"\n- {reason}" for reason in answer.reasons)
+        said = f"Version {standing.version} {answer.headline}:\n{reasons}"
+    rows = [
+        f"| {check.capability} | {check.kind} | {check.shown} | {check.needs} | "
+        f"{check.num_rows} | {check.decision} |"
+        for check in answer.checks
+    ]
+    against = f"compared with {answer.against}" if answer.against else "there was no champion"
+    table = [
+        f"Every condition at {answer.confidence:.0%} confidence, one-sided; {against}.",
+        "",
+        "| capability | condition | found | needs | prompts | decision |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
+    return "\n".join([said, "", *table])

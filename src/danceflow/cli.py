@@ -409,6 +409,33 @@ def edit(
 
 
 @app.command()
+def evaluate(
+    source: Source = "champion",
+    capability: Annotated[
+        list[str] | None, typer.Option(help="Which; default: all of params.yaml.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the score of every row, as JSON.")
+    ] = None,
+) -> None:
+    """Score a student by this checkout's rows, steps, seeds and judge.
+
+    The checkout stays as it is. The gate does the same with a champion that was evaluated otherwise
+    than the student that would follow it.
+    """
+    root = _checkout()
+    from danceflow.registry.rescore import rescore
+
+    found = rescore(root, source, capability or ())
+    if out is not None:
+        from danceflow.ops.files import write_text
+
+        write_text(out, found.as_text())
+    for line in found.lines():
+        typer.echo(line)
+
+
+@app.command()
 def promote(
     version: Annotated[
         int | None, typer.Argument(help="Of the registered model; default: the challenger.")

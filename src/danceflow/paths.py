@@ -127,6 +127,10 @@ class Paths:
         """Return where the image grids of one capability lie."""
         return self.evaluations / capability
 
+    def evaluation_identity(self, capability: str) -> Path:
+        """Return where an evaluation tells what decided what was asked and how it was scored."""
+        return self.evaluation_images(capability) / "identity.json"
+
     @property
     def report_page(self) -> Path:
         """The self-contained page."""

@@ -16,7 +16,9 @@ def trained(tracking: TrackingSettings, tmp_path):
         pass
     folder = tmp_path / "student"
     folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps({"num_steps": 4}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"num_steps": 4, "family": "sd3", "files": {}})
+    )
     return open_store(tracking), folder
 
 

@@ -136,9 +136,10 @@ def _rule_gate(sections: Mapping[str, Any]) -> Iterator[Problem]:
     if "gate" not in sections or "capabilities" not in sections:
         return
     given, known = sections["gate"].min_retention, sections["capabilities"]
-    for name in given:
-        if name not in known:
-            yield Problem(f"gate.min_retention.{name}", unknown_name("capability", name, known))
+    for section, names in (("min_score", sections["gate"].min_score), ("min_retention", given)):
+        for name in names:
+            if name not in known:
+                yield Problem(f"gate.{section}.{name}", unknown_name("capability", name, known))
     for name in known:
         if name not in given:
             yield Problem(f"gate.min_retention.{name}", "is missing: every capability needs one")

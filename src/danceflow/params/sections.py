@@ -271,6 +271,8 @@ class EvaluateParams(Section):
 class GateParams(Section):
     """What a student must reach before it may be promoted."""
 
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]  # one-sided, of every condition
+    min_score: Mapping[str, NonNegative]  # per capability, the least score; may be empty
     min_retention: Mapping[str, NonNegative]  # per capability, share of its own teacher's score
     max_regression: NonNegative  # share of the champion's score that may be lost
     auto_promote: bool

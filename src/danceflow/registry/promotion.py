@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from danceflow.errors import UsageError
 from danceflow.ops.tracking import Store, store_errors
+from danceflow.registry.card import fitting, publish
+from danceflow.registry.evidence import Again, current, rival_of
 from danceflow.registry.history import (
     Approval,
     Change,
@@ -27,7 +29,6 @@ from danceflow.registry.history import (
     now,
     steadily,
 )
-from danceflow.registry.register import stored_summary
 from danceflow.report.gate import Verdict, verdict
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ CHALLENGER = "challenger"
 PREVIOUS = "previous"
 WITHDRAWN_TAG = "withdrawn"
 GATE_TAG = "gate.passed"
+DECISION_TAG = "gate.decision"
 REASONS_TAG = "gate.reasons"
 AGAINST_TAG = "gate.champion"
 
@@ -114,10 +116,19 @@ class Promotions:
         name: of the registered model.
     """
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, again: Again | None = None) -> None:
+        """Take a registry.
+
+        Args:
+            store: where the model is registered.
+            name: of the registered model.
+            again: evaluates a champion that was evaluated otherwise than who would follow it;
+                None: nothing can, and who would follow is not promoted then.
+        """
         self._store = store
         self.name = name
         self._history = History(store, name)
+        self._again = again
 
     def holder(self, alias: str) -> "ModelVersion | None":
         """Return the version that has an alias; None: none has, or it was deleted.
@@ -191,7 +202,7 @@ class Promotions:
             self._set_alias(CHALLENGER, int(version.version))
 
     def judge(self, version: "ModelVersion", policy: "GateParams") -> Verdict:
-        """Return the gate's verdict on a version against the champion, kept as tags.
+        """Return the gate's verdict on a version against the champion, kept as tags and as a card.
 
         The tags go on the version, and on the run that it comes from unless that was deleted.
 
@@ -200,12 +211,16 @@ class Promotions:
         """
         champion = self.holder(CHAMPION)
         rival = champion if champion and champion.version != version.version else None
+        evidence = current(self._store, version)
         answer = verdict(
-            stored_summary(version), None if rival is None else stored_summary(rival), policy
+            evidence,
+            rival and rival_of(self._store, evidence, version, rival, self._again),
+            policy,
         )
         tags = {
             GATE_TAG: str(answer.passed).lower(),
-            REASONS_TAG: "; ".join(answer.reasons),
+            DECISION_TAG: answer.decision,
+            REASONS_TAG: fitting(answer.reasons),
             AGAINST_TAG: "" if rival is None else str(rival.version),
         }
         client = self._store.client
@@ -215,6 +230,7 @@ class Promotions:
             if version.run_id and self._run_is_there(version.run_id):
                 for name, value in tags.items():
                     client.set_tag(version.run_id, name, value)
+        publish(self._store, version, evidence, answer)
         return answer
 
     def consider(
