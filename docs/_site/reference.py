@@ -3,6 +3,7 @@
 ``make docs`` runs it before the site is built; git ignores what it writes.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def value_of(data: Any, name: str) -> str:
         if not isinstance(data, dict):
             return ""
         data = data.get(part, next(iter(data.values())) if part == "<name>" and data else None)
-    return f"`{data}`" if data is not None else "null"
+    return f"`{json.dumps(data)}`"
 
 
 def parameters() -> None:
