@@ -111,6 +111,11 @@ def _shown(letter: str) -> str:
     return letter if letter.isprintable() else " "
 
 
+def _cell(text: str) -> str:
+    """Return a text that ends no cell of a table."""
+    return text.replace("|", "\\|")
+
+
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, int | float) else "-"
 
@@ -139,7 +144,7 @@ def _verdict(standing: Standing | None) -> str:
         reasons = "".join(f"\n- {reason}" for reason in answer.reasons)
         said = f"Version {standing.version} {answer.headline}:\n{reasons}"
     rows = [
-        f"| {check.capability} | {check.kind} | {check.shown} | {check.needs} | "
+        f"| {check.capability} | {check.kind} | {_cell(check.shown)} | {check.needs} | "
         f"{check.num_rows} | {check.decision} |"
         for check in answer.checks
     ]

@@ -182,6 +182,7 @@ def test_the_commands_are_frozen() -> None:
         "digits": [],
         "generate": [*student, "--size", "prompts"],
         "edit": [*student, "image", "instructions"],
+        "evaluate": ["--capability", "--from", "--out"],
         "promote": ["version"],
         "rollback": [],
         "serve": ["--cron"],

@@ -484,10 +484,10 @@ def evaluate(
         Path | None, typer.Option(help="File for the score of every row, as JSON.")
     ] = None,
 ) -> None:
-    """Score a student by this checkout's rows, steps, seeds and judge.
+    """Score a student by this checkout's evaluation.
 
-    The checkout stays as it is. The gate does the same with a champion that was evaluated otherwise
-    than the student that would follow it.
+    Rows, steps, seeds and judge are the checkout's, which stays as it is. The gate does the same
+    with a champion that was evaluated otherwise than the student that would follow it.
     """
     root = _checkout()
     from danceflow.registry.rescore import rescore

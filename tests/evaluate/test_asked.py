@@ -9,10 +9,18 @@ from tiny_project import small_data
 from training_record import CAPABILITIES
 
 from danceflow.capability import asked
-from danceflow.evaluate.asked import start_field, teacher_fields
+from danceflow.data.buckets import read_bucket
+from danceflow.evaluate.asked import (
+    fields_of,
+    start_field,
+    survey_of,
+    task_of,
+    teacher_fields,
+)
+from danceflow.evaluate.result import once
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.family import open_family
-from danceflow.models.package import FROZEN_FOLDER, write_manifest
+from danceflow.models.package import FROZEN_FOLDER, load_package, write_manifest
 from danceflow.models.start import start_backbone
 from danceflow.models.teachers import Teachers
 from danceflow.params.read import parse_params
@@ -70,3 +78,23 @@ def test_a_teacher_keeps_the_guidance_of_its_capability(reported) -> None:
         assert list(fields) == ["teacher:base", "teacher:local", "teacher:global"]
         assert fields["teacher:base"].scale == params.capabilities["t2i"].guidance
         assert fields["teacher:local"].scale == params.capabilities["local_edit"].guidance
+
+
+def test_only_who_the_gate_compares_is_asked_with_every_noise_seed(reported) -> None:
+    paths = reported[1]
+    seeded = parse_params(small_data(CAPABILITIES, evaluate__seeds=[3, 5]), "test")
+    student = load_package(paths.student)
+    teachers = Teachers(paths.teachers, "sd3", ["base", "local", "global"], "cpu")
+    dataset = read_bucket(paths.bucket("local_edit"), "test")
+    task = task_of(seeded, "local_edit", dataset, student.family)
+    fields = fields_of(seeded, "local_edit", student, teachers)
+    survey = survey_of(seeded, task, fields, ())
+    asked_of = {
+        name: {(task.rows[place].variant, task.rows[place].seed) for place in places}
+        for name, places in survey.places.items()
+    }
+    every = {("standard", 3), ("standard", 5), ("reworded", 3), ("held_out_pair", 3)}
+    assert asked_of["student"] == asked_of["teacher:local"] == every
+    for name in ("start", "teacher:base", "teacher:global"):
+        assert asked_of[name] == {("standard", 3)}
+    assert once(task, "standard") == survey.places["start"]

@@ -105,13 +105,13 @@ def test_answers_without_the_student_are_given_once(copy, monkeypatch) -> None:
     evaluate.run(params, paths, "t2i")
     whole = paths.evaluation("t2i").read_text().splitlines()
     asked: list[str] = []
-    images = asking._finite_images
+    images = asking.finite_images
 
     def noted(task, field, config, name, on_batch):
         asked.append(name)
         return images(task, field, config, name, on_batch)
 
-    monkeypatch.setattr(asking, "_finite_images", noted)
+    monkeypatch.setattr(asking, "finite_images", noted)
     evaluate.run(params, paths, "t2i")
     assert asked == ["student"]
     again = paths.evaluation("t2i").read_text().splitlines()

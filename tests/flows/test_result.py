@@ -30,8 +30,16 @@ STAGES = (
     StageResult("distill", Outcome.RAN, 350.24),
     StageResult("teachers", Outcome.FROZEN, 0.0),
 )
-PASSED = Verdict((Check("t2i", "retention", 0.9, 0.9, True),))
-FAILED = Verdict((Check("t2i", "retention", 0.8, 0.9, False),))
+PASSED = Verdict((Check("t2i", "retention", "pass", 0.9, 0.95, 0.91, 0.98, 240),), 0.95)
+FAILED = Verdict((Check("t2i", "retention", "fail", 0.9, 0.8, 0.75, 0.85, 240),), 0.95)
+UNKNOWN = Verdict(
+    (
+        Check("t2i", "regression", "unknown", 0.95, 0.96, 0.93, 0.99, 240, 700),
+        Check("local_edit", "regression", "unknown", 0.95, note="the champion was evaluated so|so"),
+    ),
+    0.95,
+    "version 2",
+)
 
 
 def test_the_table_shows_scores_and_stages():
@@ -50,6 +58,14 @@ def test_the_table_shows_scores_and_stages():
         (Standing(3, PASSED, False, False), "Version 3 passes the gate and is the challenger."),
         (Standing(3, PASSED, False, True), "challenger (it was rolled back once"),
         (Standing(3, FAILED, False, False), "does not pass the gate:\n\n- t2i: keeps 80.0%"),
+        (
+            Standing(3, PASSED, True, False),
+            "| t2i | retention | 95.0% (between 91.0% and 98.0%) | 9",
+        ),
+        (Standing(3, PASSED, True, False), "one-sided; there was no champion."),
+        (Standing(3, UNKNOWN, False, False), "not known with these 240 prompts; about 700 would"),
+        (Standing(3, UNKNOWN, False, False), "one-sided; compared with version 2."),
+        (Standing(3, UNKNOWN, False, False), "the champion was evaluated so\\|so"),
     ],
 )
 def test_the_table_says_how_the_student_stands(standing, text):

@@ -124,6 +124,19 @@ if name == "report":
     write("reports/summary.json", json.dumps({"capabilities": {name: row for name in names}}))
     from PIL import Image
     Path("reports/evaluate/t2i").mkdir(parents=True)
+    asked = {"variant": "standard", "seed": 0}
+    answers = [{"uid": str(n), "category": f"c{n % 2}", **asked} for n in range(30)]
+    def field(mark):
+        rows = [{**answer, "score": mark} for answer in answers]
+        parts = dict.fromkeys(("categories", "variants", "metrics", "field_gap"), {})
+        return {"score": mark, "rows": rows, **parts}
+    for name in names:
+        fields = {"student": field(score), "start": field(0.1), "teacher:base": field(1.0)}
+        found = {"capability": name, "scale": 1.0, "teacher": "teacher:base", "num_steps": 4}
+        found |= {"extractor": "none", "seconds": 1.0, "fields": fields}
+        write(f"reports/evaluate/{name}.json", json.dumps(found))
+        identity = {"num_steps": params["evaluate"]["num_steps"]}
+        write(f"reports/evaluate/{name}/identity.json", json.dumps(identity))
     Image.new("RGB", (64, 32), "red").save("reports/evaluate/t2i/grid.png")
 note(f"{stage} ends")
 """

@@ -398,7 +398,7 @@ class EvaluateParams(Section):
     batch_size: PositiveCount
     """Rows that are computed together."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
-    """Seeds of the noise; every row is scored once for each."""
+    """Seeds of the noise; student and own teacher are asked with all, others with the first."""
     num_bootstrap: PositiveCount
     """Bootstrap replicates of an interval."""
     weights: WeightsParams
@@ -411,9 +411,9 @@ class GateParams(Section):
     """What a student must reach before it may be promoted."""
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
-    """One-sided confidence of every condition."""
+    """One-sided confidence of every condition; what is not known so surely never promotes."""
     min_score: Mapping[str, NonNegative]
-    """By capability, the least score; may be empty."""
+    """By capability, the least score, whatever teacher and champion score; {}: none."""
     min_retention: Mapping[str, NonNegative]
     """By capability, the least share of its own teacher's score."""
     max_regression: NonNegative

@@ -7,6 +7,7 @@ lower one at 0 or above, the condition holds; lies the upper one below 0, it doe
 is not known with these rows, and what is not known is not promoted.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -377,12 +378,21 @@ def _replicates(categories: Sequence[Array]) -> Array:
     prompts: the bootstrap's variance lacks that factor (Efron and Tibshirani 1993, chapter 5.3),
     which is small for 40 prompts and not for 5.
     """
-    generator = np.random.default_rng(_SEED)
+    counts = tuple(len(scores) for scores in categories)
     total = np.zeros((NUM_RESAMPLES, categories[0].shape[1]))
-    for scores in categories:
-        count, mean = len(scores), scores.mean(axis=0)
-        drawn = generator.multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES)
+    for count, scores, drawn in zip(counts, categories, _drawn(counts), strict=True):
+        mean = scores.mean(axis=0)
         widened = math.sqrt(count / (count - 1)) if count > 1 else 1.0
         total += mean + (drawn @ scores / count - mean) * widened
     result: Array = total / len(categories)
     return result
+
+
+@functools.lru_cache(maxsize=1)  # every condition of a capability has the same prompts
+def _drawn(counts: tuple[int, ...]) -> tuple[Array, ...]:
+    """Return how often each prompt is drawn, [NUM_RESAMPLES, count] for every category."""
+    generator = np.random.default_rng(_SEED)
+    return tuple(
+        generator.multinomial(count, np.full(count, 1 / count), NUM_RESAMPLES).astype(np.float64)
+        for count in counts
+    )
