@@ -158,7 +158,16 @@ def test_the_commands_are_frozen() -> None:
     }
     student = ["--device", "--from", "--guidance", "--num-steps", "--out", "--seed"]
     assert found == {
-        "run": ["--dry-run", "--name", "--parallel", "--recipe", "--set", "--with-teachers", "-S"],
+        "run": [
+            "--dry-run",
+            "--name",
+            "--parallel",
+            "--recipe",
+            "--set",
+            "--wait-for-approval",
+            "--with-teachers",
+            "-S",
+        ],
         "sweep": ["--parallel", "file"],
         "table": ["--against", "--from", "--out", "sweep"],
         "stage": ["--capability", "name"],
@@ -183,8 +192,10 @@ def test_the_commands_are_frozen() -> None:
         "generate": [*student, "--size", "prompts"],
         "edit": [*student, "image", "instructions"],
         "evaluate": ["--capability", "--from", "--out"],
-        "promote": ["version"],
-        "rollback": [],
+        "promote": ["--reason", "--wait-for-approval", "version"],
+        "rollback": ["--reason"],
+        "history": ["--json"],
+        "diff": ["--json", "--out", "first", "second"],
         "serve": ["--cron"],
         "ui": ["--mlflow-port", "--prefect-port"],
     }
@@ -199,7 +210,7 @@ def test_run_hands_recipe_and_values_to_the_flow(
     more = ("--name", "trial", "--parallel", "2", "--with-teachers")
     assert danceflow("run", "--recipe", recipe, *values, *more)[:2] == (0, "a table\n")
     plain = {"root": checkout, "recipe": None, "overrides": {}, "name": None, "max_parallel": 1}
-    plain["with_teachers"] = False
+    plain |= {"with_teachers": False, "wait_for_approval": False}
     changed = {
         **plain,
         "recipe": Path(recipe),
@@ -285,12 +296,18 @@ def test_the_other_flows_get_the_checkout(
     assert danceflow("serve", "--cron", "0 2 * * *")[0] == 0
     assert danceflow("promote", "3")[:2] == (0, "promote done\n")
     assert danceflow("promote")[0] == 0
-    assert danceflow("rollback")[:2] == (0, "rollback done\n")
+    assert danceflow("rollback", "--reason", "worse")[:2] == (0, "rollback done\n")
     assert danceflow("ui", "--mlflow-port", "5001")[0] == 0
     names = [name for name, _, _ in calls]
     assert names == ["run_teachers", "serve", "promote", "promote", "rollback", "serve_pages"]
     assert all(args[0] == checkout for _, args, _ in calls)
-    assert [args[1:] for _, args, _ in calls[:5]] == [(), ("0 2 * * *",), (3,), (None,), ()]
+    assert [args[1:] for _, args, _ in calls[:5]] == [
+        (),
+        ("0 2 * * *",),
+        (3, ""),
+        (None, ""),
+        ("worse",),
+    ]
     assert calls[5][1][1].experiment == "danceflow"
     assert calls[5][1][2:] == (5001, 4200)
 
