@@ -103,6 +103,11 @@ def stay_home() -> None:
         _STAYING.enter_context(_used(Path(users)))
 
 
+def is_own_server() -> bool:
+    """Return whether Prefect works with the project's own server."""
+    return _USERS in os.environ
+
+
 _STAYING = contextlib.ExitStack()
 
 

@@ -105,15 +105,12 @@ def run(
     load_params(source)
     changed = f"{source} with --set" if values else str(source)
     require_training(parse_params(override(read_yaml(source), values), changed), changed)
-<<<<<<< HEAD
-    from flows.home import at_home
-=======
     if dry_run:
         from flows.dry_run import forecast
 
         typer.echo("\n".join(map(str, forecast(root, recipe, values))))
         return
->>>>>>> 9a598ed4015d28db3d562e50a80e480fad0dd841
+    from flows.home import at_home
     from flows.pipeline import run_pipeline
     from flows.result import result_table
 
