@@ -531,7 +531,7 @@ def ui(
     from danceflow.params.read import load_params
     from flows.pages import serve_pages
 
-    serve_pages(root, load_params(root / "params.yaml").tracking, mlflow_port, prefect_port)
+    serve_pages(root, load_params(root / "params.yaml"), mlflow_port, prefect_port)
 
 
 def main() -> None:

@@ -34,10 +34,12 @@ from danceflow.ops.tracking.store import (
     without_login,
 )
 from danceflow.ops.tracking.tracker import MlflowTracker, NoTracker, Tracker, flatten
+from danceflow.ops.tracking.view import VIEW, save_view
 
 __all__ = [
     "ORIGIN_TAG",
     "RESTORED_TAG",
+    "VIEW",
     "MlflowTracker",
     "NoTracker",
     "RecordedRun",
@@ -58,6 +60,7 @@ __all__ = [
     "row_metrics",
     "run_page",
     "runs_page",
+    "save_view",
     "source_tags",
     "start_run",
     "store_errors",

@@ -194,7 +194,7 @@ def without_login(text: str) -> str:
     return _LOGIN.sub("***@", text)
 
 
-def runs_page(address: str, store: Store) -> str:
+def runs_page(address: str, store: Store, view: str | None = None) -> str:
     """Return the address of the experiment's runs on MLflow's page.
 
     The page opens every experiment as one of traces, of whatever kind it is, unless its address
@@ -203,9 +203,13 @@ def runs_page(address: str, store: Store) -> str:
     Args:
         address: of the page.
         store: the store that it shows.
+        view: a view that is saved in the experiment; None: the page's usual columns.
     """
     kind = "workflowType=machine_learning"
-    return without_login(f"{address.rstrip('/')}/#/experiments/{store.experiment_id}?{kind}")
+    place = f"{address.rstrip('/')}/#/experiments/{store.experiment_id}"
+    if view is not None:
+        return without_login(f"{place}/runs?{kind}&viewStateShareKey={view}")
+    return without_login(f"{place}?{kind}")
 
 
 def run_page(address: str, store: Store, run_id: str) -> str:
