@@ -509,7 +509,7 @@ def serve(
 
 @app.command()
 def deploy() -> None:
-    """Make the deployments of prefect.yaml on the team's Prefect server.
+    """Make the deployments of prefect.yaml on a server.
 
     Their work pool and the automations that look after runs are made, too.
     """
