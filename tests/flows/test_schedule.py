@@ -1,3 +1,4 @@
+import logging
 import multiprocessing
 import os
 import time
@@ -40,6 +41,18 @@ def test_ending_the_schedule_ends_its_runs():
         run.start()
         raise SystemExit
     assert run.exitcode is not None
+
+
+def test_the_queue_is_told_when_it_changes(caplog):
+    caplog.set_level("INFO")
+    log = logging.getLogger("test.runner")
+    log.addFilter(schedule._Queue())
+    for count in (1, 1, 2, 2, 2):
+        log.info("%d scheduled runs skipped (at capacity)", count)
+        log.info("something else")
+    told = [text for text in caplog.messages if "wait" in text]
+    assert told == [f"{count} runs wait until the checkout is free" for count in (1, 2)]
+    assert caplog.messages.count("something else") == 5
 
 
 def test_deployments_need_a_server(monkeypatch):
