@@ -17,10 +17,11 @@ from flows.home import at_home
 JOINS = """
 import sys, time
 from pathlib import Path
-from flows.home import at_home, is_own_server, stay_home
+from prefect.settings import get_current_settings
+from flows.home import at_home, is_own_server
 with at_home(Path(sys.argv[1])) as found:
     assert is_own_server()
-    print(found.url, flush=True)
+    print(found.url, get_current_settings().logging.level, flush=True)
     time.sleep(600)
 """
 
@@ -51,12 +52,15 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 
 def joining(root: Path) -> tuple[subprocess.Popen[str], str]:
+    """Return a process that uses the server, and the server's address."""
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     process = subprocess.Popen(
         [sys.executable, "-c", JOINS, str(root)], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdout is not None
-    return process, process.stdout.readline().strip()
+    url, level = process.stdout.readline().split()
+    assert level == "ERROR"  # of the user's profile
+    return process, url
 
 
 @pytest.mark.pipeline
@@ -77,7 +81,6 @@ def test_one_server_serves_all_commands_of_a_project_and_ends_with_the_last(
             assert found.url == url
             assert os.environ["PREFECT_API_URL"] == url
             assert os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
-            assert home.get_current_settings().logging.level == "ERROR"  # the user's profile
             second.kill()
             second.communicate()
             assert found.is_alive()
