@@ -566,7 +566,7 @@ def diff(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare two versions: scores, parameters, code and data, pictures."""
+    """Compare two versions: scores, origins, pictures."""
     root = _checkout()
     from flows.diff import as_text, check_out, write
     from flows.promote import compare
