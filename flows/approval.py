@@ -6,6 +6,7 @@ history of the champion.
 
 import logging
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -111,7 +112,8 @@ def decide(
         lines.append("* It was the champion once and was rolled back.")
     try:
         answer = pause_flow_run(
-            wait_for_input=Answer.with_initial_data(description="\n\n".join(lines)),
+            # The page shows Markdown, and HTML in it.
+            wait_for_input=Answer.with_initial_data(description=escape("\n\n".join(lines))),
             timeout=round(patience_s),
             poll_interval=_POLL_S,
         )

@@ -94,14 +94,14 @@ def test_a_person_approves_on_a_form_and_is_remembered(tmp_path, mlflow_template
         for score in (0.8, 0.9):
             enter(root, score)
         promote.promote(root, 1)
-        run = Run(run_promotion, version=2, reason="better hands", root=root)
+        run = Run(run_promotion, version=2, reason="<b>better</b> hands", root=root)
         waiting = paused(client, run)
         assert int(promotions_of(root).holder("champion").version) == 1
         schema, words = form_of(waiting)
         assert set(schema["required"]) == {"decision", "who", "why"}
         assert schema["properties"]["decision"]["enum"] == ["promote", "refuse"]
         assert "Version 2 of danceflow-scenes passes the gate" in words
-        assert "better hands" in words
+        assert "&lt;b&gt;better&lt;/b&gt; hands" in words
         for bad in ({}, {"decision": "promote", "who": "", "why": "x"}, {"decision": "maybe"}):
             answer = client.resume_flow_run(waiting.id, run_input=bad)
             assert answer.status.value != "ACCEPT", bad
@@ -112,7 +112,7 @@ def test_a_person_approves_on_a_form_and_is_remembered(tmp_path, mlflow_template
     assert (run.result.version, run.result.previous) == (2, 1)
     last = promotions_of(root).history()[-1]
     assert last == run.result
-    assert last.reason == "better hands"
+    assert last.reason == "<b>better</b> hands"
     assert (last.approval.by, last.approval.reason) == ("Ada", "looked at forty hands")
     told = [(item["type"], item["data"]["version"]) for item in hooks.told()]
     assert told == [

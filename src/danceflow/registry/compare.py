@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _NUM_RESAMPLES = 2000
+_SHOWN = 16  # letters of a digest; a commit has as many that tell it apart
 # What a picture of a run is called: MLflow writes "~" for "/".
 _PICTURE = re.compile(
     r"images/(?P<key>.+)\+step\+(?P<step>\d+)\+timestamp\+(?P<time>\d+)\+[^+]*\.png"
@@ -211,7 +212,9 @@ def _mean(scored: Scored | None) -> float | None:
 
 def _sources(version: "ModelVersion", run: "Run | None") -> dict[str, str]:
     """Return which code and data a version comes from."""
-    found = {label: version.tags[tag] for tag, label in _SOURCES.items() if tag in version.tags}
+    found = {
+        label: version.tags[tag][:_SHOWN] for tag, label in _SOURCES.items() if tag in version.tags
+    }
     found["run"] = str(version.run_id)
     if run is not None:
         if "stage.key" in run.data.tags:
