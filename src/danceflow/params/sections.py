@@ -174,6 +174,7 @@ class CacheParams(Section):
     num_samples: PositiveCount
     num_steps: PositiveCount
     batch_size: PositiveCount
+    dtype: Literal["float32", "bfloat16"]  # of what is stored; it is read as float32
 
 
 class MethodParts(Section):

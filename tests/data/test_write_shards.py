@@ -1,0 +1,58 @@
+"""Shards are of a bounded size, whatever a row takes, and another disk gets copies."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from danceflow.data import write_shards
+from danceflow.data.write_shards import ShardWriter, link_shards
+
+
+def numbered(rows) -> dict[str, torch.Tensor]:
+    return {"a": torch.tensor(rows)[:, None].repeat(1, 256).float(), "row": torch.tensor(rows)}
+
+
+def lengths(folder: Path, names: list[str]) -> list[int]:
+    return [len(load_file(folder / name)["a"]) for name in names]
+
+
+def test_a_shard_ends_with_rows_or_with_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = list(range(100, 130))
+    few = ShardWriter(tmp_path / "few", torch.float32, batch_size=4)
+    (tmp_path / "few").mkdir()
+    names = few.write("a", rows, numbered, rows_per_shard=8)
+    assert lengths(few.folder, names) == [8, 8, 8, 6]
+    assert list(few.files) == names == [f"a-0000{number}.safetensors" for number in range(4)]
+    parts = [load_file(few.folder / name)["row"] for name in names]
+    assert torch.cat(parts).tolist() == rows
+
+    monkeypatch.setattr(write_shards, "_BYTES_PER_SHARD", 10_000)
+    (tmp_path / "small").mkdir()
+    small = ShardWriter(tmp_path / "small", torch.float32, batch_size=4)
+    assert lengths(small.folder, small.write("a", rows, numbered)) == [12, 12, 6]
+    (tmp_path / "half").mkdir()
+    half = ShardWriter(tmp_path / "half", torch.bfloat16, batch_size=4)
+    assert lengths(half.folder, half.write("a", rows, numbered)) == [20, 10]
+    assert small.write("nothing", [], numbered) == []
+
+
+def test_links_take_no_room_and_where_there_are_none_there_are_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("work", "linked", "copied"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "work" / "a").write_bytes(b"rows")
+    link_shards(["a"], tmp_path / "work", tmp_path / "linked")
+    assert (tmp_path / "linked" / "a").samefile(tmp_path / "work" / "a")
+
+    def refused(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    link_shards(["a"], tmp_path / "work", tmp_path / "copied")
+    assert not (tmp_path / "copied" / "a").samefile(tmp_path / "work" / "a")
+    assert (tmp_path / "copied" / "a").read_bytes() == b"rows"
