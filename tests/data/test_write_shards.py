@@ -1,5 +1,6 @@
 """Shards are of a bounded size, whatever a row takes, and another disk gets copies."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from danceflow.data import write_shards
-from danceflow.data.write_shards import ShardWriter, link_shards
+from danceflow.data.write_shards import ShardWriter, link_shards, spilled
 
 
 def numbered(rows) -> dict[str, torch.Tensor]:
@@ -56,3 +57,17 @@ def test_links_take_no_room_and_where_there_are_none_there_are_copies(
     link_shards(["a"], tmp_path / "work", tmp_path / "copied")
     assert not (tmp_path / "copied" / "a").samefile(tmp_path / "work" / "a")
     assert (tmp_path / "copied" / "a").read_bytes() == b"rows"
+
+
+def test_what_is_spilled_lies_on_the_disk_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tables = spilled("a", range(30), numbered, batch_size=7)
+    assert list(tmp_path.iterdir()) == []
+    rows = torch.tensor([29, 0, 7, 7])
+    for name, values in numbered(rows.tolist()).items():
+        assert torch.equal(tables[name][rows], values)
+    mapped = Path("/proc/self/maps").read_text()
+    assert f"{tmp_path}/danceflow-" in mapped
+    assert "a-00000.safetensors (deleted)" in mapped

@@ -7,6 +7,7 @@ It is noted with its digest as soon as it is whole.
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from danceflow.data.shards import MappedTable, mapped_tables
 from danceflow.fields import Condition
 from danceflow.ops.files import atomic_file, sha256, write_json
 
@@ -110,6 +112,28 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     with atomic_file(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+
+
+def spilled(
+    kind: str,
+    rows: Sequence[int],
+    make: Callable[[Sequence[int]], Mapping[str, Tensor]],
+    batch_size: int,
+) -> dict[str, MappedTable]:
+    """Return tables in place of tensors that memory need not hold, float32.
+
+    They lie on the disk, in the system's folder for temporary files (``TMPDIR``), as long as they
+    are used. Their files have no name any more, so that nothing is left of a killed process.
+
+    Args:
+        kind: what they hold.
+        rows: what their rows are made of.
+        make: as for ``ShardWriter.write``.
+        batch_size: rows that are computed together.
+    """
+    with tempfile.TemporaryDirectory(prefix="danceflow-") as folder:
+        names = ShardWriter(Path(folder), torch.float32, batch_size).write(kind, rows, make)
+        return mapped_tables([Path(folder) / name for name in names])
 
 
 def link_shards(names: Iterable[str], source: Path, target: Path) -> None:
