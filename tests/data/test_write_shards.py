@@ -1,5 +1,6 @@
 """Shards are of a bounded size, whatever a row takes, and another disk gets copies."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def test_a_shard_ends_with_rows_or_with_bytes(
     half = ShardWriter(tmp_path / "half", torch.bfloat16, batch_size=4)
     assert lengths(half.folder, half.write("a", rows, numbered)) == [20, 10]
     assert small.write("nothing", [], numbered) == []
+    assert {file.stat().st_mode & 0o777 for file in few.folder.iterdir()} == {0o666 & ~umask()}
+
+
+def umask() -> int:
+    os.umask(found := os.umask(0o22))
+    return found
+
+
+def test_a_journal_that_cannot_be_read_is_told_and_begun_anew(tmp_path: Path, caplog) -> None:
+    names = ShardWriter(tmp_path, torch.float32, batch_size=4).write("a", range(6), numbered)
+    before = (tmp_path / names[0]).read_bytes()
+    (tmp_path / "shards.json").write_text("{")
+    again = ShardWriter(tmp_path, torch.float32, batch_size=4)
+    assert "shards.json: is damaged; its shards are made again" in caplog.text
+    assert again.write("a", range(6), numbered) == names
+    assert (tmp_path / names[0]).read_bytes() == before
 
 
 def test_links_take_no_room_and_where_there_are_none_there_are_copies(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from danceflow.errors import DataError
 from danceflow.ops.files import sha256
@@ -18,7 +19,8 @@ def require_whole(folder: Path, files: Mapping[str, str], remedy: str) -> None:
         files: the digest of each.
         remedy: what to do about it, for the message.
     """
-    for name, digest in files.items():
+    shards = tqdm(files.items(), desc=f"check {folder.name}", mininterval=2, leave=False)
+    for name, digest in shards:
         path = folder / name
         try:
             found = sha256(path)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from danceflow.data.shards import MappedTable, mapped_tables
 from danceflow.fields import Condition
-from danceflow.ops.files import atomic_file, sha256, write_json
+from danceflow.ops.files import sha256, write_bytes, write_json
 
 _LOG = logging.getLogger(__name__)
 ROWS_PER_SHARD = 512
@@ -44,8 +44,7 @@ class ShardWriter:
         """
         self.folder, self.dtype, self.batch_size = folder, dtype, batch_size
         self.files: dict[str, str] = {}
-        journal = folder / _JOURNAL
-        self._noted: dict[str, Any] = json.loads(journal.read_text()) if journal.exists() else {}
+        self._noted = _read_journal(folder / _JOURNAL)
 
     def write(
         self,
@@ -107,11 +106,23 @@ class ShardWriter:
         return values.to("cpu", self.dtype if values.is_floating_point() else values.dtype)
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
+def _read_journal(path: Path) -> dict[str, Any]:
+    """Return what is noted of every shard, nothing where nothing is noted or can be read."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        _LOG.warning("%s: is damaged; its shards are made again", path)
+        return {}
+    return found
 
-    with atomic_file(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    # A file that safetensors opens itself can be read by its owner alone.
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def spilled(
