@@ -174,7 +174,7 @@ def test_every_recipe_can_be_planned(recipe: Path, capsys: pytest.CaptureFixture
 
 
 def rounded(value: float) -> str:
-    return f"{value:.0f}" if value >= 1 else f"{value:.1f}"
+    return f"{value:.0f}" if value >= 1 else f"{value:.1g}"
 
 
 @pytest.mark.parametrize("name", PLANNED)
@@ -191,11 +191,13 @@ def test_a_header_expects_what_the_plan_says(name: str, capsys: pytest.CaptureFi
     with command.make_context("plan", [str(path), "--gpu", gpu, "--json"]) as context:
         command.invoke(context)
     plan = json.loads(capsys.readouterr().out)
-    device, main = plan["peak_device_bytes"] / 1e9, plan["peak_main_bytes"] / 1e9
+    sizes = (plan[f"{name}_bytes"] / 1e9 for name in ("peak_device", "peak_main", "disk"))
+    device, main, disk = sizes
     memory = device_of(gpu).memory_gb
     assert device <= memory if memory is not None else load_params(path).run.device == "cpu"
     expected = (
         f"{rounded(device)} GB on the device, {rounded(main)} GB of main memory, "
+        f"{rounded(disk)} GB of caches on disk, "
         f"{plan['time']['hours']:.1f} hours of updates on {gpu}"
     )
     assert expected in header

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tiny_models import awake, small_sd3
 
-from danceflow.data import cache
+from danceflow.data import write_shards
 from danceflow.data.buckets import encode_png, write_bucket
 from danceflow.errors import DiskSpaceError
 from danceflow.models.package import save_package
@@ -43,7 +43,7 @@ def write_checkpoint(path: Path) -> None:
 
 
 def write_shard(path: Path) -> None:
-    cache._save(path, {"latents": noise(ROOM)})
+    write_shards._save(path, {"latents": noise(ROOM)})
 
 
 def write_buckets(path: Path) -> None:

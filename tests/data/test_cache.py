@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_project import SIZES, small_data, write_project
 
-from danceflow.data import cache
+from danceflow.data import cache, write_shards
 from danceflow.data.buckets import encode_png, images_of, read_bucket, write_bucket
 from danceflow.data.cached_rows import ConditionCache
 from danceflow.errors import DataError, WeightsError
@@ -30,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     params = write_project(paths.root, small_data(CAPABILITIES))
     prepare.run(params, paths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "_ROWS_PER_SHARD", 5)
+        patch.setattr(write_shards, "ROWS_PER_SHARD", 5)
         for capability in CAPABILITIES:
             cache.run(params, paths, capability)
     return params, paths
@@ -39,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def project(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A copy of it that a test may spoil, without the caches."""
-    monkeypatch.setattr(cache, "_ROWS_PER_SHARD", 5)
+    monkeypatch.setattr(write_shards, "ROWS_PER_SHARD", 5)
     params, paths = made
     ignored = shutil.ignore_patterns("cache", ".danceflow")
     shutil.copytree(paths.root, tmp_path / "project", ignore=ignored)
@@ -90,7 +92,8 @@ def test_teacher_samples_follow_from_their_seeds(made, capability: str) -> None:
         cached.condition(torch.arange(len(seeds))),
         teachers.family.grid(params.cache.num_steps),
     )
-    torch.testing.assert_close(cached.teacher_samples, again, rtol=0, atol=1e-4)
+    found = cached.clean("teacher", torch.arange(len(seeds)))
+    torch.testing.assert_close(found, again, rtol=0, atol=1e-4)
     assert cached.num_rows("teacher") == params.cache.num_samples
     assert cached.num_rows("data") == cached.num_rows(None) == len(cached)
     with pytest.raises(WeightsError, match=r"only 6 rows have a teacher sample; raise cache\."):
@@ -111,10 +114,10 @@ def test_an_interrupted_stage_goes_on_from_its_shards(
     made, project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params, paths = project
-    save, saved = cache._save, []
+    save, saved = write_shards._save, []
 
     def interrupted(path: Path, tensors) -> None:
-        if path.name == "samples-00001.safetensors":
+        if path.name == "samples-32x32-00001.safetensors":
             raise KeyboardInterrupt
         save(path, tensors)
 
@@ -122,13 +125,13 @@ def test_an_interrupted_stage_goes_on_from_its_shards(
         saved.append(path.name)
         save(path, tensors)
 
-    monkeypatch.setattr(cache, "_save", interrupted)
+    monkeypatch.setattr(write_shards, "_save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.run(params, paths, "local_edit")
     assert not paths.cache("local_edit").exists()
-    monkeypatch.setattr(cache, "_save", noted)
+    monkeypatch.setattr(write_shards, "_save", noted)
     cache.run(params, paths, "local_edit")
-    assert saved == ["samples-00001.safetensors"]
+    assert saved == ["samples-32x32-00001.safetensors"]
     assert content(paths.cache("local_edit")) == content(made[1].cache("local_edit"))
 
 
@@ -157,34 +160,169 @@ def test_code_that_changed_begins_anew_and_the_index_goes_by_what_came_of_it(
     before = content(paths.cache("t2i"))
     monkeypatch.setattr(keys, "code_digest", lambda *modules: "other code")
     written = []
-    save = cache._save
+    save = write_shards._save
 
     def noted(path: Path, tensors) -> None:
         written.append(path.name)
         save(path, tensors)
 
-    monkeypatch.setattr(cache, "_save", noted)
+    monkeypatch.setattr(write_shards, "_save", noted)
     cache.run(params, paths, "t2i")
     assert {*written, "index.json"} == before.keys()
     assert content(paths.cache("t2i")) == before
 
 
-@pytest.mark.parametrize("name", ["prompts", "latents-00001", "samples-00000"])
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
-def test_a_damaged_shard_is_named_and_the_stage_mends_it(project, name: str, damage: str) -> None:
-    params, paths = project
-    cache.run(params, paths, "t2i")
-    shard = paths.cache("t2i") / f"{name}.safetensors"
-    whole = shard.read_bytes()
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the shards that are written from now on."""
+    save, names = write_shards._save, []
+
+    def noted(path: Path, tensors) -> None:
+        names.append(path.name)
+        save(path, tensors)
+
+    monkeypatch.setattr(write_shards, "_save", noted)
+    return names
+
+
+def spoil(shard: Path, damage: str) -> None:
     if damage == "missing":
         shard.unlink()
-    else:
-        with shard.open("rb+") as file:
-            file.truncate(len(whole) // 2)
-    with pytest.raises(DataError, match=f"{shard}: the cache is missing or damaged"):
-        ConditionCache(paths.cache("t2i"))
+        return
+    with shard.open("rb+") as file:
+        if damage == "truncated":
+            file.truncate(shard.stat().st_size // 2)
+        else:
+            file.seek(-3, 2)
+            last = file.read(1)[0]
+            file.seek(-3, 2)
+            file.write(bytes([last ^ 1]))
+
+
+@pytest.mark.parametrize("name", ["prompts-00000", "latents-32x32-00001", "samples-32x32-00000"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "truncated", "missing"])
+def test_a_damaged_shard_is_named_and_made_again_alone(
+    project, written: list[str], caplog, name: str, damage: str
+) -> None:
+    params, paths = project
     cache.run(params, paths, "t2i")
-    assert shard.read_bytes() == whole
+    folder = paths.cache("t2i")
+    before, shard = content(folder), folder / f"{name}.safetensors"
+    spoil(shard, damage)
+    with pytest.raises(DataError, match=f"{shard}: this shard .*: dvc repro cache@t2i"):
+        ConditionCache(folder)
+    written.clear()
+    cache.run(params, paths, "t2i")
+    # What is missing here is still in the work folder, which shares what is damaged.
+    assert written == ([] if damage == "missing" else [shard.name])
+    assert ("this shard is damaged" in caplog.text) == (damage != "missing")
+    assert content(folder) == before
+    spoil(_work(paths) / shard.name, damage)
+    written.clear()
+    cache.run(params, paths, "t2i")
+    assert written == [shard.name]
+    assert content(folder) == before
+
+
+def _work(paths: Paths) -> Path:
+    (folder,) = paths.work("x").parent.glob("cache-t2i-*/")
+    return folder
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from danceflow.data import cache, write_shards
+from danceflow.params.read import load_params
+from danceflow.paths import Paths
+
+write_shards.ROWS_PER_SHARD = 1
+paths, replace = Paths(Path({root!r})), Path.replace
+
+def killed(partial, path):
+    global left
+    left -= path.suffix == ".safetensors"
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(partial, path)
+
+Path.replace = killed
+for left in (3, 6):
+    process = os.fork()
+    if process == 0:
+        cache.run(load_params(paths.params), paths, "local_edit")
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+"""
+
+
+def test_a_killed_stage_keeps_every_shard_that_was_finished(
+    made, project, written: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process is killed in the prompts' third shard, the next one in the second of samples."""
+    params, paths = project
+    monkeypatch.setattr(write_shards, "ROWS_PER_SHARD", 1)
+    code = KILLED.format(path=sys.path, root=str(paths.root))
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert not paths.cache("local_edit").exists()
+    assert list(paths.root.rglob("*.partial")) != []
+    cache.run(params, paths, "local_edit")
+    assert written == ["samples-32x32-00001.safetensors"]
+    one, other = (ConditionCache(p.cache("local_edit")).groups[0] for p in (paths, made[1]))
+    rows = torch.arange(len(other))
+    assert torch.equal(one.clean("data", rows), other.clean("data", rows))
+    for name, value in other.condition(rows).tensors.items():
+        assert torch.equal(one.condition(rows).tensors[name], value)
+    assert list(paths.root.rglob("*.partial")) == []
+
+
+def test_what_is_stored_in_bfloat16_is_half_and_is_read_as_float32(made, project) -> None:
+    params, paths = project
+    stored = params.cache.model_copy(update={"dtype": "bfloat16"})
+    cache.run(params.model_copy(update={"cache": stored}), paths, "local_edit")
+    half, whole = (ConditionCache(p.cache("local_edit")).groups[0] for p in (paths, made[1]))
+    rows = torch.arange(5)
+    for name, value in whole.condition(rows).tensors.items():
+        found = half.condition(rows).tensors[name]
+        assert found.dtype == value.dtype == torch.float32
+        assert torch.equal(found, value.bfloat16().float())
+    for kind in ("data", "teacher"):
+        torch.testing.assert_close(
+            half.clean(kind, rows), whole.clean(kind, rows), rtol=2**-7, atol=2**-5
+        )
+    sizes = [
+        sum(file.stat().st_size for file in p.cache("local_edit").glob("latents*"))
+        for p in (paths, made[1])
+    ]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+@pytest.mark.parametrize("kind", ["copy", "hardlink", "symlink"])
+def test_a_cache_is_read_through_every_kind_of_link_and_is_left_alone(
+    made, tmp_path: Path, kind: str
+) -> None:
+    """DVC puts an out into the workspace as any of these, read-only but for a copy."""
+    kept, folder = tmp_path / "kept", tmp_path / "local_edit"
+    shutil.copytree(made[1].cache("local_edit"), kept)
+    folder.mkdir()
+    for file in kept.iterdir():
+        file.chmod(0o444)
+        if kind == "copy":
+            shutil.copyfile(file, folder / file.name)
+        elif kind == "hardlink":
+            (folder / file.name).hardlink_to(file)
+        else:
+            (folder / file.name).symlink_to(file)
+    before, rows = content(kept), torch.tensor([7, 0, 11, 7])
+    found, original = (ConditionCache(f).groups[0] for f in (folder, made[1].cache("local_edit")))
+    condition = found.condition(rows)
+    for name, value in original.condition(rows).tensors.items():
+        assert torch.equal(condition.tensors[name], value)
+        condition.tensors[name].zero_()  # a copy of its own
+    assert content(kept) == before
+    assert all(file.stat().st_mode & 0o222 == 0 for file in kept.iterdir())
 
 
 @pytest.mark.parametrize("text", [None, "{", ""])
@@ -296,7 +434,7 @@ def test_latents_that_are_not_finite_are_not_cached(
 
     monkeypatch.setattr(cache, "images_of", overflowing)
     with pytest.raises(
-        WeightsError, match=rf"row 5 \(.*00005\): the codec's latents of the {kind}"
+        WeightsError, match=rf"row 4 \(.*00004\): the codec's latents of the {kind}"
     ):
         cache.run(params, paths, "local_edit")
     assert not paths.cache("local_edit").exists()

@@ -97,7 +97,7 @@ def test_a_comment_in_what_is_cached_computes_it_anew_and_trains_nothing(finishe
     """The result is the same to the byte, so what stands on it is not stale."""
     checkout = finished.checkout
     before, work = content(checkout.paths.cache("t2i")), work_of(checkout, "cache-t2i")
-    edit(checkout, "data/cache.py", "_ROWS_PER_SHARD = 512\n", "_ROWS_PER_SHARD = 512  # few\n")
+    edit(checkout, "data/cache.py", "_NUM_EXAMPLES = 3\n", "_NUM_EXAMPLES = 3  # few\n")
     assert checkout.dvc("repro", "--single-item", "cache@t2i", "distill") == ["cache@t2i"]
     assert len(work_of(checkout, "cache-t2i") - work) == 1
     assert content(checkout.paths.cache("t2i")) == before

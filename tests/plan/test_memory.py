@@ -90,12 +90,15 @@ def test_caches_are_as_large_as_the_real_ones(project: Paths) -> None:
     for name in CAPABILITIES:
         found = ConditionCache(project.cache(name))
         rows = len(found)
-        texts = num_bytes(t for t in found.texts.values()) * rows / found.index["num_prompts"]
+        prompts = [table[torch.arange(len(table))] for table in found.texts.values()]
         (group,) = found.groups
-        latents = [group.target, group.teacher_samples]
-        latents += [] if group.source is None else [group.source]
-        held += texts + num_bytes(latents)
-    assert item(plan, "condition caches") == pytest.approx(held)
+        tables = [group.target, group.teacher_samples, *([group.source] if group.source else [])]
+        latents = [table[torch.arange(len(table))] for table in tables]
+        held += num_bytes(prompts) * rows / found.index["num_prompts"] + num_bytes(latents)
+    assert item(plan, "condition caches") == plan.held("disk") == pytest.approx(held)
+    half = plan_recipe(small_params(CAPABILITIES, cache__dtype="bfloat16"))
+    assert half.held("disk") == plan.held("disk") / 2
+    assert half.held("main") == plan.held("main")
 
 
 def test_frozen_parts_of_the_recipes_own_family() -> None:

@@ -46,6 +46,9 @@ def test_a_plan_of_the_embedded_default(danceflow) -> None:
     assert found["peak_device_bytes"] == pytest.approx(most, abs=20)
     moment = max(part["bytes"] for part in found["moment_bytes"])
     assert found["peak_main_bytes"] == pytest.approx(found["main_bytes"] + moment, abs=20)
+    on_disk = [part for part in found["memory_bytes"] if part["place"] == "disk"]
+    assert [part["part"] for part in on_disk] == ["condition caches"]
+    assert found["disk_bytes"] == on_disk[0]["bytes"] > 0
     evaluations = found["field_evaluations"]
     assert evaluations["per_update_total"] == pytest.approx(sum(evaluations["per_update"].values()))
 

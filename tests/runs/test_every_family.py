@@ -11,12 +11,13 @@ import pytest
 import torch
 from params_files import dump_yaml
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_models import WORDS, shake, stock_pipeline
 from tiny_project import small_data
 from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family, zimage_pipeline
 
 from danceflow.data import cache
-from danceflow.data.cached_rows import ConditionCache, load_tensors
+from danceflow.data.cached_rows import ConditionCache
 from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.records import read_evaluation
 from danceflow.models.adapters.lora import add_student_adapter, load_adapter, save_adapter
@@ -145,7 +146,7 @@ def test_a_family_is_distilled_end_to_end(name: str, tmp_path: Path) -> None:
 def test_a_family_is_distilled_and_scored_on_a_bfloat16_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is frozen is bfloat16; what is learned, cached and scored is float32."""
+    """What is frozen and cached is bfloat16; what is learned and scored is float32."""
     loaded: list[Teachers] = []
 
     def noting(*given: Any) -> Teachers:
@@ -161,7 +162,12 @@ def test_a_family_is_distilled_and_scored_on_a_bfloat16_base(
         return students[-1]
 
     monkeypatch.setattr(evaluate, "load_package", noting_student)
-    changes = {"run__dtype": "bfloat16", "evaluate__num_samples": 1, "evaluate__num_steps": 1}
+    changes = {
+        "run__dtype": "bfloat16",
+        "cache__dtype": "bfloat16",
+        "evaluate__num_samples": 1,
+        "evaluate__num_steps": 1,
+    }
     params, paths = distilled(CASES["zimage_omni"], tmp_path, **changes)
     for capability in BOTH:
         evaluate.run(params, paths, capability)
@@ -177,8 +183,8 @@ def test_a_family_is_distilled_and_scored_on_a_bfloat16_base(
         assert {p.dtype for p in package.field.backbone.parameters()} == {torch.float32}
     for capability in BOTH:
         for file in paths.cache(capability).glob("*.safetensors"):
-            for tensor in load_tensors(file).values():
-                assert tensor.dtype == torch.float32 or not tensor.is_floating_point()
+            for tensor in load_file(file).values():
+                assert tensor.dtype == torch.bfloat16 or not tensor.is_floating_point()
                 assert tensor.isfinite().all()
         found = read_evaluation(paths.evaluation(capability), capability)
         assert set(found.fields) == {"student", "start", "teacher:base", "teacher:local"}

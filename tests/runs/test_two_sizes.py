@@ -33,7 +33,8 @@ from danceflow.registry.open import open_student
 from danceflow.report import stage as report
 from danceflow.report.page.tiles import read_tiles
 from danceflow.train.distill import stage as distill
-from danceflow.train.distill.trainer import Drawn, Trainer
+from danceflow.train.distill.rows import Drawn
+from danceflow.train.distill.trainer import Trainer
 from danceflow.train.teachers import stage as teachers
 
 LONG = (12, 40)  # what a wide row becomes where the other ratio is 3:1
@@ -103,16 +104,12 @@ def trainer(paths: Paths, work: Path, kind=Trainer, data=None, **changes) -> Tra
 
 def drawn_at(found: Trainer, step: int) -> list[Drawn]:
     found.step = step
-    size = found.config.batch_size
-    return [
-        found._draw(c, share, found.method.num_samples(size, share))
-        for c, share in found.router.route(step)
-    ]
+    return found.rows.read(step)
 
 
 def first_mixed_step(found: Trainer) -> int:
     """The first update whose capabilities have different sizes."""
-    steps = (n for n in range(50) if len({d.cached.size for d in drawn_at(found, n)}) == 2)
+    steps = (n for n in range(50) if len({d.size for d in drawn_at(found, n)}) == 2)
     return next(steps)
 
 
@@ -155,11 +152,11 @@ def test_an_update_of_two_sizes_is_the_weighted_sum_of_its_rows(
     found = trainer(request.getfixturevalue(kind), tmp_path, data=data, **options)
     step = first_mixed_step(found)
     drawn = drawn_at(found, step)
-    assert {item.cached.size for item in drawn} == set(found.sizes)
+    assert {item.size for item in drawn} == set(found.sizes)
 
     found.optimizer.zero_grad()
     for item in drawn:
-        (part,) = found._collect(item.cached.size, [item], 0.5)
+        (part,) = found._collect(item.size, [item], 0.5)
         for row, share in part.queries.split(1):
             velocity = found.student(row.z, row.sigma, row.condition)
             target = found.teachers[item.capability](row.z, row.sigma, row.condition)
@@ -217,9 +214,10 @@ def test_teacher_samples_follow_their_own_grid(stock: Paths) -> None:
             group.condition(torch.arange(len(rows))),
         )
         own = sample(field, noise, condition, family.grid(2))
-        torch.testing.assert_close(group.teacher_samples, own, rtol=0, atol=1e-4)
+        drawn = group.clean("teacher", torch.arange(len(rows)))
+        torch.testing.assert_close(drawn, own, rtol=0, atol=1e-4)
         wrong = sample(field, noise, condition, other.grid(2))
-        assert float((group.teacher_samples - wrong).abs().max()) > 1e-3
+        assert float((drawn - wrong).abs().max()) > 1e-3
 
 
 def test_a_grid_is_its_sizes_own_in_stock_families(tmp_path: Path) -> None:
@@ -266,9 +264,9 @@ def test_what_is_drawn_is_a_function_of_seed_and_step(made: Paths, tmp_path: Pat
     sizes = set()
     for step in (7, 3, 11, 4):
         for first, second in zip(drawn_at(one, step), drawn_at(other, step), strict=True):
-            assert first.cached.size == second.cached.size
+            assert first.size == second.size
             assert torch.equal(first.rows, second.rows)
-            sizes.add(first.cached.size)
+            sizes.add(first.size)
     assert sizes == {SQUARE, WIDE}
 
 

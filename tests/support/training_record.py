@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 CAPABILITIES = ("t2i", "local_edit", "global_edit")
-CLOCKS = ("seconds", "images_per_second")
+CLOCKS = ("seconds", "images_per_second", "row_wait_share")
 
 
 def write_metrics(path: Path, capabilities=CAPABILITIES, num_updates: int = 60) -> None:
@@ -28,6 +28,7 @@ def write_metrics(path: Path, capabilities=CAPABILITIES, num_updates: int = 60) 
                     "grad_norm": 1.0,
                     "learning_rate": 1e-3,
                     "images_per_second": 50.0,
+                    "row_wait_share": 0.0,
                     "seconds": step / 10,
                 }
             )

@@ -11,7 +11,7 @@ from danceflow.digits.world import load_digits, questions
 from danceflow.evaluate import score as marks
 from danceflow.evaluate.metrics.preservation import preservation
 from danceflow.evaluate.task import Part, Row, Task
-from danceflow.fields import Condition, normal
+from danceflow.fields import normal
 from danceflow.worlds.rows import kept_pixels
 from danceflow.worlds.world import Sample, open_world
 
@@ -32,7 +32,8 @@ def plain_task(items, *, edits: bool) -> Task:
             Part(
                 places=tuple(range(len(items))),
                 family=None,
-                condition=Condition({"x": torch.zeros(len(items), 1)}),
+                tables={},
+                asked=torch.arange(len(items)),
                 noise=torch.zeros(len(items), 1),
                 source=digit_images(digits) if edits else None,
                 target=target[:, None].expand(-1, 3, -1, -1).contiguous(),
@@ -110,8 +111,7 @@ def photographs() -> Task:
     # A pixel that was nearly gray before counts as kept: now every erased one changes.
     source[REGION] = torch.where((source[REGION] - 0.5).abs() > 0.1, source[REGION], 0.9)
     samples = (Sample("erase", "standard", "erase it", True, {}),) * 2
-    condition = Condition({"x": torch.zeros(2, 1)})
-    part = Part((0, 1), None, condition, torch.zeros(2, 1), source, target)
+    part = Part((0, 1), None, {}, torch.arange(2), torch.zeros(2, 1), source, target)
     rows = tuple(Row(str(n), "erase", "standard", "erase it", 0) for n in range(2))
     return Task("x", open_world("rows"), rows, samples, (part,))
 

@@ -1,31 +1,30 @@
 """Stage ``cache``: everything about a capability that training would otherwise compute each step.
 
 Prompt embeddings (one row per distinct prompt), source and target latents, and the teacher's own
-samples with their noise seeds. Rows of one size lie together. Shards are written to the work folder
-first, so an interrupted stage goes on where it stopped.
+samples with their noise seeds. Rows of one size lie together. All of it is written shard by shard
+to the work folder first, so an interrupted stage goes on where it stopped.
 """
 
-import json
 import logging
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from danceflow.data.buckets import images_of, read_bucket
-from danceflow.data.cached_rows import INDEX, TEXTS, load_tensors
-from danceflow.data.sizes import Size, by_size, sizes_of
+from danceflow.data.cached_rows import INDEX
+from danceflow.data.shards import MappedTable, mapped_tables
+from danceflow.data.sizes import Size, by_size, shown, sizes_of
+from danceflow.data.write_shards import ShardWriter, link_shards
 from danceflow.errors import DataError, WeightsError
-from danceflow.fields import SOURCE, Condition, normal, sample, seed_for, with_source
-from danceflow.models.frozen.reading import one_to_all, told
-from danceflow.models.memory import memory_of
+from danceflow.fields import SOURCE, normal, sample, seed_for, with_source
+from danceflow.models.frozen.reading import Reading, one_to_all, told
+from danceflow.models.memory import DTYPES, memory_of
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
-from danceflow.ops.files import atomic_directory, atomic_file, sha256
+from danceflow.ops.files import atomic_directory, sha256, write_json
 from danceflow.paths import MANIFEST
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from danceflow.paths import Paths
 
 _LOG = logging.getLogger(__name__)
-_ROWS_PER_SHARD = 512
 _SPLIT = "train"
 _NUM_EXAMPLES = 3
 
@@ -79,34 +77,45 @@ def _write(
 ) -> None:
     """Write the cache of a capability to ``place``, by way of shards in ``work``."""
     config, family = params.capabilities[capability], teachers.family
+    writer = ShardWriter(work, DTYPES[params.cache.dtype], params.cache.batch_size)
+    prompts = sorted(set(dataset["prompt"]))
+    unknown = sorted({word for prompt in prompts for word in family.unknown_words(prompt)})
+    if unknown:
+        _LOG.warning("the text encoder does not know: %s", ", ".join(unknown[:20]))
+    reading = _tell_reading(family, prompts, edits=config.needs_source)
     # Where the prompt encoders see the source, a prompt has as many embeddings as it has sources.
-    batch_size = params.cache.batch_size
-    reading = _tell_reading(family, dataset, edits=config.needs_source)
     if config.needs_source and family.sees_source:
-        texts = _write_seen_texts(work, families, dataset, groups, batch_size)
+        texts = _write_seen_texts(writer, families, dataset, groups)
         prompt_row = torch.cat([torch.tensor(rows) for rows in groups.values()]).argsort()
     else:
-        prompts = sorted(set(dataset["prompt"]))
-        texts = _write_texts(work, family, prompts, batch_size)
+        texts = _write_texts(writer, family, prompts)
         places = {prompt: place for place, prompt in enumerate(prompts)}
         prompt_row = torch.tensor([places[prompt] for prompt in dataset["prompt"]])
-    shards = _write_latents(
-        work, family, dataset, groups, prompt_row, has_source=config.needs_source
-    )
-    samples = _write_teacher_samples(
-        work, params, capability, teachers, families, texts, prompt_row, dataset, groups
-    )
-    names = [name for found in (shards, samples) for part in found.values() for name in part]
+    latents = {
+        size: _write_latents(
+            writer, families[size], dataset, rows, prompt_row, has_source=config.needs_source
+        )
+        for size, rows in groups.items()
+    }
+    tables = mapped_tables([work / name for name in texts])
+    samples = {
+        size: _write_teacher_samples(
+            writer, params, capability, teachers, families[size], tables, prompt_row, dataset, rows
+        )
+        for size, rows in groups.items()
+    }
     index = {
         "capability": capability,
         "takes_source": family.takes_source,
+        "dtype": params.cache.dtype,
         "num_rows": len(dataset),
-        "num_prompts": len(next(iter(texts.values()))),
+        "num_prompts": len(next(iter(tables.values()))),
+        "prompts": texts,
         "sizes": [
             {
                 "image_size": size,
                 "num_rows": len(rows),
-                "latents": shards[size],
+                "latents": latents[size],
                 "teacher_samples": samples[size],
             }
             for size, rows in groups.items()
@@ -114,118 +123,86 @@ def _write(
         "reading": reading,
         "teacher": config.teacher,
         "guidance": config.guidance,
-        # The training's key goes by the content: code that gives the same is no reason to train.
-        "files": {name: sha256(work / name) for name in (TEXTS, *names)},
+        # By these a damaged shard is found. The training's key goes by them, too: code that gives
+        # the same content is no reason to train.
+        "files": writer.files,
     }
-    with atomic_directory(place) as folder:
-        for name in (TEXTS, *names):
-            shutil.copyfile(work / name, folder / name)
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    with atomic_directory(place, flush=False) as folder:  # every shard was flushed
+        link_shards(writer.files, work, folder)
+        write_json(folder / INDEX, index)
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
+def _write_texts(writer: ShardWriter, family: "ModelFamily", prompts: list[str]) -> list[str]:
+    """Write the prompts' tables, a row per prompt; return the names of the shards."""
 
-    with atomic_file(path) as partial:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
+    def texts(rows: Sequence[int]) -> dict[str, Tensor]:
+        found = family.condition([prompts[row] for row in rows])
+        return _texts(found.tensors, lambda place: f"prompt {prompts[rows[place]]!r}")
 
-
-def _chunks(
-    groups: dict[Size, list[int]], most: int, what: str
-) -> Iterator[tuple[Size, list[int]]]:
-    """Yield runs of at most ``most`` rows of one size, size by size, with a progress bar."""
-    chunks = [
-        (size, rows[start : start + most])
-        for size, rows in groups.items()
-        for start in range(0, len(rows), most)
-    ]
-    yield from tqdm(chunks, desc=what, mininterval=2)
-
-
-def _write_texts(
-    work: Path, family: "ModelFamily", prompts: list[str], batch_size: int
-) -> dict[str, Tensor]:
-    """Write and return the prompt tables, a row per prompt."""
-    path = work / TEXTS
-    if not path.exists():
-        _warn_of_unknown_words(family, prompts)
-        starts = range(0, len(prompts), batch_size)
-        _save_texts(
-            path,
-            [
-                family.condition(prompts[start : start + batch_size])
-                for start in tqdm(starts, desc="prompts", mininterval=2)
-            ],
-            [f"prompt {prompt!r}" for prompt in prompts],
-        )
-    return load_tensors(path)
+    return writer.write("prompts", range(len(prompts)), texts)
 
 
 def _write_seen_texts(
-    work: Path,
+    writer: ShardWriter,
     families: dict[Size, "ModelFamily"],
     dataset: Any,
     groups: dict[Size, list[int]],
-    batch_size: int,
-) -> dict[str, Tensor]:
-    """Write and return prompt tables, a row per row of the data, read beside its source.
+) -> list[str]:
+    """Write the prompts' tables, a row per row of the data, read beside its source.
 
-    The rows are those of the first size, then those of the next.
+    The rows are those of the first size, then those of the next, and so are the shards' names.
     """
-    path = work / TEXTS
-    if not path.exists():
-        prompts = list(dataset["prompt"])
-        _warn_of_unknown_words(next(iter(families.values())), sorted(set(prompts)))
-        parts = []
-        for size, rows in _chunks(groups, batch_size, "prompts"):
+    names: list[str] = []
+    for size, rows in groups.items():
+
+        def texts(rows: Sequence[int], family: "ModelFamily" = families[size]) -> dict[str, Tensor]:
             images = images_of(dataset, rows, "source")
-            source = families[size].encode(images)
-            parts.append(families[size].condition([prompts[row] for row in rows], source, images))
-        names = [_named(dataset, row) for rows in groups.values() for row in rows]
-        _save_texts(path, parts, names)
-    return load_tensors(path)
+            prompts = dataset.select(rows)["prompt"]
+            found = family.condition(list(prompts), family.encode(images), images)
+            return _texts(found.tensors, _named(dataset, rows))
+
+        names += writer.write(f"prompts-{shown(size)}", rows, texts)
+    return names
 
 
-def _save_texts(path: Path, parts: Sequence[Condition], names: Sequence[str]) -> None:
-    """Write the tensors of prompts, which have names; sources are kept beside the latents."""
-    texts = [
-        Condition({name: table for name, table in part.tensors.items() if name != SOURCE})
-        for part in parts
-    ]
-    tensors = dict(Condition.cat(texts).tensors)
-    for name, table in tensors.items():
-        _require_finite(table, names, f"the text encoder's {name}")
-    _save(path, tensors)
+def _texts(tensors: Mapping[str, Tensor], named: Callable[[int], str]) -> dict[str, Tensor]:
+    """Return the tensors of prompts; sources are kept beside the latents."""
+    texts = {name: table for name, table in tensors.items() if name != SOURCE}
+    for name, table in texts.items():
+        _require_finite(table, named, f"the text encoder's {name}")
+    return texts
 
 
-def _named(dataset: Any, row: int) -> str:
-    return f"row {row} ({dataset['uid'][row]})"
+def _named(dataset: Any, rows: Sequence[int]) -> Callable[[int], str]:
+    """Return what says which row of the data a place in ``rows`` is."""
+    return lambda place: f"row {rows[place]} ({dataset[rows[place]]['uid']})"
 
 
-def _require_finite(values: Tensor, names: Sequence[str], what: str) -> None:
+def _require_finite(values: Tensor, named: Callable[[int], str], what: str) -> None:
     """Raise ``WeightsError`` naming the first row of ``values`` that holds NaN or infinity."""
-    finite = values.isfinite().flatten(1).all(dim=1).tolist()
-    bad = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+    bad = (~values.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise WeightsError(
-            f"{bad[0]}: {what} is not finite, as are {len(bad)} of {len(names)}: the weights are "
-            "damaged or overflow; nothing of it is cached"
+            f"{named(bad[0])}: {what} is not finite, as are {len(bad)} of {len(values)}: the "
+            "weights are damaged or overflow; nothing of it is cached"
         )
 
 
-def _tell_reading(family: "ModelFamily", dataset: Any, *, edits: bool) -> dict[str, Any]:
+def _tell_reading(family: "ModelFamily", prompts: Sequence[str], *, edits: bool) -> dict[str, Any]:
     """Return how many prompts are not read to their end, or as another one, with examples.
 
     What is not read is no part of a condition; a warning says so once.
     """
-    prompts = sorted(set(dataset["prompt"]))
-    readings = [family.readings(prompt, edits=edits) for prompt in prompts]
-    cut = [
-        f"{prompt!r}: {said}"
-        for prompt, items in zip(prompts, readings, strict=True)
-        if (said := told(items))
-    ]
-    same = [[prompts[place] for place in places] for places in one_to_all(readings)]
+    cut: list[str] = []
+
+    def readings() -> Iterator[tuple[Reading, ...]]:
+        for prompt in prompts:
+            items = family.readings(prompt, edits=edits)
+            if said := told(items):
+                cut.append(f"{prompt!r}: {said}")
+            yield items
+
+    same = [[prompts[place] for place in places] for places in one_to_all(readings())]
     if cut:
         _LOG.warning(
             "%d of %d prompts are longer than the text encoder's window, such as %s",
@@ -248,70 +225,52 @@ def _tell_reading(family: "ModelFamily", dataset: Any, *, edits: bool) -> dict[s
     }
 
 
-def _warn_of_unknown_words(family: "ModelFamily", prompts: Sequence[str]) -> None:
-    unknown = sorted({word for prompt in prompts for word in family.unknown_words(prompt)})
-    if unknown:
-        _LOG.warning("the text encoder does not know: %s", ", ".join(unknown[:20]))
-
-
 def _write_latents(
-    work: Path,
+    writer: ShardWriter,
     family: "ModelFamily",
     dataset: Any,
-    groups: dict[Size, list[int]],
+    rows: Sequence[int],
     prompt_row: Tensor,
     *,
     has_source: bool,
-) -> dict[Size, list[str]]:
-    """Write prompt rows, target latents and source latents; return the shards' names by size."""
-    names: dict[Size, list[str]] = {size: [] for size in groups}
-    for number, (size, rows) in enumerate(_chunks(groups, _ROWS_PER_SHARD, "latents")):
-        name = f"latents-{number:05d}.safetensors"
-        names[size].append(name)
-        if (work / name).exists():
-            continue
-        tensors = {
-            "prompt_row": prompt_row[rows],
-            "target": family.encode(images_of(dataset, rows, "target")),
-        }
-        if has_source:
-            tensors["source"] = family.encode(images_of(dataset, rows, "source"))
-        for kind in tensors.keys() & {"target", "source"}:
-            uids = [_named(dataset, row) for row in rows]
-            _require_finite(tensors[kind], uids, f"the codec's latents of the {kind}")
-        _save(work / name, tensors)
-    return names
+) -> list[str]:
+    """Write prompt rows and latents of rows of one size; return the names of the shards."""
+
+    def latents(rows: Sequence[int]) -> dict[str, Tensor]:
+        tensors = {"prompt_row": prompt_row[rows]}
+        for kind in ("target", "source") if has_source else ("target",):
+            tensors[kind] = family.encode(images_of(dataset, rows, kind))
+            named = _named(dataset, rows)
+            _require_finite(tensors[kind], named, f"the codec's latents of the {kind}")
+        return tensors
+
+    return writer.write(f"latents-{shown(family.image_size)}", rows, latents)
 
 
 def _write_teacher_samples(
-    work: Path,
+    writer: ShardWriter,
     params: "Params",
     capability: str,
     teachers: Teachers,
-    families: dict[Size, "ModelFamily"],
-    texts: dict[str, Tensor],
+    family: "ModelFamily",
+    texts: Mapping[str, MappedTable],
     prompt_row: Tensor,
     dataset: Any,
-    groups: dict[Size, list[int]],
-) -> dict[Size, list[str]]:
+    rows: Sequence[int],
+) -> list[str]:
     """Write the teacher's samples of the bucket's first rows, with their seeds.
 
-    Returns the names of the shards by size.
+    Of ``rows``, which have one size. Returns the names of the shards, one per batch.
     """
     config, cache, device = params.capabilities[capability], params.cache, params.run.device
     field = teachers.field(config.teacher, config.guidance)
-    names: dict[Size, list[str]] = {size: [] for size in groups}
-    first = {
-        size: [row for row in rows if row < cache.num_samples] for size, rows in groups.items()
-    }
-    for number, (size, rows) in enumerate(_chunks(first, cache.batch_size, "teacher samples")):
-        name = f"samples-{number:05d}.safetensors"
-        names[size].append(name)
-        if (work / name).exists():
-            continue
-        family = families[size]
+    what = (
+        f"the sample of teacher {config.teacher!r} for capability {capability!r} (guidance "
+        f"{config.guidance:g}, {cache.num_steps} steps)"
+    )
+
+    def samples(rows: Sequence[int]) -> dict[str, Tensor]:
         seeds = [seed_for(params.run.seed, f"cache/{capability}", 0, row) for row in rows]
-        noise = normal(family.latent_shape, seeds)
         tensors = {name: table[prompt_row[rows]] for name, table in texts.items()}
         source = None
         if config.needs_source:
@@ -321,14 +280,13 @@ def _write_teacher_samples(
         )
         clean = sample(
             field,
-            noise.to(device),
+            normal(family.latent_shape, seeds).to(device),
             condition.to(device),
             family.grid(cache.num_steps).to(device),
         )
-        what = (
-            f"the sample of teacher {config.teacher!r} for capability {capability!r} (guidance "
-            f"{config.guidance:g}, {cache.num_steps} steps)"
-        )
-        _require_finite(clean, [_named(dataset, row) for row in rows], what)
-        _save(work / name, {"clean": clean.cpu(), "seed": torch.tensor(seeds)})
-    return names
+        _require_finite(clean, _named(dataset, rows), what)
+        return {"clean": clean, "seed": torch.tensor(seeds)}
+
+    first = [row for row in rows if row < cache.num_samples]
+    # A batch takes a while: what is lost with a killed process is one.
+    return writer.write(f"samples-{shown(family.image_size)}", first, samples, rows_per_shard=1)

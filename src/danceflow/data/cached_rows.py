@@ -1,4 +1,4 @@
-"""What the stage ``cache`` wrote about a capability, in memory: rows of one size together."""
+"""What the stage ``cache`` wrote about a capability, memory-mapped: rows of one size together."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,26 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from danceflow.data.shards import MappedTable, mapped_tables, require_whole
 from danceflow.data.sizes import Size, draw_group
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, uniform, with_source
 
 INDEX = "index.json"
-TEXTS = "prompts.safetensors"
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file; raise ``DataError`` if it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: the cache is missing or damaged: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -38,16 +26,16 @@ class CachedRows:
         prompt_row: [R] long, each row's place in ``texts``.
         target: [R, C, H, W] latents of the targets.
         source: [R, C, H, W] latents of the sources, ``None`` for a capability without.
-        teacher_samples: [S, C, H, W] the teacher's samples of the first S rows.
+        teacher_samples: [S, C, H, W] the teacher's samples of the first S rows, ``None``: S is 0.
         takes_source: whether the model takes a source.
     """
 
     size: Size
-    texts: Mapping[str, Tensor]
-    prompt_row: Tensor
-    target: Tensor
-    source: Tensor | None
-    teacher_samples: Tensor
+    texts: Mapping[str, MappedTable]
+    prompt_row: MappedTable
+    target: MappedTable
+    source: MappedTable | None
+    teacher_samples: MappedTable | None
     takes_source: bool
 
     def __len__(self) -> int:
@@ -55,64 +43,64 @@ class CachedRows:
         return len(self.prompt_row)
 
     def condition(self, rows: Tensor) -> Condition:
-        """Return the conditions of ``rows``."""
-        tensors = {name: table[self.prompt_row[rows]] for name, table in self.texts.items()}
+        """Return the conditions of ``rows``, float32."""
+        prompts = self.prompt_row[rows]
+        tensors = {name: table[prompts] for name, table in self.texts.items()}
         source = None if self.source is None else self.source[rows]
-        shape = self.target.shape[1:]
-        return with_source(tensors, source, shape, takes_source=self.takes_source)
+        return with_source(tensors, source, self.target.row_shape, takes_source=self.takes_source)
 
     def clean(self, kind: str, rows: Tensor) -> Tensor:
-        """Return clean latents of ``rows``: the ``data`` targets or the ``teacher`` samples.
+        """Return clean latents of ``rows``, float32: the ``data`` targets or ``teacher`` samples.
 
         Raises:
             WeightsError: if a row has no teacher sample; ``cache.num_samples`` decides how many do.
         """
         if kind == "data":
             return self.target[rows]
-        if int(rows.max()) >= len(self.teacher_samples):
+        if self.teacher_samples is None or int(rows.max()) >= len(self.teacher_samples):
             raise WeightsError(
-                f"only {len(self.teacher_samples)} rows have a teacher sample; raise "
-                "cache.num_samples"
+                f"only {self.num_rows(kind)} rows have a teacher sample; raise cache.num_samples"
             )
         return self.teacher_samples[rows]
 
     def num_rows(self, kind: str | None) -> int:
         """Return how many rows can be drawn when clean states of ``kind`` are needed."""
-        return len(self.teacher_samples) if kind == "teacher" else len(self)
+        if kind != "teacher":
+            return len(self)
+        return 0 if self.teacher_samples is None else len(self.teacher_samples)
 
 
 class ConditionCache:
     """The cached rows of one capability, size by size."""
 
     def __init__(self, folder: Path) -> None:
-        """Read ``folder``; raise ``DataError`` if a file is missing or damaged."""
-        path = folder / INDEX
+        """Open ``folder``, whose rows stay on the disk; it need not be writable.
+
+        Raises:
+            DataError: a file is missing, or a shard is not what was written.
+        """
+        path, remedy = folder / INDEX, f"run the stage: dvc repro cache@{folder.name}"
         try:
             self.index = json.loads(path.read_text())
-            entries = self.index["sizes"]
+            require_whole(folder, self.index["files"], remedy)
+            self.texts = mapped_tables([folder / name for name in self.index["prompts"]])
+            self.groups = tuple(self._open(folder, entry) for entry in self.index["sizes"])
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         except KeyError as error:
-            raise DataError(
-                f"{path}: has no {error}; run the stage: dvc repro cache@{folder.name}"
-            ) from error
-        self.texts = load_tensors(folder / TEXTS)
-        self.groups = tuple(self._read(folder, entry) for entry in entries)
+            raise DataError(f"{path}: has no {error}; {remedy}") from error
 
-    def _read(self, folder: Path, entry: Mapping[str, Any]) -> CachedRows:
-        shards = [load_tensors(folder / name) for name in entry["latents"]]
-        samples = [load_tensors(folder / name)["clean"] for name in entry["teacher_samples"]]
-        target = torch.cat([shard["target"] for shard in shards])
+    def _open(self, folder: Path, entry: Mapping[str, Any]) -> CachedRows:
+        latents = mapped_tables([folder / name for name in entry["latents"]])
+        samples = [folder / name for name in entry["teacher_samples"]]
         height, width = entry["image_size"]
         return CachedRows(
             size=(height, width),
             texts=self.texts,
-            prompt_row=torch.cat([shard["prompt_row"] for shard in shards]),
-            target=target,
-            source=(
-                torch.cat([shard["source"] for shard in shards]) if "source" in shards[0] else None
-            ),
-            teacher_samples=torch.cat(samples) if samples else target[:0],
+            prompt_row=latents["prompt_row"],
+            target=latents["target"],
+            source=latents.get("source"),
+            teacher_samples=mapped_tables(samples)["clean"] if samples else None,
             takes_source=bool(self.index["takes_source"]),
         )
 

@@ -7,19 +7,25 @@ can be compared row by row.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from danceflow.data.ahead import Ahead, pinned_condition
 from danceflow.data.buckets import images_of, rows_of
+from danceflow.data.shards import MappedTable
 from danceflow.data.sizes import by_size, sizes_of
+from danceflow.data.write_shards import spilled
 from danceflow.evaluate.records import STANDARD, UNKNOWN_WORDS
 from danceflow.fields import Condition, VelocityField, normal, sample, seed_for
 from danceflow.models.family import ModelFamily
 from danceflow.worlds.world import Sample, World
 
 _LOG = logging.getLogger(__name__)
+_ROWS_TOGETHER = 64
+"""Rows whose prompts and sources are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ class Part:
     Attributes:
         places: [B] positions of its rows in the task, ascending.
         family: decodes latents and gives the sigma grid of this size.
-        condition: B rows.
+        tables: the conditions of its rows, on disk.
+        asked: [B] long, the row of the tables that each question has.
         noise: [B, C, H, W] initial states.
         source: [B, 3, H, W] images in [0, 1], or ``None`` for text-to-image.
         target: [B, 3, H, W] exact answers (for text-to-image, one of many).
@@ -57,10 +64,22 @@ class Part:
 
     places: tuple[int, ...]
     family: ModelFamily
-    condition: Condition
+    tables: Mapping[str, MappedTable]
+    asked: Tensor
     noise: Tensor
     source: Tensor | None
     target: Tensor
+
+    @property
+    def condition(self) -> Condition:
+        """The conditions, where the noise is."""
+        return self.read(len(self.asked), 0).to(self.noise.device)
+
+    def read(self, batch_size: int, number: int) -> Condition:
+        """Return the conditions of a batch of questions, in memory that the device reads."""
+        at = self.asked[number * batch_size :][:batch_size]
+        condition = Condition({name: table[at] for name, table in self.tables.items()})
+        return pinned_condition(condition, self.noise.device.type)
 
     def select(self, index: Sequence[int], places: Sequence[int]) -> "Part":
         """Return the rows at ``index``, which then have other places in a task."""
@@ -68,7 +87,8 @@ class Part:
         return Part(
             places=tuple(places),
             family=self.family,
-            condition=self.condition.select(at),
+            tables=self.tables,
+            asked=self.asked[at],
             noise=self.noise[at.to(self.noise.device)],
             source=None if self.source is None else self.source[at],
             target=self.target[at],
@@ -218,11 +238,15 @@ class Task:
         """
         found: list[list[Tensor]] = []
         for part in self.parts:
-            grid = part.family.grid(num_steps).to(part.noise.device)
+            device = part.noise.device
+            grid = part.family.grid(num_steps).to(device)
             found.append([])
+            ahead = Ahead(partial(part.read, batch_size))
             for start in range(0, len(part.places), batch_size):
-                rows = slice(start, start + batch_size)
-                clean = sample(field, part.noise[rows], part.condition.select(rows), grid)
+                end = start + batch_size
+                condition = ahead.take(start // batch_size, last=end >= len(part.places))
+                condition = condition.to(device, non_blocking=True)
+                clean = sample(field, part.noise[start:end], condition, grid)
                 found[-1] += part.family.decode(clean).cpu()
                 on_batch(len(clean))
         return self._in_order(found)
@@ -306,14 +330,18 @@ def _part(
     target = images_of(dataset, rows, "target")
     has_source = dataset[rows[0]]["source"] is not None
     source = images_of(dataset, rows, "source") if has_source else None
-    pixels = None if source is None else source.to(device)
-    latents = None if pixels is None else family.encode(pixels)
-    condition = family.condition(prompts, latents, pixels).to(device)
+
+    def conditions(some: Sequence[int]) -> Mapping[str, Tensor]:
+        pixels = None if source is None else source[some].to(device)
+        latents = None if pixels is None else family.encode(pixels)
+        return family.condition([prompts[i] for i in some], latents, pixels).tensors
+
     at = torch.arange(len(noise_seeds)) % len(rows)
     return Part(
         places=tuple(range(len(noise_seeds))),
         family=family,
-        condition=condition.select(at),
+        tables=spilled("conditions", range(len(rows)), conditions, _ROWS_TOGETHER),
+        asked=at,
         noise=normal(family.latent_shape, noise_seeds).to(device),
         source=None if source is None else source[at],
         target=target[at],

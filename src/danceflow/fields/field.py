@@ -67,9 +67,15 @@ class Condition:
             {name: _join(name, [part.tensors[name] for part in parts]) for name in parts[0].tensors}
         )
 
-    def to(self, device: torch.device | str) -> "Condition":
-        """Return the same condition on the given device."""
-        return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Condition":
+        """Return the same condition on the given device.
+
+        Args:
+            device: where.
+            non_blocking: whether a copy from pinned memory to a GPU may still be under way.
+        """
+        moved = {n: t.to(device, non_blocking=non_blocking) for n, t in self.tensors.items()}
+        return Condition(moved)
 
 
 def pad_length(tensor_BL: Tensor, length: int) -> Tensor:

@@ -256,6 +256,8 @@ class CacheParams(Section):
     """Euler steps of such a sample."""
     batch_size: PositiveCount
     """Rows that are computed together."""
+    dtype: Literal["float32", "bfloat16"]
+    """Number format of what is stored; it is read as float32."""
 
 
 class MethodParts(Section):

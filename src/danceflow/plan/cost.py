@@ -46,7 +46,7 @@ class Plan:
         network: the transformer's sizes.
         training: what is trained, and how.
         device: where.
-        memory: what the updates hold, part by part.
+        memory: what the updates hold, part by part, and read from the disk.
         moments: main memory that is held beside it for a moment, one after the other.
         evaluate: what the evaluation holds, part by part.
         evaluations: expected field evaluations per update, by capability.
@@ -109,7 +109,7 @@ class Plan:
         return self.cache_seconds / SECONDS_PER_HOUR
 
     def held(self, place: str) -> float:
-        """Return the bytes that the updates hold in ``device`` or ``main`` memory."""
+        """Return the bytes that the updates hold: ``device``, ``main`` memory or ``disk``."""
         return _sum_of(self.memory, place)
 
     def evaluate_held(self, place: str) -> float:
@@ -267,6 +267,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "memory_bytes": _items(plan.memory),
         "device_bytes": round(plan.held("device")),
         "main_bytes": round(plan.held("main")),
+        "disk_bytes": round(plan.held("disk")),
         "moment_bytes": _items(plan.moments),
         "evaluate_bytes": _items(plan.evaluate),
         "peak_device_bytes": round(plan.peak("device")),

@@ -1,4 +1,4 @@
-"""What a distillation and its evaluation hold in memory, part by part, as the code holds it."""
+"""What a distillation and its evaluation hold, part by part: in memory, and caches on disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from danceflow.plan.network import Network
 from danceflow.plan.training import Skill, Workload, rows_together
 
 FLOAT = 4
-"""Bytes of a float32: adapters, whole students, gradients, averages, encoders, caches."""
+"""Bytes of a float32: adapters, whole students, gradients, averages, encoders."""
 BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
-Place = Literal["device", "main"]
+Place = Literal["device", "main", "disk"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Item:
     Attributes:
         name: in words.
         num_bytes: how much it is.
-        place: ``device``, where networks compute, or ``main`` memory.
+        place: ``device``, where networks compute, ``main`` memory or ``disk``.
         is_estimate: whether it follows a fitted or an assumed number, and is not a count.
     """
 
@@ -76,7 +76,7 @@ def memory_items(training: Workload, architecture: Architecture, network: Networ
             _activations(training, architecture, network, student),
         ]
     items += [Item(part, count * FLOAT) for part, count in architecture.frozen.items()]
-    items.append(Item("condition caches", _caches(training, architecture), "main", True))
+    items.append(Item("condition caches", _caches(training, architecture), "disk", True))
     return items
 
 
@@ -199,7 +199,7 @@ def skill_tokens(training: Workload, architecture: Architecture, skill: Skill) -
 
 
 def _caches(training: Workload, architecture: Architecture) -> float:
-    """Return the bytes of all capabilities' caches, every row with a prompt of its own."""
+    """Return the bytes of all caches in ``cache.dtype``, every row with a prompt of its own."""
     transformer, layout = architecture.transformer, layout_of(architecture.family)
     height, width = (side // architecture.factor for side in training.size)
     latent = layout.channels(transformer) * height * width
@@ -209,5 +209,5 @@ def _caches(training: Workload, architecture: Architecture) -> float:
         prompt = layout.prompt_values(transformer, architecture.prompt_tokens, seen)
         rows = skill.num_rows * (prompt + latent * (2 if skill.has_source else 1))
         samples = min(training.cache_samples, skill.num_rows) * latent
-        total += FLOAT * (rows + samples)
+        total += BYTES[training.cache_dtype] * (rows + samples)
     return total

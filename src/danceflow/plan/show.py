@@ -12,6 +12,7 @@ from danceflow.plan.memory import Item
 from danceflow.plan.training import Skill, Workload
 
 _SIZES = (512, 1024)
+_PLACES = {"device": "where networks compute", "main": "main memory", "disk": "on disk"}
 REFERENCE_ROWS = 10_000
 REFERENCE = Workload(
     method=METHODS["danceopd"],
@@ -37,6 +38,7 @@ REFERENCE = Workload(
     size=(1024, 1024),
     cache_samples=256,
     cache_steps=16,
+    cache_dtype="bfloat16",
 )
 """The training of the table: DanceOPD as published (rank 128, 16 steps, 4 samples per update)."""
 
@@ -63,7 +65,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         ]
     )
     yield ""
-    yield "Memory in GB (10^9 bytes); ~ is an estimate"
+    yield "Memory and disk in GB (10^9 bytes); ~ is an estimate"
     yield from _parts("distill", plan.memory)
     yield "  distill, main memory beside that, for a moment"
     yield from _rows(plan.moments)
@@ -105,7 +107,7 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 
 def _parts(stage: str, items: Sequence[Item]) -> Iterator[str]:
-    for place, name in (("device", "where networks compute"), ("main", "main memory")):
+    for place, name in _PLACES.items():
         there = [item for item in items if item.place == place]
         if there:
             total = sum(item.num_bytes for item in there)
@@ -165,6 +167,7 @@ def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
             "TFLOP per evaluation (edit)",
             "activations per state, GB (recomputed)",
             "on the device, GB (evaluate)",
+            "caches on disk, GB",
             "evaluations per update",
             f"hours on {device.name}",
         )
@@ -226,6 +229,7 @@ def _row(plan: Plan) -> tuple[str, ...]:
         _pair(
             [f"{held / 1e9:.1f}" for held in (plan.held("device"), plan.evaluate_held("device"))]
         ),
+        f"{plan.held('disk') / 1e9:.1f}",
         f"{sum(plan.per_update.values()):.1f}",
         f"{plan.hours:.1f}",
     )

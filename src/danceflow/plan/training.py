@@ -59,6 +59,7 @@ class Workload:
         size: height and width of the images in pixels.
         cache_samples: teacher samples per capability, in the cache.
         cache_steps: of those samples.
+        cache_dtype: of what is cached.
     """
 
     method: Method
@@ -80,6 +81,7 @@ class Workload:
     size: tuple[int, int]
     cache_samples: int
     cache_steps: int
+    cache_dtype: str
 
 
 @dataclass(frozen=True)
@@ -219,4 +221,5 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
         size=(side, side),
         cache_samples=params.cache.num_samples,
         cache_steps=params.cache.num_steps,
+        cache_dtype=params.cache.dtype,
     )

@@ -89,11 +89,24 @@ def test_the_stage_writes_student_and_record(project: Paths) -> None:
     scored = [row for row in read_metrics(project.distill_metrics) if "scores" in row]
     assert [row["step"] for row in scored] == [0, 6]
     assert all(set(row["scores"]) == set(CAPABILITIES) for row in scored)
+    lines = [json.loads(line) for line in project.distill_metrics.read_text().splitlines()]
+    assert all(0 <= row["row_wait_share"] <= 1 for row in lines if "loss" in row)
     manifest = read_manifest(project.student)
     record = project.distill_metrics.read_bytes()
     distill.run(params, project)
     assert read_manifest(project.student) == manifest
     assert project.distill_metrics.read_bytes() == record
+
+
+def test_a_damaged_shard_is_named_before_anything_is_trained(project: Paths) -> None:
+    shard = project.cache("local_edit") / "latents-32x32-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=f"{shard}: this shard is not what was written; run the st"):
+        distill.run(small_params(), project)
+    assert not project.student.exists()
+    assert list(project.root.rglob("metrics.jsonl")) == []
 
 
 def test_a_merge_needs_no_update(project: Paths, teachers: Teachers) -> None:

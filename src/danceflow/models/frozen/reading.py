@@ -1,5 +1,6 @@
 """How much of a prompt a text encoder reads, and what lies behind its window."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,13 +85,15 @@ def _first(text: str) -> str:
     return text if len(text) <= _SHOWN_DROPPED else f"{text[:_SHOWN_DROPPED]}..."
 
 
-def one_to_all(readings: Sequence[Sequence[Reading]]) -> list[list[int]]:
+def one_to_all(readings: Iterable[Sequence[Reading]]) -> list[list[int]]:
     """Return the places of prompts that every encoder reads as the same, where there are several.
 
     Args:
         readings: of every prompt.
     """
-    places: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    places: dict[bytes, list[int]] = {}
     for place, items in enumerate(readings):
-        places.setdefault(tuple(item.tokens for item in items), []).append(place)
+        tokens = repr([item.tokens for item in items]).encode()
+        # A digest, since the tokens of all prompts would fill the memory.
+        places.setdefault(hashlib.sha256(tokens).digest(), []).append(place)
     return [same for same in places.values() if len(same) > 1]

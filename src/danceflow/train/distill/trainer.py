@@ -10,18 +10,16 @@ import copy
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from danceflow.capability import Capability, asked
-from danceflow.data.cached_rows import CachedRows, ConditionCache
+from danceflow.capability import asked
+from danceflow.data.cached_rows import ConditionCache
 from danceflow.data.sizes import Size, by_size
 from danceflow.fields import Condition, StateRequest, VelocityField, seed_for
 from danceflow.method import Method
@@ -42,6 +40,7 @@ from danceflow.train.distill.guards import (
 )
 from danceflow.train.distill.replay import Replay, Visits
 from danceflow.train.distill.router import Router
+from danceflow.train.distill.rows import Drawn, UpdateRows, sizes_by_rows
 from danceflow.train.log import Meter, MetricsFile, log_losses
 from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
@@ -51,31 +50,6 @@ if TYPE_CHECKING:
     from danceflow.train.distill.observe import Observer
 
 _LOG = logging.getLogger(__name__)
-
-
-def sizes_by_rows(caches: Iterable[ConditionCache]) -> list[Size]:
-    """Return the sizes that all caches hold, those of most rows first."""
-    counts: Counter[Size] = Counter()
-    for cache in caches:
-        counts.update(cache.counts)
-    return [size for size, _ in counts.most_common()]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Rows of one capability in an update, of one size.
-
-    Attributes:
-        capability: its name.
-        share: of the update's loss.
-        cached: the cached rows of that size.
-        rows: [B] long, places in them.
-    """
-
-    capability: str
-    share: float
-    cached: CachedRows
-    rows: Tensor
 
 
 class Trainer:
@@ -93,14 +67,15 @@ class Trainer:
     ) -> None:
         """Build the student and resume from ``work`` if a checkpoint is there."""
         self.params, self.config, self.method = params, params.distill, method
-        self.caches, self.sizes = caches, sizes_by_rows(caches.values())
+        self.sizes = sizes_by_rows(caches.values())
         self.families = {size: teachers.family.sized(*size) for size in self.sizes}
         self.family = self.families[self.sizes[0]]
         self.tracker, self.observer, self.work = tracker, observer, work
         self.device = torch.device(params.run.device)
         found = asked(params)
         capabilities = found.capabilities
-        self.router = Router(capabilities, self.config.seed, self.config.capabilities_per_update)
+        router = Router(capabilities, self.config.seed, self.config.capabilities_per_update)
+        self.rows = UpdateRows(self.config, method, router, caches, params.run.device)
         require_frozen(teachers.backbones.values())
         self.ledger = Ledger(self.config.max_field_evaluations)
         self.teachers: dict[str, VelocityField] = {}
@@ -154,6 +129,7 @@ class Trainer:
         """Run the updates that are left; a method that does not train has none."""
         num_updates = self.config.num_updates
         began, done_before = time.monotonic(), self.step
+        updating, waited = 0.0, self.rows.waited
         bar = tqdm(total=num_updates, initial=self.step, desc="distill", unit="update")
         if self.step == 0:
             self._observe(force=True)
@@ -161,7 +137,9 @@ class Trainer:
             position = self._position()
             factor = schedule(position, num_updates, self.config.warmup, self.config.schedule)
             set_learning_rate(self.optimizer, factor)
+            update_began = time.monotonic()
             norm = self._update(position / num_updates)
+            updating += time.monotonic() - update_began
             self.ledger.close_update()
             self.step += 1
             last = self._is_finished()
@@ -173,9 +151,11 @@ class Trainer:
                     "grad_norm": norm,
                     "learning_rate": self.config.learning_rate * factor,
                     "images_per_second": speed,
+                    "row_wait_share": (self.rows.waited - waited) / updating,
                     "field_evaluations": self.ledger.total,
                     "seconds": self.seconds + elapsed,
                 }
+                updating, waited = 0.0, self.rows.waited
                 loss = log_losses(self.meter, self.metrics, self.tracker, self.step, common)
                 require_finite(loss, "loss", self.step)
                 bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
@@ -203,12 +183,8 @@ class Trainer:
 
     def _update(self, progress: float) -> float:
         """Make one update and return the gradient norm before clipping."""
-        batch_size = self.config.batch_size
-        drawn = [
-            self._draw(capability, share, self.method.num_samples(batch_size, share))
-            for capability, share in self.router.route(self.step)
-        ]
-        groups = by_size(item.cached.size for item in drawn)
+        drawn = self.rows.take(self.step)
+        groups = by_size(item.size for item in drawn)
         parts = self.replay.exchange(
             [
                 part
@@ -250,17 +226,6 @@ class Trainer:
             return "the average of all teachers"
         return f"teacher {self.params.capabilities[name].teacher!r}"
 
-    def _draw(self, capability: Capability, share: float, num_rows: int) -> Drawn:
-        """Return rows of the capability's cache; a group of samples shares one row."""
-        name, group = capability.name, self.method.group_size
-        seeds = [
-            seed_for(self.config.seed, f"row/{name}", self.step, index // group)
-            for index in range(num_rows)
-        ]
-        size_seed = seed_for(self.config.seed, f"size/{name}", self.step, 0)
-        cached, rows = self.caches[name].draw(self.method.states.clean_kind, size_seed, seeds)
-        return Drawn(name, share, cached, rows)
-
     def _collect(self, size: Size, drawn: Sequence[Drawn], progress: float) -> list[Visits]:
         """Return the states of rows of one size, capability by capability."""
         counts = [len(item.rows) for item in drawn]
@@ -269,18 +234,21 @@ class Trainer:
             for item in drawn
             for index in range(len(item.rows))
         ]
+        # Rows in pinned memory are copied while the processor goes on.
+        conditions = [item.condition.to(self.device, non_blocking=True) for item in drawn]
+        clean = [
+            item.clean.to(self.device, non_blocking=True)
+            for item in drawn
+            if item.clean is not None
+        ]
         queries = self.method.collect(
             StateRequest(
                 student=self.rollout_field,
-                condition=Condition.cat([item.cached.condition(item.rows) for item in drawn]).to(
-                    self.device
-                ),
+                condition=Condition.cat(conditions),
                 grid=self.grids[size],
                 shape=self.families[size].latent_shape,
                 seeds=seeds,
-                clean=lambda kind: torch.cat(
-                    [item.cached.clean(kind, item.rows) for item in drawn]
-                ).to(self.device),
+                clean=lambda _kind: torch.cat(clean),
                 progress=progress,
                 runs=counts,
             )

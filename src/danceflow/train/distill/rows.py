@@ -1,0 +1,109 @@
+"""The rows of an update: drawn by (seed, step, sample), read from the caches one update ahead."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from danceflow.capability import Capability
+from danceflow.data.ahead import Ahead, pinned, pinned_condition
+from danceflow.data.cached_rows import ConditionCache
+from danceflow.data.sizes import Size
+from danceflow.fields import Condition, seed_for
+from danceflow.method import Method
+from danceflow.train.distill.router import Router
+
+if TYPE_CHECKING:
+    from danceflow.params.sections import DistillParams
+
+
+def sizes_by_rows(caches: Iterable[ConditionCache]) -> list[Size]:
+    """Return the sizes that all caches hold, those of most rows first."""
+    counts: Counter[Size] = Counter()
+    for cache in caches:
+        counts.update(cache.counts)
+    return [size for size, _ in counts.most_common()]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows of one capability in an update, of one size.
+
+    Attributes:
+        capability: its name.
+        share: of the update's loss.
+        size: of their pictures.
+        rows: [B] long, places among the cached rows of that size.
+        condition: B rows, on the CPU.
+        clean: [B, C, H, W] the clean latents that the method's states start from, if any.
+    """
+
+    capability: str
+    share: float
+    size: Size
+    rows: Tensor
+    condition: Condition
+    clean: Tensor | None
+
+
+class UpdateRows:
+    """The rows of every update."""
+
+    def __init__(
+        self,
+        config: "DistillParams",
+        method: Method,
+        router: Router,
+        caches: Mapping[str, ConditionCache],
+        device: str,
+    ) -> None:
+        """Take what decides which rows are drawn; nothing is read yet.
+
+        Args:
+            config: the section ``distill``.
+            method: what it trains by.
+            router: says which capabilities an update trains.
+            caches: of every capability.
+            device: where the rows will be needed; for a GPU they are read into pinned memory.
+        """
+        self.config, self.method, self.router = config, method, router
+        self.caches, self.device = caches, device
+        self._ahead = Ahead(self.read)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that updates have waited for their rows so far."""
+        return self._ahead.waited
+
+    def take(self, step: int) -> list[Drawn]:
+        """Return the rows of an update, and let a thread read those of the next one.
+
+        Raises:
+            WeightsError: if a row has no teacher sample that is needed.
+        """
+        return self._ahead.take(step, last=step + 1 >= self.config.num_updates)
+
+    def read(self, step: int) -> list[Drawn]:
+        """Return the rows of an update, a function of its number."""
+        return [self.draw(capability, share, step) for capability, share in self.router.route(step)]
+
+    def draw(self, capability: Capability, share: float, step: int) -> Drawn:
+        """Return rows of a capability's cache; a group of samples shares one row."""
+        name, group, kind = capability.name, self.method.group_size, self.method.states.clean_kind
+        seeds = [
+            seed_for(self.config.seed, f"row/{name}", step, index // group)
+            for index in range(self.method.num_samples(self.config.batch_size, share))
+        ]
+        size_seed = seed_for(self.config.seed, f"size/{name}", step, 0)
+        cached, rows = self.caches[name].draw(kind, size_seed, seeds)
+        clean = cached.clean(kind, rows) if kind in ("data", "teacher") else None
+        return Drawn(
+            capability=name,
+            share=share,
+            size=cached.size,
+            rows=rows,
+            condition=pinned_condition(cached.condition(rows), self.device),
+            clean=None if clean is None else pinned(clean, self.device),
+        )
