@@ -179,3 +179,31 @@ def test_nobody_is_asked_where_there_is_nothing_to_ask(root):
     worse = enter(root, 0.5)
     with pytest.raises(UsageError, match=f"version {worse} does not pass the gate"):
         run_promotion(version=worse, root=root)
+
+
+@pytest.mark.parametrize("decision", ["promote", "refuse"])
+def test_a_run_of_the_pipeline_asks_after_the_gate(root, client, decision):
+    """A refusal is no failure of the run, and a version that is settled asks nobody."""
+    from prefect import flow
+
+    from flows import approval
+
+    params = load_params(root / "params.yaml")
+
+    @flow(name=f"gate-{decision}", persist_result=False)
+    def gate(number: int) -> Any:
+        standing = promote.consider(root, params, number, wait_for_approval=True)
+        return approval.asked(root, params, standing)
+
+    run = Run(gate, number=2)
+    waiting = paused(client, run)
+    assert int(promotions_of(root).holder("champion").version) == 1
+    answer = {"decision": decision, "who": "Ada", "why": "so it is"}
+    client.resume_flow_run(waiting.id, run_input=answer)
+    run.ended()
+    assert run.error is None
+    approved = decision == "promote"
+    assert (run.result.champion, run.result.refused) == (approved, not approved)
+    assert int(promotions_of(root).holder("champion").version) == (2 if approved else 1)
+    again = gate(2)
+    assert (again.champion, again.refused) == (approved, not approved)

@@ -50,6 +50,53 @@ def test_sections_that_do_not_fit_are_told_with_the_place(
     assert message in text
 
 
+HOOK = "{url: 'https://h.example/x', secret_variable: %s, secret_block: %s, auth: %s}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "block", "auth", "said"),
+    [
+        ("null", "null", "none", ""),
+        ("SECRET", "null", "both", ""),
+        ("null", "hook", "signature", ""),
+        ("SECRET", "null", "none", "is none, and a secret is named"),
+        ("null", "null", "bearer", "bearer needs either secret_variable or secret_block"),
+        ("SECRET", "hook", "bearer", "bearer needs either secret_variable or secret_block"),
+    ],
+)
+def test_an_address_with_a_proof_has_one_secret(
+    data: dict[str, Any], variable: str, block: str, auth: str, said: str
+) -> None:
+    given = changed(data, f"notify.webhooks=[{HOOK % (variable, block, auth)}]")
+    if said:
+        assert f"notify.webhooks.0.auth: {said}" in refusal(given)
+    else:
+        assert parse_params(given, "params.yaml").notify.webhooks[0].auth == auth
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://h.example/",
+        "https://",
+        "https://user:pw@h.example/",
+        "https://h.example/?key=pw",
+        "7",
+    ],
+)
+def test_an_address_shows_no_secret_and_is_one(data: dict[str, Any], url: str) -> None:
+    hook = f"{{url: '{url}', secret_variable: null, secret_block: null, auth: none}}"
+    said = refusal(changed(data, f"notify.webhooks=[{hook}]"))
+    assert "url: should be http:// or https://, host and path, without user" in said
+    assert "pw" not in said
+
+
+def test_a_block_is_named_with_its_type(data: dict[str, Any]) -> None:
+    said = refusal(changed(data, "notify.blocks=[team]"))
+    assert "notify.blocks.0: should be type/name of a Prefect block, such as slack-web" in said
+    parse_params(changed(data, "notify.blocks=[slack-webhook/team]"), "params.yaml")
+
+
 def test_teachers_that_start_from_each_other_are_refused(data: dict[str, Any]) -> None:
     text = refusal(changed(data, "teachers.local.init=global", "teachers.global.init=local"))
     assert "teachers.local.init: starts from itself: local < global < local" in text

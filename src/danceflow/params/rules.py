@@ -210,10 +210,10 @@ def _rule_notify(sections: Mapping[str, Any]) -> Iterator[Problem]:
         num_secrets = (hook.secret_variable is not None) + (hook.secret_block is not None)
         if hook.auth == "none" and num_secrets:
             text = "is none, and a secret is named; say signature, bearer or both"
-            yield Problem(f"notify.webhooks[{index}].auth", text)
+            yield Problem(f"notify.webhooks.{index}.auth", text)
         if hook.auth != "none" and num_secrets != 1:
             text = f"{hook.auth} needs either secret_variable or secret_block"
-            yield Problem(f"notify.webhooks[{index}].auth", text)
+            yield Problem(f"notify.webhooks.{index}.auth", text)
 
 
 RULES = (

@@ -92,6 +92,13 @@ def _webhook(value: object) -> object:
     return value
 
 
+def _block(value: str) -> str:
+    """Check how Prefect names a block: small letters, digits and dashes."""
+    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*/[a-z0-9]+(-[a-z0-9]+)*", value):
+        raise ValueError("should be type/name of a Prefect block, such as slack-webhook/team")
+    return value
+
+
 def _variable(value: object) -> object:
     """Check the name of an environment variable; what is none may be a key, so it is not told."""
     if value is None or (isinstance(value, str) and re.fullmatch("[A-Z_][A-Z0-9_]*", value)):
@@ -151,7 +158,7 @@ Address = Annotated[str, BeforeValidator(_address)]
 Webhook = Annotated[str, BeforeValidator(_webhook)]
 # As Prefect allows them: small letters, digits and dashes.
 BlockName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
-BlockSlug = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*/[a-z0-9]+(-[a-z0-9]+)*$")]
+BlockSlug = Annotated[str, AfterValidator(_block)]
 # The name of an environment variable.
 Variable = Annotated[str | None, BeforeValidator(_variable)]
 Columns = Annotated[
