@@ -65,7 +65,7 @@ def serve(root: Path, cron: str, port: int | None = None) -> None:
     from flows.sweep import run_sweep
 
     check_cron(cron)
-    flows: dict[str, tuple[Flow[..., Any], str | None]] = {
+    served: dict[str, tuple[Flow[..., Any], str | None]] = {
         "scheduled": (run_pipeline, cron),
         "on-demand": (run_pipeline, None),
         "sweep": (run_sweep, None),
@@ -82,7 +82,7 @@ def serve(root: Path, cron: str, port: int | None = None) -> None:
                 tags=["danceflow"],
                 entrypoint_type=EntrypointType.MODULE_PATH,
             )
-            for name, (flow, when) in flows.items()
+            for name, (flow, when) in served.items()
         ]
         logging.getLogger("prefect.runner").addFilter(_Queue())
         automations.set_up()
