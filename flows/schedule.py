@@ -6,9 +6,9 @@ import fcntl
 import logging
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,13 @@ def serve(root: Path, cron: str, port: int | None = None) -> None:
     from flows.sweep import run_sweep
 
     check_cron(cron)
-    flows: dict[str, tuple[Flow[..., Any], str | None]] = {
+    served: dict[str, tuple[Flow[..., Any], str | None]] = {
         "scheduled": (run_pipeline, cron),
         "on-demand": (run_pipeline, None),
         "sweep": (run_sweep, None),
     }
     with _only_one(root), at_home(root, port or usual_port()) as home, _ending_runs():
-        runner = Runner(name=deployment_name("danceflow", root), limit=1)
+        runner = _Runner(name=deployment_name("danceflow", root), limit=1)
         made = [
             runner.add_flow(
                 flow,
@@ -82,15 +82,17 @@ def serve(root: Path, cron: str, port: int | None = None) -> None:
                 tags=["danceflow"],
                 entrypoint_type=EntrypointType.MODULE_PATH,
             )
-            for name, (flow, when) in flows.items()
+            for name, (flow, when) in served.items()
         ]
         logging.getLogger("prefect.runner").addFilter(_Queue())
         automations.set_up()
         _end_dead_runs([item for item in made if isinstance(item, UUID)])
         _LOG.info("runs at %r; start others at %s/deployments", cron, home.page)
-        with warnings.catch_warnings():  # Prefect's own, when it is told to stop
-            warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never", RuntimeWarning)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` lets it be ignored
+        try:
             asyncio.run(runner.start())
+        except KeyboardInterrupt:
+            _LOG.info("interrupted: the schedule ends")
 
 
 def deploy(root: Path) -> None:
@@ -137,6 +139,14 @@ def deploy(root: Path) -> None:
         )
     if done.returncode != 0:
         raise StageError(f"prefect deploy --all in {root}: {(done.stdout + done.stderr).strip()}")
+
+
+class _Runner(Runner):
+    """Prefect's, which ends on SIGTERM as on Ctrl-C: an exit out of its loop prints tracebacks."""
+
+    def handle_sigterm(self, *_: Any, **__: Any) -> None:
+        """Let the loop end in order."""
+        signal.raise_signal(signal.SIGINT)
 
 
 class _Queue(logging.Filter):

@@ -89,6 +89,7 @@ def _ignored(path: str) -> bool:
         "mlruns/0/x",
         "mlartifacts/0/x",
         ".danceflow/work/x",
+        ".prefect/prefect.db",
         "src/danceflow/__pycache__/x.pyc",
         ".coverage",
         "data/buckets/t2i/x.arrow",
