@@ -60,14 +60,20 @@ def test_equal_rows_leave_no_doubt() -> None:
 
 def test_bounds_are_those_of_the_binomial_distribution() -> None:
     """With k of n right the share's standard error is sqrt(p (1 - p) / (n - 1))."""
-    right, prompts = 190, 200
+    right, prompts = 150, 300
     check = only(verdict(coins(right, prompts), None, T2I))
-    share = right / prompts
-    reach = 1.645 * math.sqrt(share * (1 - share) / (prompts - 1))
-    assert check.value == share
-    assert check.low == pytest.approx(share - reach, abs=0.005)
-    assert check.high == pytest.approx(share + reach, abs=0.005)
-    assert check.decision == "pass"
+    reach = 1.645 * math.sqrt(0.25 / (prompts - 1))
+    assert check.value == 0.5
+    assert check.low == pytest.approx(0.5 - reach, abs=0.006)
+    assert check.high == pytest.approx(0.5 + reach, abs=0.006)
+    assert check.decision == "fail"
+
+
+def test_bounds_of_a_good_student_are_lopsided() -> None:
+    """The exact (Clopper-Pearson) bounds of 190 right of 200 at 95 % are 91.7 % and 97.3 %."""
+    check = only(verdict(coins(190, 200), None, T2I))
+    assert check.low == pytest.approx(0.917, abs=0.008)
+    assert check.high == pytest.approx(0.973, abs=0.008)
 
 
 @pytest.mark.parametrize(
@@ -301,3 +307,16 @@ def test_more_confidence_never_decides_more() -> None:
         ]
         known = [decision != "unknown" for decision in decided]
         assert known == sorted(known, reverse=True)
+
+
+def test_a_student_at_the_limit_passes_about_as_often_as_confidence_allows() -> None:
+    generator = np.random.default_rng(0)
+    passed = {0.9: 0, 0.873: 0, 1.0: 0}
+    for share in passed:
+        for _ in range(200):
+            scores = (generator.random(200) < share).astype(float).tolist()
+            evidence = of_rows(rows_of(scores, categories=2))
+            passed[share] += verdict(evidence, None, T2I).passed
+    assert 2 <= passed[0.9] <= 20  # of 200 about 10, at 95 % confidence
+    assert passed[0.873] == 0
+    assert passed[1.0] == 200

@@ -2,9 +2,9 @@
 
 A pure function of evidence and a policy. Every condition is a difference that should not be below
 0: the score less the floor, less a share of the teacher's, less a share of the champion's. The
-bootstrap over prompts gives its bounds, each of one-sided confidence ``gate.confidence``. Lies the
-lower one at 0 or above, the condition holds; lies the upper one below 0, it does not; otherwise it
-is not known with these rows, and what is not known is not promoted.
+bootstrap over prompts (BCa) gives its bounds, each of one-sided confidence ``gate.confidence``.
+Lies the lower one at 0 or above, the condition holds; lies the upper one below 0, it does not;
+otherwise it is not known with these rows, and what is not known is not promoted.
 """
 
 import functools
@@ -315,20 +315,28 @@ class _Asked:
                 note = "the champion scores 0"
                 return Check(self.capability, self.kind, "pass", self.limit, note=note)
             return self.unknown("its teacher scores 0, of which nothing can be kept")
-        replicates = _replicates(tuple(paired.categories.values()))
-        value = _share(overall)
-        low, high = self._bounds(_share(replicates))
+        categories = tuple(paired.categories.values())
+        replicates = _replicates(categories)
+        gaps = self._gap(replicates)
+        tails = self._tails(gaps, categories)
+        low, high = _bounds(_share(replicates), tails)
         found = Check(
-            *(self.capability, self.kind, "unknown", self.limit, _round(value), low, high),
+            self.capability,
+            self.kind,
+            "unknown",
+            self.limit,
+            value=_round(float(_share(overall))),
+            low=None if low is None else _round(low),
+            high=None if high is None else _round(high),
             num_rows=num_prompts,
         )
         smallest = min(len(scores) for scores in paired.categories.values())
         if num_prompts < MIN_PROMPTS or smallest < 2:
             note = f"as {num_prompts} prompts are too few to tell (at least {MIN_PROMPTS}"
             return replace(found, note=f"{note}, two of each category)")
-        gaps = self._gap(replicates)
-        tails = (1.0 - self.confidence, self.confidence)
-        lower, upper = (float(end) for end in np.quantile(gaps, tails))
+        lower, upper = _bounds(gaps, tails)
+        if lower is None or upper is None:
+            return replace(found, note="its scores are not finite")
         rounding = _ROUNDING * max(1.0, float(np.abs(overall).max()))
         if lower >= -rounding:
             return replace(found, decision="pass")
@@ -343,11 +351,30 @@ class _Asked:
             return gap
         return np.asarray(overall[..., 0] - self.limit * overall[..., 1])
 
-    def _bounds(self, values: Array) -> tuple[float | None, float | None]:
-        if not np.isfinite(values).all():
-            return None, None
-        low, high = np.quantile(values, [1.0 - self.confidence, self.confidence])
-        return _round(low), _round(high)
+    def _tails(self, gaps: Array, categories: Sequence[Array]) -> tuple[float, float]:
+        """Return which quantiles of the replicates are the bounds (BCa).
+
+        Scores of a good student are skewed: the luckier the prompts, the narrower a plain interval
+        would be. Efron and Tibshirani 1993, equations 14.9, 14.10 and 14.14 and 14.15.
+        """
+        parts = [self._gap(scores) for scores in categories]
+        gap = float(np.mean([part.mean() for part in parts]))
+        influence = np.concatenate([(part - part.mean()) / len(part) for part in parts])
+        spread = float((influence**2).sum())
+        if spread < _ROUNDING**2:
+            return 1.0 - self.confidence, self.confidence
+        skew = float((influence**3).sum()) / (6 * spread**1.5)
+        near = _ROUNDING * max(1.0, abs(gap))
+        below = float((gaps < gap - near).mean() + (np.abs(gaps - gap) <= near).mean() / 2)
+        normal = NormalDist()
+        bias = normal.inv_cdf(min(max(below, 1 / NUM_RESAMPLES), 1 - 1 / NUM_RESAMPLES))
+
+        def tail(share: float) -> float:
+            reach = bias + normal.inv_cdf(share)
+            width = max(1.0 - skew * reach, 1e-3)
+            return normal.cdf(bias + reach / width)
+
+        return tail(1.0 - self.confidence), tail(self.confidence)
 
     def _needed(self, gap: float, gaps: Array, num_prompts: int) -> int | None:
         """Return how many prompts, in the same mixture, would settle it with 80 % power."""
@@ -358,8 +385,19 @@ class _Asked:
         return math.ceil(num_prompts * (reach / gap) ** 2)
 
 
-def _round(value: "np.floating[Any] | Array") -> float:
-    return round(float(value), _DIGITS)
+def _round(value: float) -> float:
+    return round(value, _DIGITS)
+
+
+def _bounds(values: Array, tails: tuple[float, float]) -> tuple[float | None, float | None]:
+    """Return the bounds at two quantiles, None where replicates are not finite.
+
+    They are replicates themselves, so that a difference and a ratio decide alike.
+    """
+    if not np.isfinite(values).all():
+        return None, None
+    low = np.quantile(values, tails[0], method="lower")
+    return float(low), float(np.quantile(values, tails[1], method="higher"))
 
 
 def _share(overall: Array) -> Array:
