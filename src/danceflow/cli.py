@@ -39,6 +39,14 @@ Source = Annotated[
 ]
 
 
+team_app = typer.Typer(
+    name="team",
+    help="The servers of a team on this machine: PostgreSQL, S3, MLflow, Prefect and a worker.",
+    no_args_is_help=True,
+)
+app.add_typer(team_app)
+
+
 class Origin(StrEnum):
     """Where results are read from."""
 
@@ -439,6 +447,70 @@ def ui(
     from flows.pages import serve_pages
 
     serve_pages(root, load_params(root / "params.yaml").tracking, mlflow_port, prefect_port)
+
+
+@team_app.command(name="up")
+def team_up(
+    port: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SERVICE=PORT", help="Where a service listens; default: free ones."),
+    ] = None,
+    model: Annotated[bool, typer.Option("--model", help="The model service, too.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay, and start again whatever ends.")
+    ] = False,
+) -> None:
+    """Start the servers of a team, and say where they are.
+
+    What runs already stays. Data, logs and passwords lie in .danceflow/team.
+    """
+    root = _checkout()
+    from flows.team import run as servers
+    from flows.team.settings import read_ports
+
+    found = servers.up(root, read_ports(port or []), with_model=model)
+    for item in found:
+        if item.is_running:
+            typer.echo(f"{item.name:10}{item.address}")
+    typer.echo(
+        "work with them: danceflow team exec danceflow run, or in a shell: "
+        "set -a; source .danceflow/team/env"
+    )
+    if watch:
+        servers.watch(root, with_model=model)
+
+
+@team_app.command(name="down")
+def team_down() -> None:
+    """End the servers of a team; their data stay."""
+    root = _checkout()
+    from flows.team.run import down
+
+    typer.echo(f"ended: {', '.join(down(root)) or 'nothing, none was running'}")
+
+
+@team_app.command(name="status")
+def team_status() -> None:
+    """Say how the servers of a team stand."""
+    root = _checkout()
+    from flows.team.run import standing
+
+    for item in standing(root):
+        state = "ready" if item.is_ready else "starts or hangs" if item.is_running else "ended"
+        typer.echo(f"{item.name:10}{item.address:28}{state}")
+
+
+@team_app.command(
+    name="exec", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True}
+)
+def team_exec(
+    command: Annotated[list[str], typer.Argument(help="A program and its arguments.")],
+) -> None:
+    """Run a command with the addresses and passwords of a team's servers."""
+    root = _checkout()
+    from flows.team.run import call
+
+    raise typer.Exit(call(root, command))
 
 
 def main() -> None:
