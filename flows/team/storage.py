@@ -161,17 +161,12 @@ def serve(port: int, folder: Path, key: str, secret: str, region: str = _REGION)
         secret: by which the key's owner signs.
         region: of the buckets.
     """
-    from moto.moto_server.werkzeug_app import (
-        DomainDispatcherApplication,
-        MotoRequestHandler,
-        create_backend_app,
-    )
+    from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
     from werkzeug.serving import run_simple
 
     objects = Objects(folder)
     objects.restore(region)
-    inside = DomainDispatcherApplication(create_backend_app, service="s3")
-    door = Door(inside, objects, key, secret)
+    door = Door(create_backend_app("s3"), objects, key, secret)
     run_simple(_HOST, port, door, threaded=True, request_handler=MotoRequestHandler)
 
 
