@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from danceflow.paths import Paths
 from flows import dvc_remote
 from flows.team import processes
 from flows.team.services import Service, services
-from flows.team.settings import HOST, REMOTE, SERVICES, Team, load, prepare
+from flows.team.settings import HOST, REMOTE, SERVICES, Team, is_free, load, prepare
 
 _LOG = logging.getLogger(__name__)
 _WATCH_S = 5.0
@@ -172,15 +171,11 @@ def _is_there(service: Service, team: Team) -> bool:
         _LOG.warning("%s runs but does not answer: it is started again", service.name)
         processes.end(team.folder, service.name, service.stop_signal)
     port = team.ports[service.name]
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((HOST, port))
-        except OSError as error:
-            raise UsageError(
-                f"port {port} of {service.name} is taken by another program; end that, or choose "
-                f"another: danceflow team up --port {service.name}=PORT"
-            ) from error
+    if not is_free(port):
+        raise UsageError(
+            f"port {port} of {service.name} is taken by another program; end that, or choose "
+            f"another: danceflow team up --port {service.name}=PORT"
+        )
     return False
 
 

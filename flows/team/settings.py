@@ -1,11 +1,11 @@
 """Where a team's servers keep what, on which ports they listen, and by which passwords."""
 
 import json
+import random
 import secrets
 import shlex
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ POOL = "danceflow"
 """The work pool of ``prefect.yaml``."""
 REGION = "us-east-1"
 DATABASES = ("mlflow", "mlflow_auth", "prefect")
+_PORTS = range(20_000, 32_000)
 SERVICES = ("postgres", "s3", "mlflow", "prefect", "worker", "model")
 
 _SECRETS = ("postgres", "s3", "mlflow", "mlflow_pages", "prefect", "service_token")
@@ -178,12 +179,24 @@ def _read(path: Path) -> dict[str, object]:
 
 
 def _free_ports(count: int, taken: set[int]) -> Iterator[int]:
-    """Yield ports on which nobody listens, all different."""
-    with ExitStack() as stack:
-        found: set[int] = set()
-        while len(found) < count:
-            sock = stack.enter_context(socket.socket())
-            sock.bind((HOST, 0))
-            found.add(sock.getsockname()[1])
-            found -= taken
-        yield from sorted(found)
+    """Yield ports on which nobody listens, all different.
+
+    They stay with a service for ever, and so lie below those that the system gives to whoever
+    opens a connection: a restart would find such a one taken now and then.
+    """
+    found = 0
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if found < count and port not in taken and is_free(port):
+            found += 1
+            yield port
+
+
+def is_free(port: int) -> bool:
+    """Return whether nobody listens on a port of this machine's own address."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((HOST, port))
+        except OSError:
+            return False
+    return True
