@@ -26,7 +26,7 @@ from danceflow.params.rules import require_trained_here, require_weights
 from danceflow.params.sections import Params
 from danceflow.paths import Paths, find_root
 from danceflow.registry.promotion import Standing
-from flows import dvc_graph, dvc_stage, promote
+from flows import dvc_graph, dvc_remote, dvc_stage, promote
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, check_raw, experiment, plan
@@ -64,6 +64,8 @@ class _Settings:
     timeout_s: float | None = None
     force: str | None = None
     with_teachers: bool = False
+    pull: bool = False
+    push: bool = False
 
     @property
     def thawed(self) -> str | None:
@@ -116,6 +118,7 @@ def run_stage(
     timeout_s: float | None,
     force: bool,
     thaw: bool,
+    pull: bool,
 ) -> StageResult:
     """Bring one stage up to date; its output goes to the log as it comes.
 
@@ -128,6 +131,7 @@ def run_stage(
         timeout_s: seconds it may take; None: as long as it needs.
         force: run it also when nothing changed.
         thaw: run it also where it is frozen.
+        pull: take what the DVC remote has of it.
     """
     log = get_run_logger()
     if known is not None:
@@ -142,7 +146,20 @@ def run_stage(
         timeout_s=timeout_s,
         force=force,
         thaw=thaw,
+        pull=pull,
     )
+
+
+@task(name="push", task_run_name="push", **STEADY)
+def push_results(root: Path, environment: Mapping[str, str] | None) -> None:
+    """Send data, outputs and the run-cache to the DVC remote.
+
+    Args:
+        root: the checkout, or an experiment's worktree.
+        environment: what the command starts with; None: this process's.
+    """
+    dvc_remote.push(root, environment)
+    get_run_logger().info("the DVC remote has what this run has made")
 
 
 @task(name="register", task_run_name="register", **STEADY)
@@ -174,6 +191,8 @@ def run_pipeline(
     enter_registry: bool = True,
     stage_timeout_s: float | None = None,
     with_teachers: bool = False,
+    pull: bool = False,
+    push: bool = False,
 ) -> PipelineResult:
     """Bring every stage up to date, then register and judge the student.
 
@@ -189,9 +208,18 @@ def run_pipeline(
         enter_registry: False leaves the registry as it is.
         stage_timeout_s: seconds that one stage may take; None: as long as it needs.
         with_teachers: let the frozen stage of the teachers run, too, where it is stale.
+        pull: take from the DVC remote what others have made of the same inputs.
+        push: send what was made to the DVC remote, before it is registered.
     """
     root = begin(root)
-    settings = _Settings(max_parallel, enter_registry, stage_timeout_s, with_teachers=with_teachers)
+    settings = _Settings(
+        max_parallel,
+        enter_registry,
+        stage_timeout_s,
+        with_teachers=with_teachers,
+        pull=pull,
+        push=push,
+    )
     if recipe is None and not overrides and name is None:
         check_raw(root)
         return _run(root, load_params(Paths(root).params), None, settings)
@@ -257,6 +285,8 @@ def _run(
     require_training(params, str(paths.params))
     if settings.with_teachers:
         require_trained_here(params, str(paths.params))
+    if settings.pull or settings.push:
+        dvc_remote.require_remote(root)
     register = settings.enter_registry and params.tracking.enabled
     if register:
         # Before hours of training; and a new database is made before stages share it.
@@ -267,6 +297,8 @@ def _run(
         stages = _run_stages(root, nodes, processes, environment, settings)
     if place is not None:
         place.save()
+    if settings.push:
+        push_results(root, environment)
     summary = promote.read_summary(paths.summary)
     standing = pass_gate(root, params, register_student(root, params)) if register else None
     _show(paths, result_table(summary, stages, standing))
@@ -314,6 +346,7 @@ def _run_stages(
                 timeout_s=settings.timeout_s,
                 force=node.name == settings.force,
                 thaw=node.name == settings.thawed,
+                pull=settings.pull,
                 wait_for=[futures[need] for need in node.needs],
                 return_state=False,
             )

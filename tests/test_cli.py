@@ -125,21 +125,31 @@ def test_help_tells_every_command_in_a_whole_sentence() -> None:
     assert [line for line in told if not line.endswith(".") or line.endswith("...")] == []
 
 
+def options(group: Any, before: str = "") -> Iterator[tuple[str, list[str]]]:
+    """The options of every command, those of groups by both names."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from options(command, f"{before}{name} ")
+        else:
+            yield before + name, sorted(word for param in command.params for word in param.opts)
+
+
 def test_the_commands_are_frozen() -> None:
     """A name that users type changes on purpose only."""
     group = typer.main.get_command(cli.app)
-    found = {
-        name: sorted(option for param in command.params for option in param.opts)
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
-    }
+    found = dict(options(group))
     student = ["--device", "--from", "--guidance", "--num-steps", "--out", "--seed"]
     assert found == {
-        "run": ["--name", "--parallel", "--recipe", "--set", "--with-teachers", "-S"],
+        "run": [
+            *("--name", "--parallel", "--pull", "--push"),
+            *("--recipe", "--set", "--with-teachers", "-S"),
+        ],
         "sweep": ["--parallel", "file"],
         "table": ["--against", "--from", "--out", "sweep"],
         "stage": ["--capability", "name"],
         "check": [],
         "clean": ["--older-than"],
+        "doctor": ["--json"],
         "teachers": ["--recipe"],
         "bring-teachers": ["--edits", "--family", "--teacher", "pipeline"],
         "plan": [
@@ -159,6 +169,10 @@ def test_the_commands_are_frozen() -> None:
         "rollback": [],
         "serve": ["--cron"],
         "ui": ["--mlflow-port", "--prefect-port"],
+        "team up": ["--model", "--port", "--watch"],
+        "team down": [],
+        "team status": [],
+        "team exec": ["command"],
     }
 
 
@@ -171,7 +185,7 @@ def test_run_hands_recipe_and_values_to_the_flow(
     more = ("--name", "trial", "--parallel", "2", "--with-teachers")
     assert danceflow("run", "--recipe", recipe, *values, *more)[:2] == (0, "a table\n")
     plain = {"root": checkout, "recipe": None, "overrides": {}, "name": None, "max_parallel": 1}
-    plain["with_teachers"] = False
+    plain |= {"with_teachers": False, "pull": False, "push": False}
     changed = {
         **plain,
         "recipe": Path(recipe),

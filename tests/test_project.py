@@ -21,11 +21,13 @@ from repository import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
 REQUIRED = [
-    re.split(r"[<>=]", text)[0]
-    for text in (
-        *PROJECT["project"]["dependencies"],
-        *PROJECT["project"]["optional-dependencies"]["dev"],
+    re.split(r"[<>=[]", text)[0]
+    for texts in (
+        PROJECT["project"]["dependencies"],
+        *PROJECT["project"]["optional-dependencies"].values(),
     )
+    for text in texts
+    if not text.startswith("danceflow[")
 ]
 
 
@@ -128,7 +130,7 @@ def _make(*arguments: str) -> str:
 
 
 def test_make_lists_its_targets() -> None:
-    named = re.findall(r"make (\w+) ", _make("help"))
+    named = re.findall(r"make ([\w-]+) ", _make("help"))
     assert {"run", "test", "quick", "check", "ui", "teachers", "clean", "help"} <= set(named)
 
 
@@ -140,6 +142,8 @@ def test_make_lists_its_targets() -> None:
         ("quick", "python -m pytest -n 2 --quick"),
         ("check", "danceflow check"),
         ("ui", "danceflow ui"),
+        ("team-up", "danceflow team up"),
+        ("team-down", "danceflow team down"),
         ("teachers", "danceflow teachers"),
     ],
 )
@@ -167,6 +171,7 @@ HOMES = {
     "golden": "numbers that were recorded",
     "numerics": "mathematics across modules, against closed forms",
     "pipeline": "the real tools around stages of a moment",
+    "team": "the real stages with the real servers of a team",
     "runs": "several stages one after the other, in one process",
 }
 """The rooms of tests that stand for no package."""

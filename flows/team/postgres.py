@@ -5,7 +5,7 @@ import os
 import pwd
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,10 +22,15 @@ _USERS = ("postgres", "nobody")
 
 @dataclass(frozen=True)
 class Account:
-    """As whom PostgreSQL runs, where that is not this process's user."""
+    """As whom a program runs, as ``subprocess`` takes it; None: as this process's user."""
 
-    user: int
-    group: int
+    user: int | None = None
+    group: int | None = None
+
+    @property
+    def extra_groups(self) -> list[int] | None:
+        """No further groups, of another user."""
+        return None if self.user is None else []
 
 
 def programs() -> Path:
@@ -46,14 +51,14 @@ def programs() -> Path:
     )
 
 
-def account() -> Account | None:
-    """Return as whom PostgreSQL runs, None for this process's user.
+def account() -> Account:
+    """Return as whom PostgreSQL runs.
 
     Raises:
         DanceflowError: this is the super-user, and there is nobody else.
     """
     if os.geteuid() != 0:
-        return None
+        return Account()
     for name in _USERS:
         with contextlib.suppress(KeyError):
             found = pwd.getpwnam(name)
@@ -83,19 +88,21 @@ def create_cluster(data: Path, user: str, password: str) -> None:
     owner = account()
     word = data / "password"
     write_private(word, password)
-    if owner is not None:
-        _require_way(data, owner)
+    if owner.user is not None and owner.group is not None:
+        _require_way(data, owner.user, owner.group)
         for place in (data, word):
             os.chown(place, owner.user, owner.group)
     options = ("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", f"--username={user}")
-    place = ("--pgdata", str(data / "cluster"), "--pwfile", str(word))
+    places = ("--pgdata", str(data / "cluster"), "--pwfile", str(word))
     done = subprocess.run(
-        [str(programs() / "initdb"), *options, *place],
+        [str(programs() / "initdb"), *options, *places],
         cwd=data,
         capture_output=True,
         text=True,
         check=False,
-        **_as(owner),
+        user=owner.user,
+        group=owner.group,
+        extra_groups=owner.extra_groups,
     )
     word.unlink()
     if done.returncode != 0:
@@ -111,11 +118,6 @@ def command(data: Path, host: str, port: int) -> Sequence[str]:
     settings = {"listen_addresses": host, "port": port, "unix_socket_directories": ""}
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     return (str(programs() / "postgres"), "-D", str(data / "cluster"), *options)
-
-
-def as_account() -> Mapping[str, int | list[int]]:
-    """Return what ``subprocess`` is told so that a command runs as PostgreSQL's user."""
-    return _as(account())
 
 
 def create_databases(uri: str, password: str, names: Sequence[str]) -> None:
@@ -159,19 +161,13 @@ def answers(uri: str, password: str) -> bool:
     return True
 
 
-def _as(owner: Account | None) -> dict[str, int | list[int]]:
-    if owner is None:
-        return {}
-    return {"user": owner.user, "group": owner.group, "extra_groups": []}
-
-
-def _require_way(folder: Path, owner: Account) -> None:
+def _require_way(folder: Path, user: int, group: int) -> None:
     """Raise DanceflowError where a user cannot come to a folder because of one above it."""
     for place in folder.parents:
         found = place.stat()
-        shift = 6 if found.st_uid == owner.user else 3 if found.st_gid == owner.group else 0
+        shift = 6 if found.st_uid == user else 3 if found.st_gid == group else 0
         if not found.st_mode >> shift & 0o1:
-            name = pwd.getpwuid(owner.user).pw_name
+            name = pwd.getpwuid(user).pw_name
             raise DanceflowError(
                 f"PostgreSQL does not run as root, and user {name} may not enter {place}: "
                 f"chmod o+x {place}, or use a checkout elsewhere, or another user than root"

@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 _LOG_BYTES = 10_000_000
 _POLL_S = 0.1
 _READY_S = 180.0
-_STUCK_S = 20.0
+_STUCK_S = 60.0
 """Seconds that a service which runs already may take to answer, before it is started anew."""
 _GRACE_S = 20.0
 _TAIL_LINES = 20
@@ -74,7 +74,9 @@ def start(service: Service, folder: Path, log: Path) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            **service.process,  # type: ignore[call-overload]
+            user=service.account.user,
+            group=service.account.group,
+            extra_groups=service.account.extra_groups,
         )
 
 

@@ -33,7 +33,7 @@ class Service:
         prepare: called before it is started.
         follow: called when it is ready, before others that need it are started.
         needs: which services must be ready before.
-        process: how its process is started, as ``subprocess`` takes it.
+        account: as whom it runs.
         folder: where it is started.
         stop_signal: what lets it end in good order.
         shown: the address that a person opens; None: none.
@@ -47,7 +47,7 @@ class Service:
     prepare: Callable[[], None] | None = None
     follow: Callable[[], None] | None = None
     needs: tuple[str, ...] = ()
-    process: Mapping[str, int | list[int]] = field(default_factory=dict)
+    account: postgres.Account = field(default_factory=postgres.Account)
     stop_signal: signal.Signals = signal.SIGTERM
     shown: str | None = None
 
@@ -76,7 +76,7 @@ def _postgres(team: Team) -> Service:
         ready=lambda: postgres.answers(team.database("postgres"), password),
         prepare=lambda: postgres.create_cluster(data, USER, password),
         follow=lambda: postgres.create_databases(team.database("postgres"), password, DATABASES),
-        process=postgres.as_account(),
+        account=postgres.account(),
         folder=data,
         stop_signal=signal.SIGINT,  # the end that does not wait for its clients
     )

@@ -118,7 +118,7 @@ def prepare(root: Path, ports: Mapping[str, int] | None = None) -> Team:
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
         known = _read(folder / "ports.json")
-        chosen = {name: int(port) for name, port in known.items()} | dict(ports or {})
+        chosen = {name: int(str(port)) for name, port in known.items()} | dict(ports or {})
         missing = [name for name in SERVICES if name not in chosen]
         chosen |= dict(zip(missing, _free_ports(len(missing), set(chosen.values())), strict=True))
         if len(set(chosen.values())) < len(chosen):

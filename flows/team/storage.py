@@ -44,7 +44,7 @@ class Objects:
     """
 
     def __init__(self, folder: Path) -> None:
-        from moto.core import DEFAULT_ACCOUNT_ID
+        from moto.core.models import DEFAULT_ACCOUNT_ID
         from moto.s3.models import s3_backends
 
         self._folder = folder

@@ -86,6 +86,12 @@ def run(
         typer.Option("--with-teachers", help="Also train the teachers where they are stale."),
     ] = False,
     parallel: Annotated[int, typer.Option(min=1, help="How many stages may run at once.")] = 1,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Take from the DVC remote what others have made.")
+    ] = False,
+    push: Annotated[
+        bool, typer.Option("--push", help="Send what was made to the DVC remote.")
+    ] = False,
 ) -> None:
     """Run the whole pipeline as a Prefect flow.
 
@@ -113,6 +119,8 @@ def run(
         name=name,
         max_parallel=parallel,
         with_teachers=with_teachers,
+        pull=pull,
+        push=push,
     )
     typer.echo(result_table(result.summary, result.stages, result.standing))
 
@@ -197,6 +205,32 @@ def check() -> None:
     if problems:
         raise DanceflowError(f"{len(problems)} problems")
     typer.echo("dvc.yaml, stages, command line and flow agree")
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is wrong with this machine and checkout, and what to do.
+
+    It looks at versions, room, ports, git, DVC and its remotes, databases, servers, clocks and the
+    device. Nothing is changed, and the exit code is 1 where something does not work.
+    """
+    root = _checkout()
+    import json
+
+    from flows.doctor.examine import examine
+    from flows.doctor.finding import Level
+
+    found = []
+    for finding in examine(root):
+        found.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    if as_json:
+        typer.echo(json.dumps([finding.as_data() for finding in found], indent=2))
+    if any(finding.level is Level.FAIL for finding in found):
+        raise typer.Exit(1)
 
 
 @app.command()
