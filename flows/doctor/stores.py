@@ -2,8 +2,8 @@
 
 import base64
 import contextlib
-import json
 import os
+import re
 import sqlite3
 import time
 import urllib.error
@@ -27,6 +27,8 @@ _TIMEOUT_S = 5.0
 _SKEW_WARN_S, _SKEW_FAIL_S = 5.0, 300.0
 """S3 refuses what was signed a quarter of an hour off; heartbeats and leases much less."""
 
+_REVISION = re.compile(r"^(down_)?revision\b[^=\n]*=(.*)$", re.MULTILINE)
+_QUOTED = re.compile(r"[\"'](\w+)[\"']")
 _MIGRATIONS = {
     "mlflow": ("mlflow", "store/db_migrations"),
     "prefect": ("prefect", "server/database/_migrations"),
@@ -167,7 +169,7 @@ def _mlflow_server(uri: str) -> Iterator[Finding]:
     )
     if asked.status == 200:
         told = ask(f"{place}/version", _basic(login))
-        asked = Answer(told.status, json.dumps(told.text), asked.skew_s)
+        asked = Answer(told.status, told.text, asked.skew_s)
     advice = "start it, or change tracking.uri or MLFLOW_TRACKING_URI"
     yield from _server("mlflow", place, asked, version("mlflow"), advice, " and ".join(names))
 
@@ -228,15 +230,19 @@ def _basic(login: str | None) -> dict[str, str]:
 
 
 def _newest(name: str) -> str:
-    """Return the newest version of a package's tables; the package itself is not imported."""
-    from alembic.script import ScriptDirectory
+    """Return the newest version of a package's tables, read off the texts of its migrations.
 
+    Importing them would import the package, too.
+    """
     package, folder = _MIGRATIONS[name]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         return "no installed package"
-    place = Path(spec.origin).parent / folder
-    versions = place / "versions"
+    versions = Path(spec.origin).parent / folder / "versions"
     sqlite = versions / "sqlite"
-    where = str(sqlite if sqlite.is_dir() else versions)
-    return str(ScriptDirectory(str(place), version_locations=[where]).get_current_head())
+    known: set[str] = set()
+    followed: set[str] = set()
+    for file in (sqlite if sqlite.is_dir() else versions).glob("*.py"):
+        for before, value in _REVISION.findall(file.read_text(encoding="utf-8")):
+            (followed if before else known).update(_QUOTED.findall(value))
+    return ", ".join(sorted(known - followed))

@@ -24,6 +24,7 @@ TINY = {
     "cache.num_samples": 4,
     "cache.num_steps": 2,
     "cache.batch_size": 4,
+    "distill.init": "base",
     "distill.num_steps": 2,
     "distill.num_updates": 2,
     "distill.batch_size": 4,
