@@ -20,19 +20,17 @@ from repository import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
-REQUIRED = [
-    re.split(r"[<>=[]", text)[0]
-    for texts in (
-        PROJECT["project"]["dependencies"],
-        *PROJECT["project"]["optional-dependencies"].values(),
-    )
-    for text in texts
-    if not text.startswith("danceflow[")
-]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+REQUIRED = (
+    *PROJECT["project"]["dependencies"],
+    *(text for text in EXTRAS["dev"] if not text.startswith("danceflow[")),
+)
+"""What `make setup` installs."""
 
 
-def _name(name: str) -> str:
-    return name.lower().replace("_", "-")
+def _name(requirement: str) -> str:
+    """The name of what a requirement asks for, as `PINS` is searched for it."""
+    return re.split(r"[<>=\[]", requirement)[0].lower().replace("_", "-")
 
 
 def test_pins_are_exact_and_name_no_place() -> None:
@@ -43,8 +41,15 @@ def test_pins_are_exact_and_name_no_place() -> None:
 
 def test_what_is_required_is_pinned_and_installed_so() -> None:
     pins = {_name(name): pin for name, pin in PINS.items()}
-    for name in REQUIRED:
-        assert version(name).partition("+")[0] == pins[_name(name)], name
+    for name in map(_name, REQUIRED):
+        assert version(name).partition("+")[0] == pins[name], name
+
+
+def test_every_extra_is_pinned() -> None:
+    pins = {_name(name) for name in PINS}
+    for extra, requirements in EXTRAS.items():
+        for name in map(_name, requirements):
+            assert name in pins or name == _name(PROJECT["project"]["name"]), (extra, name)
 
 
 def test_the_pins_that_matter() -> None:
@@ -141,6 +146,8 @@ def test_make_lists_its_targets() -> None:
         ("test", "python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=85"),
         ("quick", "python -m pytest -n 2 --quick"),
         ("check", "danceflow check"),
+        ("check", "DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 mkdocs build"),
+        ("docs", "python docs/_site/reference.py"),
         ("ui", "danceflow ui"),
         ("team-up", "danceflow team up"),
         ("team-down", "danceflow team down"),
