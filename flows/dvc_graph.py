@@ -115,7 +115,7 @@ def reasons(root: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         DvcError: DVC cannot read the repository.
     """
-    with _repo(root) as repo, _quiet("dvc.repo.status"):
+    with open_repository(root) as repo, _quiet("dvc.repo.status"):
         names = {stage.addressing: _name(stage) for stage in repo.index.stages}
         found = {names[address]: tuple(_lines(item)) for address, item in repo.status().items()}
     return {name: lines for name, lines in found.items() if lines}

@@ -41,7 +41,7 @@ Source = Annotated[
 
 team_app = typer.Typer(
     name="team",
-    help="The servers of a team on this machine: PostgreSQL, S3, MLflow, Prefect and a worker.",
+    help="Start and end a team's servers on this machine.",
     no_args_is_help=True,
 )
 app.add_typer(team_app)
@@ -226,10 +226,11 @@ def check() -> None:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is wrong with this machine and checkout, and what to do.
+    """Say what is wrong here, and what to do.
 
-    It looks at versions, room, ports, git, DVC and its remotes, databases, servers, clocks and the
-    device. Nothing is changed, and the exit code is 1 where something does not work.
+    It looks at the machine's versions, room, ports and device, at the checkout's git, DVC and
+    remotes, and at databases, servers and clocks. Nothing is changed. The exit code is 1 where
+    something does not work.
     """
     root = _checkout()
     import json
