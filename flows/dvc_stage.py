@@ -3,6 +3,7 @@
 The command is read live and can be ended with everything it started.
 """
 
+import builtins
 import itertools
 import os
 import re
@@ -43,6 +44,22 @@ _DVC_ERROR = "ERROR: "
 _BUSY = re.compile(r"' is busy, it is being blocked by:$")
 _BLOCKER = re.compile(r"\s*\(PID (\d+)\): ")
 _STAGE_EXIT = re.compile(r"exited with (-?\d+)\s*$")
+_TRACEBACK = "Traceback (most recent call last)"
+
+BUGS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""Errors of code: the same line with the same values raises them again."""
 
 
 class StageFailedError(StageError):
@@ -51,17 +68,21 @@ class StageFailedError(StageError):
     Attributes:
         stage: the stage's name.
         command_exit_code: what the stage's command exited with; None when DVC failed around it.
+        is_bug: whether it ended with an error of the code, which comes again.
     """
 
-    def __init__(self, message: str, stage: str, command_exit_code: int | None) -> None:
+    def __init__(
+        self, message: str, stage: str, command_exit_code: int | None, is_bug: bool = False
+    ) -> None:
         super().__init__(message)
         self.stage = stage
         self.command_exit_code = command_exit_code
+        self.is_bug = is_bug
         if command_exit_code == BAD_INPUT_EXIT_CODE:
             self.exit_code = BAD_INPUT_EXIT_CODE
 
-    def __reduce__(self) -> "tuple[type[StageFailedError], tuple[str, str, int | None]]":
-        return type(self), (str(self), self.stage, self.command_exit_code)
+    def __reduce__(self) -> "tuple[type[StageFailedError], tuple[str, str, int | None, bool]]":
+        return type(self), (str(self), self.stage, self.command_exit_code, self.is_bug)
 
 
 class StageStoppedError(StageFailedError):
@@ -168,6 +189,7 @@ def reproduce_all(
     processes: ProcessGroups,
     report: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
 ) -> tuple[StageResult, ...]:
     """Bring stages and all that they need up to date, and return what happened to each.
 
@@ -180,13 +202,14 @@ def reproduce_all(
         processes: where the running group is kept.
         report: called with every line of the stages' output as it comes.
         environment: the process environment to start from; None: this process's.
+        timeout_s: seconds that all of them may take; None: as long as they need.
 
     Raises:
         StageFailedError: a stage or DVC failed; it names the stage.
         StageStoppedError: it was ended from outside.
     """
     name = " ".join(targets) or "all stages"
-    call = _Call(root, ("--wait-for-lock", "repro", *targets), name, environment, None)
+    call = _Call(root, ("--wait-for-lock", "repro", *targets), name, environment, timeout_s)
     return _reproduced(call, processes, report)
 
 
@@ -407,8 +430,13 @@ def _failure(stage: str, dvc_exit_code: int, tail: Sequence[str]) -> StageFailed
         [line for line in tail if not line.startswith(("> ", "Running stage ", "ERROR: "))]
     )
     reason = f": {said}" if said else ""
+    raised = said.partition(":")[0] if any(line.startswith(_TRACEBACK) for line in tail) else ""
+    kind = getattr(builtins, raised, None)
     return StageFailedError(
-        f"stage {stage!r} failed (exit code {exit_code}){reason}", stage, exit_code
+        f"stage {stage!r} failed (exit code {exit_code}){reason}",
+        stage,
+        exit_code,
+        isinstance(kind, type) and issubclass(kind, BUGS),
     )
 
 
@@ -417,7 +445,7 @@ def _last_words(said: Sequence[str]) -> str:
     for start in reversed(range(len(said))):
         if said[start].startswith(_ERROR):
             return "\n".join(said[start:])
-        if said[start].startswith("Traceback (most recent call last)"):
+        if said[start].startswith(_TRACEBACK):
             rest = itertools.dropwhile(lambda line: line.startswith(" "), said[start + 1 :])
             return "\n".join(rest)
     return said[-1] if said else ""

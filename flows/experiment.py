@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.errors import DataError, StageError, UsageError
-from danceflow.ops.files import fingerprint, is_alive
+from danceflow.ops.files import exclusive_if_free, fingerprint, lock_of
 from danceflow.ops.runtime import git_identity
 from danceflow.ops.tracking import mark_experiment
 from danceflow.params.read import override, parse_params
@@ -212,31 +213,33 @@ def experiment(
     """
     check_raw(root)
     paths = Paths(root)
-    folder = paths.worktrees / f"{plan.name}.{os.getpid()}"
-    _remove_leftovers(root, folder.parent)
+    folder = paths.worktrees / f"{plan.name}.{secrets.token_hex(4)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(root, folder.parent)
     environment = {**_surroundings(), "DVC_EXP_NAME": plan.name}
     environment.update(git_identity(environment, root))
     tree = snapshot(root) if tree is None else tree
     lock = contextlib.nullcontext() if lock is None else lock
     is_clone = _git(root, "config", "--get", "core.worktree", check=False) != ""
-    try:
-        with lock:
-            _add_tree(root, folder, is_clone=is_clone)
-            _git(folder, "read-tree", "-u", "--reset", tree)
-            inside = folder / _git(root, "rev-parse", "--show-prefix")
-            mark_experiment(inside, root)
-            dvc_graph.share_cache(root, inside)
-            _share_work(paths, Paths(inside))
-            if plan.recipe is not None:
-                shutil.copyfile(plan.recipe, Paths(inside).params)
-            dvc_graph.write_parameters(Paths(inside).params, plan.overrides)
-            dvc_graph.checkout_sources(inside)
-            _share_raw(paths.raw, Paths(inside).raw)
-        yield Experiment(plan.name, inside, environment, root, is_clone)
-    finally:
-        with lock:
-            _remove(root, folder)
+    with exclusive_if_free(folder):  # its name is new: nobody else has it
+        try:
+            with lock:
+                _add_tree(root, folder, is_clone=is_clone)
+                _git(folder, "read-tree", "-u", "--reset", tree)
+                inside = folder / _git(root, "rev-parse", "--show-prefix")
+                mark_experiment(inside, root)
+                dvc_graph.share_cache(root, inside)
+                _share_work(paths, Paths(inside))
+                if plan.recipe is not None:
+                    shutil.copyfile(plan.recipe, Paths(inside).params)
+                dvc_graph.write_parameters(Paths(inside).params, plan.overrides)
+                dvc_graph.checkout_sources(inside)
+                _share_raw(paths.raw, Paths(inside).raw)
+            yield Experiment(plan.name, inside, environment, root, is_clone)
+        finally:
+            with lock:
+                _remove(root, folder)
+            lock_of(folder).unlink(missing_ok=True)
 
 
 def check_raw(root: Path) -> None:
@@ -372,11 +375,16 @@ def _remove(root: Path, folder: Path) -> None:
 
 
 def _remove_leftovers(root: Path, parent: Path) -> None:
-    """Remove the worktrees of processes that were killed."""
-    for folder in parent.glob("*.*"):
-        number = folder.suffix.removeprefix(".")
-        if number.isdigit() and not is_alive(int(number)):
-            _remove(root, folder)
+    """Remove the worktrees of processes that were killed.
+
+    A process that works in one has its lock, which ends with the process, whatever its number and
+    whichever container it runs in.
+    """
+    places = list(parent.iterdir())
+    for folder in {place.with_suffix("") if place.is_file() else place for place in places}:
+        with exclusive_if_free(folder) as is_left:
+            if is_left and folder.exists():
+                _remove(root, folder)
 
 
 def _surroundings() -> dict[str, str]:

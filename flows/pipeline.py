@@ -26,10 +26,12 @@ from danceflow.params.rules import require_trained_here, require_weights
 from danceflow.params.sections import Params
 from danceflow.paths import Paths, find_root
 from danceflow.registry.promotion import Standing
-from flows import dvc_graph, dvc_remote, dvc_stage, promote
+from flows import approval, dvc_graph, dvc_remote, dvc_stage, promote
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, check_raw, experiment, plan
+from flows.home import stay_home
+from flows.parameters import AtOnce, Name, Overrides, Recipe, Seconds
 from flows.processes import ProcessGroups, end_with_parent
 from flows.result import picture, result_table, sample_sheets
 
@@ -66,6 +68,7 @@ class _Settings:
     with_teachers: bool = False
     pull: bool = False
     push: bool = False
+    wait_for_approval: bool = False
 
     @property
     def thawed(self) -> str | None:
@@ -76,14 +79,18 @@ class _Settings:
 def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001
     """Return whether a failed task may succeed when it is simply repeated.
 
-    Bad input stays bad, and what was stopped shall not start again.
+    Bad input stays bad, an error of the code comes again, and what was stopped shall not start
+    again. What is left are servers that are away, disks, memory, and processes that were killed.
     """
     error = state.data
     if isinstance(error, StageStoppedError):
         return False
     if isinstance(error, StageFailedError):
-        return error.command_exit_code != dvc_stage.BAD_INPUT_EXIT_CODE
-    return isinstance(error, TrackingError) or not isinstance(error, DanceflowError)
+        is_input = error.command_exit_code == dvc_stage.BAD_INPUT_EXIT_CODE
+        return not (is_input or error.is_bug)
+    return isinstance(error, TrackingError) or not isinstance(
+        error, (DanceflowError, *dvc_stage.BUGS)
+    )
 
 
 class _OneLine(logging.Filter):
@@ -171,28 +178,29 @@ def register_student(root: Path, params: Params) -> int:
 
 
 @task(name="gate", task_run_name="gate", **STEADY)
-def pass_gate(root: Path, params: Params, number: int) -> Standing:
+def pass_gate(root: Path, params: Params, number: int, wait_for_approval: bool) -> Standing:
     """Judge a version against the champion and set the aliases."""
-    standing = promote.consider(root, params, number)
+    standing = promote.consider(root, params, number, wait_for_approval=wait_for_approval)
     log = get_run_logger()
     for check in standing.verdict.checks:
-        log.info("%s: %s", "passed" if check.passed else "failed", check)
+        log.info("%s: %s", check.decision, check)
     log.info("version %d is the %s", number, "champion" if standing.champion else "challenger")
     return standing
 
 
 @flow(name="danceflow", persist_result=False)
 def run_pipeline(
-    overrides: dict[str, Any] | None = None,
-    recipe: Path | None = None,
-    name: str | None = None,
+    overrides: Overrides | None = None,
+    recipe: Recipe | None = None,
+    name: Name | None = None,
     root: Path | None = None,
-    max_parallel: int = 1,
+    max_parallel: AtOnce = 1,
     enter_registry: bool = True,
-    stage_timeout_s: float | None = None,
+    stage_timeout_s: Seconds | None = None,
     with_teachers: bool = False,
     pull: bool = False,
     push: bool = False,
+    wait_for_approval: bool = False,
 ) -> PipelineResult:
     """Bring every stage up to date, then register and judge the student.
 
@@ -200,18 +208,24 @@ def run_pipeline(
     the checkout stays as it is.
 
     Args:
-        overrides: new parameter values by dotted name.
-        recipe: a complete params file to use in place of ``params.yaml``.
-        name: the experiment's name; None: made from the recipe and the parameters.
-        root: the checkout; None: the one that the working folder lies in.
+        overrides: new parameter values by dotted name, such as {"distill.num_updates": 2000}.
+        recipe: a complete params file in place of params.yaml; its path in the checkout.
+        name: the experiment's name; left out, it is made from the recipe and the parameters.
+        root: the checkout; left out, it is the one that the working folder lies in.
         max_parallel: how many stages may run at once where the graph allows it.
-        enter_registry: False leaves the registry as it is.
-        stage_timeout_s: seconds that one stage may take; None: as long as it needs.
+        enter_registry: register the student and judge it; otherwise the registry stays as it is.
+        stage_timeout_s: seconds that one stage may take; left out, as long as it needs.
         with_teachers: let the frozen stage of the teachers run, too, where it is stale.
         pull: take from the DVC remote what others have made of the same inputs.
         push: send what was made to the DVC remote, before it is registered.
+        wait_for_approval: ask a person on Prefect's page before a version becomes champion.
+
+    Raises:
+        ConfigError: the parameters are wrong.
+        StageFailedError: a stage failed; what was done is kept, and the next run goes on there.
     """
     root = begin(root)
+    recipe = None if recipe is None else root / recipe
     settings = _Settings(
         max_parallel,
         enter_registry,
@@ -219,6 +233,7 @@ def run_pipeline(
         with_teachers=with_teachers,
         pull=pull,
         push=push,
+        wait_for_approval=wait_for_approval,
     )
     if recipe is None and not overrides and name is None:
         check_raw(root)
@@ -245,26 +260,12 @@ def run_teachers(root: Path | None = None) -> tuple[StageResult, ...]:
         return _run_stages(root, nodes, processes, None, settings)
 
 
-def serve(root: Path, cron: str) -> None:
-    """Run the pipeline on a schedule, as long as this process runs; one run at a time.
-
-    Args:
-        root: the checkout.
-        cron: when, such as ``0 2 * * *``.
-
-    Raises:
-        UsageError: the schedule is none.
-    """
-    from flows.schedule import serve_flow
-
-    serve_flow(run_pipeline, root, cron)
-
-
 def begin(root: Path | None) -> Path:
     """Return the checkout to work on, once Prefect's log is set up for this flow.
 
     A flow that a schedule has started ends with it.
     """
+    stay_home()
     end_with_parent()
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_ONE_LINE)
@@ -300,7 +301,12 @@ def _run(
     if settings.push:
         push_results(root, environment)
     summary = promote.read_summary(paths.summary)
-    standing = pass_gate(root, params, register_student(root, params)) if register else None
+    standing = None
+    if register:
+        number = register_student(root, params)
+        standing = pass_gate(root, params, number, settings.wait_for_approval)
+        if settings.wait_for_approval:
+            standing = approval.asked(root, params, standing)
     _show(paths, result_table(summary, stages, standing))
     return PipelineResult(stages, summary, None if place is None else place.name, standing)
 

@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from danceflow.pictures import data_uri, png_bytes, read_own
+from danceflow.registry.history import Change
 from danceflow.registry.promotion import Standing
 from flows.dvc_stage import StageResult
 
@@ -37,6 +38,38 @@ def result_table(
     rows += ["", _verdict(standing), "", "| stage | outcome | seconds |", "|---|---|---|"]
     rows += [f"| {stage.name} | {stage.outcome} | {stage.seconds:.1f} |" for stage in stages]
     return "\n".join(rows) + "\n"
+
+
+def history_table(changes: Sequence[Change]) -> str:
+    """Return the history of the champion as a table, the last change last.
+
+    Args:
+        changes: the first one first.
+    """
+    if not changes:
+        return "There never was a champion."
+    rows = [("time", "action", "version", "before", "user", "approved by", "why")]
+    for change in changes:
+        approval = change.approval
+        why = [change.reason] if approval is None else [change.reason, approval.reason]
+        rows.append(
+            (
+                change.time.replace("+00:00", "Z"),
+                f"{change.action} ({change.mends})" if change.mends else change.action,
+                "-" if change.version is None else str(change.version),
+                "-" if change.previous is None else str(change.previous),
+                change.user,
+                "" if approval is None else approval.by,
+                "; ".join(filter(None, why)),
+            )
+        )
+    # Words of people: one line each, and nothing that a terminal would obey.
+    lines = [[" ".join("".join(map(_shown, cell)).split()) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in lines
+    )
 
 
 def picture(paths: Iterable[Path]) -> str | None:
@@ -74,6 +107,10 @@ def _stack(sheets: Sequence[Image.Image], width: int) -> Image.Image:
     return whole
 
 
+def _shown(letter: str) -> str:
+    return letter if letter.isprintable() else " "
+
+
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, int | float) else "-"
 
@@ -90,11 +127,28 @@ def _retention(row: Mapping[str, Any]) -> str:
 def _verdict(standing: Standing | None) -> str:
     if standing is None:
         return "Not registered."
-    if not standing.verdict.passed:
-        reasons = "".join(f"\n- {reason}" for reason in standing.verdict.reasons)
-        return f"Version {standing.version} does not pass the gate:\n{reasons}"
+    answer = standing.verdict
     role = "champion" if standing.champion else "challenger"
-    note = " (it was rolled back once: `danceflow promote` makes it champion)" * (
-        standing.withdrawn and not standing.champion
-    )
-    return f"Version {standing.version} passes the gate and is the {role}{note}."
+    note = ""
+    if standing.withdrawn and not standing.champion:
+        note = " (it was rolled back once: `danceflow promote` makes it champion)"
+    elif standing.refused and not standing.champion:
+        note = " (it was not approved: `danceflow promote` makes it champion)"
+    said = f"Version {standing.version} {answer.headline} and is the {role}{note}."
+    if not answer.passed:
+        reasons = "".join(f"\n- {reason}" for reason in answer.reasons)
+        said = f"Version {standing.version} {answer.headline}:\n{reasons}"
+    rows = [
+        f"| {check.capability} | {check.kind} | {check.shown} | {check.needs} | "
+        f"{check.num_rows} | {check.decision} |"
+        for check in answer.checks
+    ]
+    against = f"compared with {answer.against}" if answer.against else "there was no champion"
+    table = [
+        f"Every condition at {answer.confidence:.0%} confidence, one-sided; {against}.",
+        "",
+        "| capability | condition | found | needs | prompts | decision |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
+    return "\n".join([said, "", *table])

@@ -1,92 +1,149 @@
-"""The pipeline on a schedule, with a Prefect server where there is none yet."""
+"""The flows as Prefect's deployments: of one checkout on this machine, or of a team's server."""
 
+import asyncio
 import contextlib
 import fcntl
 import logging
 import multiprocessing
 import os
 import subprocess
-import time
-import urllib.error
-import urllib.request
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import (
-    ConcurrencyLimitConfig,
-    ConcurrencyLimitStrategy,
-    State,
-    StateType,
-)
+from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.runner import Runner
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
 
 from danceflow.errors import StageError, UsageError
 from danceflow.ops.files import fingerprint
 from danceflow.paths import Paths
-from flows.processes import ProcessGroups
-from flows.servers import prefect_server
+from flows import automations
+from flows.home import at_home, usual_port
 
-_PORT = 4200
-_START_TIMEOUT_S = 120.0
+POOL = "danceflow"
+"""The work pool of ``prefect.yaml``; it runs one flow at a time, as its checkout is one."""
+
 _END_TIMEOUT_S = 45.0
-_HOLDING_A_SLOT = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+_ALIVE = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 _LOG = logging.getLogger(__name__)
 
 
-def serve_flow(flow: Flow[..., Any], root: Path, cron: str) -> None:
-    """Run a flow on a schedule until this process is interrupted; one run at a time.
+def serve(root: Path, cron: str, port: int | None = None) -> None:
+    """Run the pipeline on a schedule, and what is asked for on Prefect's page, until interrupted.
 
-    Schedules are a matter of Prefect's server. The temporary one that a single flow run starts
-    has none, so without ``PREFECT_API_URL`` a server is started along, with its page at
-    http://127.0.0.1:4200.
+    There are three deployments: by the schedule, on demand, and of sweeps. The checkout has one
+    run at a time; what is due meanwhile waits its turn. A run that was killed goes on.
 
     Args:
-        flow: what to run; it takes ``root``.
         root: the checkout.
         cron: when, such as ``0 2 * * *``.
+        port: of Prefect's page, where no server is configured; None: the usual one if it is free.
 
     Raises:
-        UsageError: the schedule is none, or the checkout has one that runs already.
+        UsageError: the schedule is none, the checkout has one that runs already, or the port is
+            taken.
         StageError: the server does not start.
     """
+    from flows.pipeline import run_pipeline
+    from flows.sweep import run_sweep
+
     check_cron(cron)
-    name = deployment_name(root)
-    with _only_one(root), _server(), _ending_runs():
-        _end_dead_runs(f"{flow.name}/{name}")
-        flow.serve(
-            name,
-            cron=cron,
-            parameters={"root": str(root)},
-            global_limit=ConcurrencyLimitConfig(
-                limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
-            ),
-            description=f"danceflow in {root}",
-            entrypoint_type=EntrypointType.MODULE_PATH,
+    flows: dict[str, tuple[Flow[..., Any], str | None]] = {
+        "scheduled": (run_pipeline, cron),
+        "on-demand": (run_pipeline, None),
+        "sweep": (run_sweep, None),
+    }
+    with _only_one(root), at_home(root, port or usual_port()) as home, _ending_runs():
+        runner = Runner(name=deployment_name("danceflow", root), limit=1)
+        made = [
+            runner.add_flow(
+                flow,
+                name=deployment_name(name, root),
+                cron=when,
+                parameters={"root": str(root)},
+                description=f"{flow.description}\n\nIn {root}, one run at a time.",
+                tags=["danceflow"],
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+            for name, (flow, when) in flows.items()
+        ]
+        automations.set_up()
+        _end_dead_runs([item for item in made if isinstance(item, UUID)])
+        _LOG.info("runs at %r; start others at %s/deployments", cron, home.page)
+        asyncio.run(runner.start())
+
+
+def deploy(root: Path) -> None:
+    """Make the deployments of ``prefect.yaml`` on the configured server, and all that they need.
+
+    These are the work pool, with room for one run, and the automations. Called again, it brings
+    them up to date.
+
+    Args:
+        root: the checkout that the workers shall use.
+
+    Raises:
+        UsageError: no server is configured.
+        StageError: Prefect refuses.
+    """
+    from prefect.workers.process import ProcessWorker
+
+    if not PREFECT_API_URL.value():
+        raise UsageError(
+            "no Prefect server is configured: set PREFECT_API_URL (`prefect config set "
+            "PREFECT_API_URL=http://HOST:4200/api`); on one machine `danceflow serve` needs none"
         )
+    with at_home(root), get_client(sync_client=True) as client:
+        try:
+            client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=1))
+        except ObjectNotFound:
+            client.create_work_pool(
+                WorkPoolCreate(
+                    name=POOL,
+                    type=ProcessWorker.type,
+                    base_job_template=ProcessWorker.get_default_base_job_template(),
+                    concurrency_limit=1,
+                )
+            )
+        automations.set_up()
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+            cwd=root,
+            env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise StageError(f"prefect deploy --all in {root}: {(done.stdout + done.stderr).strip()}")
 
 
-def deployment_name(root: Path) -> str:
+def deployment_name(name: str, root: Path) -> str:
     """Return the name of a checkout's own deployment.
 
     Args:
+        name: what it does.
         root: the checkout. Two checkouts on one server with one name would take each other's
-            schedule, parameters and slot.
+            schedule and parameters.
     """
-    return f"scheduled-{fingerprint(str(root.resolve()))[:8]}"
+    return f"{name}-{fingerprint(str(root.resolve()))[:8]}"
 
 
 def check_cron(cron: str) -> None:
@@ -123,36 +180,25 @@ def _only_one(root: Path) -> Iterator[None]:
         yield
 
 
-def _end_dead_runs(deployment: str) -> None:
-    """Mark the runs that a killed schedule left as crashed, and free the slot that they hold.
+def _end_dead_runs(deployments: list[UUID]) -> None:
+    """Mark the runs that a killed schedule left as crashed; an automation lets them go on.
 
-    A run that was killed together with the server holds its slot for ever: all later runs would
-    wait for it. No run of the checkout's deployment is alive before its only schedule starts.
+    No run of the checkout's deployments is alive before its only schedule starts.
 
     Args:
-        deployment: its name with that of its flow.
+        deployments: of the checkout.
     """
     with get_client(sync_client=True) as client:
-        try:
-            found = client.read_deployment_by_name(deployment)
-        except ObjectNotFound:
-            return
         dead = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
-                deployment_id=FlowRunFilterDeploymentId(any_=[found.id]),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_HOLDING_A_SLOT))),
+                deployment_id=FlowRunFilterDeploymentId(any_=deployments),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_ALIVE))),
             )
         )
         for run in dead:
             _LOG.warning("run %s was killed with its schedule; it counts as crashed", run.name)
             state: State[Any] = Crashed(message="the schedule that ran it was killed")
             client.set_flow_run_state(run.id, state, force=True)
-        limit = client.read_deployment_by_name(deployment).global_concurrency_limit
-        if limit is not None and limit.active_slots:
-            _LOG.warning("%s: %g slots that nobody holds are freed", deployment, limit.active_slots)
-            client.update_global_concurrency_limit(
-                limit.name, GlobalConcurrencyLimitUpdate(active_slots=0)
-            )
 
 
 @contextlib.contextmanager
@@ -169,40 +215,3 @@ def _ending_runs() -> Iterator[None]:
             run.terminate()
         for run in running:
             run.join(_END_TIMEOUT_S)
-
-
-@contextlib.contextmanager
-def _server() -> Iterator[None]:
-    """Give a Prefect server within the block: the configured one, or one of our own."""
-    if PREFECT_API_URL.value():
-        yield
-        return
-    url = f"http://127.0.0.1:{_PORT}/api"
-    if _answers(url):  # `danceflow ui` runs already
-        with temporary_settings({PREFECT_API_URL: url}):
-            yield
-        return
-    process = prefect_server(_PORT).start(quiet=True)
-    with ProcessGroups() as processes, processes.holding(process):
-        try:
-            _wait(process, url)
-            with temporary_settings({PREFECT_API_URL: url}):
-                yield
-        finally:
-            processes.stop()
-
-
-def _wait(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while not _answers(url):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise StageError(f"Prefect's server does not start at {url}")
-        time.sleep(0.5)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2.0) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False

@@ -45,6 +45,7 @@ from flows.cells import (
 )
 from flows.dvc_stage import Outcome, StageResult, StageStoppedError
 from flows.experiment import experiment, snapshot
+from flows.parameters import AtOnce, Seconds, SweepFile
 from flows.pipeline import STEADY, begin
 from flows.processes import ProcessGroups
 
@@ -107,6 +108,7 @@ class _Sweep:
     groundwork: Groundwork
     git: threading.Lock
     processes: ProcessGroups
+    timeout_s: float | None
 
 
 @task(name="cell", task_run_name="{name}", **STEADY)
@@ -122,20 +124,25 @@ def run_cell(name: str, work: Callable[[], tuple[StageResult, ...]]) -> tuple[St
 
 @flow(name="danceflow-sweep", persist_result=False)
 def run_sweep(
-    file: Path, root: Path | None = None, parallel: int | None = None
+    file: SweepFile,
+    root: Path | None = None,
+    parallel: AtOnce | None = None,
+    cell_timeout_s: Seconds | None = None,
 ) -> tuple[CellResult, ...]:
     """Run every cell of a sweep that is not finished yet, and return what happened to each.
 
     Args:
-        file: the sweep file.
-        root: the checkout; None: the one that the working folder lies in.
-        parallel: cells at once; None: what the file says.
+        file: the sweep file, such as sweeps/guidance.yaml; its path in the checkout.
+        root: the checkout; left out, it is the one that the working folder lies in.
+        parallel: cells at once; left out, what the file says.
+        cell_timeout_s: seconds that the stages of one cell may take; left out, what they need.
 
     Raises:
         ConfigError: the file or some cells are wrong; nothing was started.
         SweepFailedError: some cells failed; the others are finished.
     """
     root = begin(root)
+    file = root / file
     sweep, cells = plan_cells(root, file)
     limit = sweep.parallel if parallel is None else parallel
     log = get_run_logger()
@@ -163,6 +170,7 @@ def run_sweep(
             groundwork=Groundwork(),
             git=threading.Lock(),
             processes=processes,
+            timeout_s=cell_timeout_s,
         )
         results += _run_all(waiting, shared, limit, len(cells), progress)
     create_markdown_artifact(cells_table(results), key="danceflow-cells", description=sweep.name)
@@ -242,6 +250,7 @@ def _work(planned: PlannedCell, sweep: _Sweep) -> tuple[StageResult, ...]:
                 processes=sweep.processes,
                 report=lambda line: log.info("%s: %s", name, line),
                 environment=place.environment,
+                timeout_s=sweep.timeout_s,
             )
 
         if sweep.ground:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from danceflow.errors import DanceflowError
 from danceflow.ops.tracking import main_checkout, resolve_uri, without_login
 from danceflow.params.sections import TrackingParams
+from danceflow.paths import Paths
 from flows import dvc_graph
 from flows.doctor.finding import Finding, fail, ok, warn
 
@@ -81,7 +82,7 @@ def prefect(root: Path) -> Iterator[Finding]:
     """
     url = os.environ.get("PREFECT_API_URL")
     if url is None:
-        yield from database("prefect", main_checkout(root) / ".prefect/prefect.db")
+        yield from database("prefect", Paths(main_checkout(root)).prefect / "prefect.db")
         return
     login = os.environ.get("PREFECT_API_AUTH_STRING")
     asked = ask(f"{url.rstrip('/')}/admin/version", _basic(login))

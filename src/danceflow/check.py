@@ -20,8 +20,8 @@ from danceflow.params.sections import Params
 from danceflow.params.yaml12 import read_yaml
 from danceflow.stages import STAGES, Out, Stage
 
-# Sections that decide where something is recorded, never what.
-_OUTSIDE_PARAMS = frozenset({"tracking"})
+# Sections that decide where something is recorded and who is told of it, never what.
+_OUTSIDE_PARAMS = frozenset({"notify", "tracking"})
 _STAGE_KEYS = frozenset(
     {"cmd", "deps", "desc", "frozen", "matrix", "meta", "metrics", "outs", "params"}
 )

@@ -34,7 +34,7 @@ Source = Annotated[
     str,
     typer.Option(
         "--from",
-        help="A folder, champion, challenger, runs:/<run id> or models:/<name>@<alias>.",
+        help="A folder, champion, challenger, previous, runs:/<run id> or models:/<name>@<alias>.",
     ),
 ]
 
@@ -59,6 +59,7 @@ Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 NumSteps = Annotated[
     int | None, typer.Option(min=1, help="Euler steps; default: what the student was made for.")
 ]
+Reason = Annotated[str, typer.Option(help="Why; it is kept in the history.")]
 Guidance = Annotated[
     float, typer.Option(min=0.0, help="Extra guidance; the student has its teachers' in it.")
 ]
@@ -99,6 +100,12 @@ def run(
     push: Annotated[
         bool, typer.Option("--push", help="Send what was made to the DVC remote.")
     ] = False,
+    wait_for_approval: Annotated[
+        bool,
+        typer.Option(
+            "--wait-for-approval", help="Ask a person on Prefect's page before a promotion."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which stages would run, and why.")
     ] = False,
@@ -124,19 +131,22 @@ def run(
 
         typer.echo("\n".join(map(str, forecast(root, recipe, values))))
         return
+    from flows.home import at_home
     from flows.pipeline import run_pipeline
     from flows.result import result_table
 
-    result = run_pipeline(
-        root=root,
-        recipe=recipe,
-        overrides=values,
-        name=name,
-        max_parallel=parallel,
-        with_teachers=with_teachers,
-        pull=pull,
-        push=push,
-    )
+    with at_home(root):
+        result = run_pipeline(
+            root=root,
+            recipe=None if recipe is None else recipe.resolve(),
+            overrides=values,
+            name=name,
+            max_parallel=parallel,
+            with_teachers=with_teachers,
+            pull=pull,
+            push=push,
+            wait_for_approval=wait_for_approval,
+        )
     typer.echo(result_table(result.summary, result.stages, result.standing))
 
 
@@ -156,9 +166,12 @@ def sweep(
     from danceflow.params.sweep import cells_of, read_sweep
 
     cells_of(read_sweep(file), str(file))
+    from flows.home import at_home
     from flows.sweep import cells_table, run_sweep
 
-    typer.echo(cells_table(run_sweep(file=file.resolve(), root=root, parallel=parallel)))
+    with at_home(root):
+        cells = run_sweep(file=file.resolve(), root=root, parallel=parallel)
+    typer.echo(cells_table(cells))
 
 
 @app.command()
@@ -290,9 +303,11 @@ def teachers(
     root = _checkout()
     if recipe is None:
         _leave_on_sigterm()
+        from flows.home import at_home
         from flows.pipeline import run_teachers
 
-        run_teachers(root)
+        with at_home(root):
+            run_teachers(root)
         return
     from danceflow.ops import determinism
     from danceflow.params.read import load_params
@@ -503,37 +518,117 @@ def edit(
 
 
 @app.command()
+def evaluate(
+    source: Source = "champion",
+    capability: Annotated[
+        list[str] | None, typer.Option(help="Which; default: all of params.yaml.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the score of every row, as JSON.")
+    ] = None,
+) -> None:
+    """Score a student by this checkout's rows, steps, seeds and judge.
+
+    The checkout stays as it is. The gate does the same with a champion that was evaluated otherwise
+    than the student that would follow it.
+    """
+    root = _checkout()
+    from danceflow.registry.rescore import rescore
+
+    found = rescore(root, source, capability or ())
+    if out is not None:
+        from danceflow.ops.files import write_text
+
+        write_text(out, found.as_text())
+    for line in found.lines():
+        typer.echo(line)
+
+
+@app.command()
 def promote(
     version: Annotated[
         int | None, typer.Argument(help="Of the registered model; default: the challenger.")
     ] = None,
+    reason: Reason = "",
+    wait_for_approval: Annotated[
+        bool,
+        typer.Option("--wait-for-approval", help="Ask a person on Prefect's page first."),
+    ] = False,
 ) -> None:
     """Make a version the champion, if the gate lets it pass."""
     root = _checkout()
+    if wait_for_approval:
+        _leave_on_sigterm()
+        from flows.approval import run_promotion
+        from flows.home import at_home, usual_port
+
+        with at_home(root, usual_port()):
+            typer.echo(str(run_promotion(version, reason, root)))
+        return
     from flows.promote import promote as promote_version
 
-    typer.echo(str(promote_version(root, version)))
+    typer.echo(str(promote_version(root, version, reason)))
 
 
 @app.command()
-def rollback() -> None:
+def rollback(reason: Reason = "") -> None:
     """Make the former champion the champion again."""
     root = _checkout()
     from flows.promote import rollback as restore_champion
 
-    typer.echo(str(restore_champion(root)))
+    typer.echo(str(restore_champion(root, reason)))
+
+
+@app.command()
+def history(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every change of the champion: when, by whom, and why."""
+    root = _checkout()
+    from flows.promote import history as changes_of
+    from flows.result import history_table
+
+    changes, astray = changes_of(root)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([change.as_json() for change in changes], indent=2))
+    else:
+        typer.echo(history_table(changes))
+    if astray is not None:
+        typer.echo(f"note: {astray}", err=True)
 
 
 @app.command()
 def serve(
     cron: Annotated[str, typer.Option(help="When to run, such as '0 2 * * *'.")],
+    prefect_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of Prefect's page; default: 4200 if it is free."),
+    ] = None,
 ) -> None:
-    """Run the pipeline on a schedule until interrupted."""
+    """Run the pipeline on a schedule until interrupted.
+
+    Prefect's page starts further runs and sweeps. One runs at a time, and the others wait.
+    """
     root = _checkout()
     _leave_on_sigterm()
-    from flows.pipeline import serve as serve_pipeline
+    from flows.schedule import serve as serve_flows
 
-    serve_pipeline(root, cron)
+    serve_flows(root, cron, prefect_port)
+
+
+@app.command()
+def deploy() -> None:
+    """Make the deployments of prefect.yaml on the team's Prefect server.
+
+    Their work pool and the automations that look after runs are made, too.
+    """
+    root = _checkout()
+    from flows.schedule import deploy as deploy_flows
+
+    deploy_flows(root)
+    typer.echo("deployed; on the machine of this checkout: prefect worker start --pool danceflow")
 
 
 @app.command()

@@ -127,6 +127,10 @@ class Paths:
         """Return where the image grids of one capability lie."""
         return self.evaluations / capability
 
+    def evaluation_identity(self, capability: str) -> Path:
+        """Return where an evaluation tells what decided what was asked and how it was scored."""
+        return self.evaluation_images(capability) / "identity.json"
+
     @property
     def report_page(self) -> Path:
         """The self-contained page."""
@@ -141,6 +145,13 @@ class Paths:
     def gate(self) -> Path:
         """The verdict of the promotion gate."""
         return self.reports / "gate.json"
+
+    # Known to neither git nor DVC.
+
+    @property
+    def prefect(self) -> Path:
+        """Prefect's database, where no server is configured."""
+        return self.root / ".prefect"
 
     # Scratch, known to neither git nor DVC.
 

@@ -298,15 +298,18 @@ def test_a_failure_removes_the_worktree(checkout):
 
 
 def test_what_a_killed_run_left_is_removed(checkout):
-    process = subprocess.Popen(["true"])
-    process.wait()
-    left = checkout / ".danceflow" / "worktrees" / f"old.{process.pid}"
+    """Whatever process has its number by now, such as the same one of a restarted container."""
+    places = checkout / ".danceflow" / "worktrees"
+    left = places / f"old.{os.getpid()}"
     git(checkout, "worktree", "add", "-q", "--detach", str(left))
-    other = checkout / ".danceflow" / "worktrees" / f"other.{os.getppid()}"
-    other.mkdir()
-    with experiment(checkout, any_plan()):
+    (places / "gone.1234.lock").touch()
+    with experiment(checkout, any_plan()) as first, experiment(checkout, any_plan()) as second:
         assert not left.exists()
-        assert other.exists()
+        assert first.root.exists()
+        assert second.root.exists()
+        assert len(list(places.glob("*.lock"))) == 2
+    assert list(places.iterdir()) == []
+    assert git(checkout, "worktree", "list").count("\n") == 0
 
 
 def test_checkpoints_are_shared_with_the_checkout_and_outlive_the_worktree(checkout):

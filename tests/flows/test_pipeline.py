@@ -14,7 +14,8 @@ from flows.dvc_stage import StageFailedError, StageStoppedError
     ("error", "repeated"),
     [
         (StageFailedError("killed for memory", "distill", -9), True),
-        (StageFailedError("a bug, or a hiccup", "distill", 1), True),
+        (StageFailedError("a hiccup", "distill", 1), True),
+        (StageFailedError("a bug", "distill", 1, True), False),
         (StageFailedError("dvc: busy", "distill", None), True),
         (StageFailedError("bad input", "distill", 2), False),
         (StageStoppedError("cancelled", "distill", None), False),
@@ -22,6 +23,7 @@ from flows.dvc_stage import StageFailedError, StageStoppedError
         (ConfigError("wrong"), False),
         (DvcError("a cycle"), False),
         (OSError("hiccup"), True),
+        (KeyError("bug"), False),
     ],
 )
 def test_only_what_may_pass_by_itself_is_repeated(error, repeated):

@@ -5,29 +5,27 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scored import evidence_of
 
 from danceflow.errors import TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store, start_run
+from danceflow.params.sections import GateParams
 from danceflow.registry.open import open_student
 from danceflow.registry.promotion import CHALLENGER, CHAMPION, Promotions
 from danceflow.registry.register import register_student
 
 NAME = "student"
-SUMMARY = {
-    "capabilities": {
-        "t2i": {"student": 0.5, "teacher": 1.0, "retention": 1.0, "num_samples": 8},
-    }
-}
-
-
-@dataclass(frozen=True)
-class Policy:
-    min_retention = {"t2i": 0.9}  # noqa: RUF012
-    max_regression: float = 0.05
+POLICY = GateParams(
+    confidence=0.95,
+    min_score={},
+    min_retention={"t2i": 0.9},
+    max_regression=0.05,
+    auto_promote=True,
+)
 
 
 def work(settings: TrackingSettings, strength: float) -> str:
@@ -40,8 +38,8 @@ def work(settings: TrackingSettings, strength: float) -> str:
         tracker.log_artifact(folder / "weights.json", "notes")
         run_id = str(tracker.run_id)
     store = open_store(settings)
-    entry = register_student(store, lambda: run_id, folder, NAME, SUMMARY)
-    Promotions(store, NAME).consider(entry.version, Policy(), auto_promote=True)
+    entry = register_student(store, lambda: run_id, folder, NAME, evidence_of(0.5))
+    Promotions(store, NAME).consider(entry.version, POLICY, auto_promote=True)
     return run_id
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scored import evidence_of
 
 from danceflow.errors import WeightsError
 from danceflow.ops.tracking import TrackingSettings, open_store, start_run
@@ -51,9 +52,8 @@ def test_a_student_of_the_default_family_is_used_from_folder_and_registry(
 
     with start_run(tracking, tmp_path / "run.json", name="n", key="k", params={}) as tracker:
         pass
-    summary = {"capabilities": {"t2i": {"student": 1.0, "retention": 1.0}}}
     store = open_store(tracking)
-    register_student(store, lambda: tracker.run_id, folder, "student", summary)
+    register_student(store, lambda: tracker.run_id, folder, "student", evidence_of(1.0))
     registered = open_student("models:/student/1", tracking)
     for first, second in [
         (made, registered.generate(["a red circle"], seed=1)),

@@ -37,6 +37,7 @@ SMALL = {
     "evaluate.num_steps": 2,
     "evaluate.batch_size": 32,
     "evaluate.num_bootstrap": 20,
+    "evaluate.seeds": [0],
     "gate.max_regression": 0.05,
     "gate.auto_promote": True,
     "tracking.enabled": True,

@@ -51,6 +51,7 @@ SMALL = {
     "evaluate.num_steps": 2,
     "evaluate.batch_size": 32,
     "evaluate.num_bootstrap": 20,
+    "evaluate.seeds": [0],
     "tracking.enabled": False,
 }
 SIZES = {"num_train": 12, "num_validation": 12, "num_test": 12}

@@ -1,23 +1,36 @@
 """Who is asked what, and what they answer: student, start and teachers on one capability's rows."""
 
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from tqdm import tqdm
 
 from danceflow.capability import asked
-from danceflow.errors import WeightsError
+from danceflow.data.sizes import shown, sizes_of
+from danceflow.errors import DataError, WeightsError
+from danceflow.evaluate.identity import SPLIT
+from danceflow.evaluate.judge.endpoint import Endpoint
 from danceflow.evaluate.judge.judge import Judge, Judged
 from danceflow.evaluate.measurement import Evaluator
 from danceflow.evaluate.metrics.field_gap import field_gap
-from danceflow.evaluate.records import STANDARD, START, STUDENT, TEACHER, FieldResult
-from danceflow.evaluate.result import judged_means, result_of
+from danceflow.evaluate.records import (
+    HELD_OUT_VARIANTS,
+    STANDARD,
+    START,
+    STUDENT,
+    TEACHER,
+    FieldResult,
+)
+from danceflow.evaluate.result import judged_means, once, result_of
 from danceflow.evaluate.reuse import reused
-from danceflow.evaluate.task import Row, Task
+from danceflow.evaluate.task import Row, Task, build_task
 from danceflow.fields import GuidedField, VelocityField
+from danceflow.models.family import ModelFamily
 from danceflow.models.memory import Memory, memory_of
 from danceflow.models.package import FROZEN_FOLDER, Package
 from danceflow.models.start import start_backbone
@@ -25,13 +38,66 @@ from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import file_digests, sha256
 from danceflow.paths import MANIFEST
+from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
     from danceflow.params.sections import EvaluateParams, Params
     from danceflow.paths import Paths
 
-SPLIT = "test"
 _GAP_ROWS = 24
+
+
+def judge_of(params: "Params", paths: "Paths", capability: str) -> Judge | None:
+    """Return the judge that the parameters name, None where they name none.
+
+    Questions that an earlier run left are removed.
+    """
+    config = params.evaluate.judge
+    if config is None:
+        return None
+    export = paths.judge_questions(capability)
+    shutil.rmtree(export, ignore_errors=True)
+    return Judge(config, Endpoint(config, paths.judge_answers), export)
+
+
+def require_sizes(place: Path, student: Package, dataset: Any) -> None:
+    """Check that a student makes images of every size of the data.
+
+    Raises:
+        WeightsError: it does not.
+    """
+    for size in dict.fromkeys(sizes_of(dataset, range(len(dataset)))):
+        if size not in student.image_sizes:
+            raise WeightsError(
+                f"{place}: the student makes images of "
+                f"{', '.join(map(shown, student.image_sizes))} pixels, the data has {shown(size)}; "
+                "run the stage distill"
+            )
+
+
+def task_of(params: "Params", capability: str, dataset: Any, family: ModelFamily) -> Task:
+    """Return the rows that are asked; at least one is a standard one.
+
+    Raises:
+        DataError: no test prompt can be read.
+    """
+    config = params.evaluate
+    counts = dict.fromkeys(HELD_OUT_VARIANTS, max(1, config.num_samples // 3))
+    task = build_task(
+        capability,
+        dataset,
+        open_world(params.data.world),
+        family,
+        {STANDARD: config.num_samples} | counts,
+        config.seeds,
+        device=params.run.device,
+    )
+    if not task.where(STANDARD):
+        raise DataError(
+            f"data.buckets.{params.capabilities[capability].bucket}: every test prompt has words "
+            "that the text encoder does not know"
+        )
+    return task
 
 
 def fields_of(
@@ -108,7 +174,7 @@ class Survey:
 
     def images(self, name: str, on_batch: Callable[[int], object]) -> Sequence[Tensor]:
         """Return a field's answers, all of them finite."""
-        return _finite_images(self.part(name), self.fields[name], self.config, name, on_batch)
+        return finite_images(self.part(name), self.fields[name], self.config, name, on_batch)
 
     def result(
         self,
@@ -162,13 +228,13 @@ def survey_of(
 ) -> Survey:
     """Return what each field is asked.
 
-    The student and the capability's own teacher are asked every row, the others the standard ones.
+    The student and the capability's own teacher, whom the gate compares, are asked the standard
+    rows with every noise seed, and the others with the first one. The others are asked the
+    standard rows with the first seed: more noise would cost most where it decides nothing.
     """
     own = TEACHER + params.capabilities[task.capability].teacher
-    places = {
-        name: list(range(task.num_rows)) if name in (STUDENT, own) else task.where(STANDARD)
-        for name in fields
-    }
+    every = sorted({*task.where(STANDARD), *once(task)})
+    places = {name: every if name in (STUDENT, own) else once(task, STANDARD) for name in fields}
     gap_task = task.select(task.first_of_each(STANDARD, _GAP_ROWS))
     return Survey(task, fields, own, places, gap_task, params.evaluate, metrics)
 
@@ -231,13 +297,18 @@ def ask_and_judge(
     return survey, images, results
 
 
-def _finite_images(
+def finite_images(
     task: Task,
     field: VelocityField,
     config: "EvaluateParams",
     name: str,
-    on_batch: Callable[[int], object],
+    on_batch: Callable[[int], object] = int,
 ) -> Sequence[Tensor]:
+    """Return a field's answers to a task.
+
+    Raises:
+        WeightsError: they are not finite.
+    """
     images = task.images(field, config.num_steps, config.batch_size, on_batch)
     if not all(bool(image.isfinite().all()) for image in images):
         raise WeightsError(f"{name}: its images of {task.capability} are not finite numbers")

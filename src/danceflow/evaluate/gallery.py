@@ -19,6 +19,7 @@ from danceflow.evaluate.records import (
     TILES,
     TILES_INDEX,
 )
+from danceflow.evaluate.result import once
 from danceflow.evaluate.task import Task
 
 _NUM_ROWS = 8
@@ -97,7 +98,7 @@ def _columns(
 def _lost(task: Task, teacher: Answers, student: Answers, shown: Sequence[int]) -> list[int]:
     """Return rows, not ``shown`` yet, on which the student is furthest below its teacher."""
     behind = []
-    for place in set(task.where(STANDARD)) - {*shown}:
+    for place in {*once(task, STANDARD)} - {*shown}:  # which every field was asked
         one, other = teacher.at(place), student.at(place)
         if one is not None and other is not None and one[1] > other[1]:
             behind.append((other[1] - one[1], place))

@@ -18,6 +18,20 @@ from danceflow.evaluate.task import Row, Task
 from danceflow.worlds.marks import SCORE
 
 
+def once(task: Task, *variants: str) -> list[int]:
+    """Return the positions of the rows with the first noise seed.
+
+    Args:
+        task: what is asked.
+        variants: of the rows; none: all.
+    """
+    return [
+        place
+        for place, row in enumerate(task.rows)
+        if row.seed == task.rows[0].seed and (not variants or row.variant in variants)
+    ]
+
+
 def result_of(
     task: Task,
     images: Sequence[Tensor],
@@ -49,6 +63,7 @@ def result_of(
     )
     scores = list(zip((row.category for row in rows), parts[SCORE], strict=True))
     standard = task.where(STANDARD)
+    first = once(task, STANDARD)  # as many for every field
     variants = {
         name: mean_of_categories(scores[place] for place in task.where(name))
         for name in (STANDARD, *HELD_OUT_VARIANTS, UNKNOWN_WORDS)
@@ -58,7 +73,7 @@ def result_of(
         score=variants[STANDARD],
         categories=category_means(scores[place] for place in standard),
         variants=variants,
-        metrics=_metrics(task.select(standard), [images[place] for place in standard], further),
+        metrics=_metrics(task.select(first), [images[place] for place in first], further),
         field_gap={},
         rows=rows,
     )

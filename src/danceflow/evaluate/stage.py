@@ -1,7 +1,6 @@
 """Stage ``evaluate``: student, start student and every teacher on one capability's test rows."""
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,41 +9,33 @@ from tqdm import tqdm
 
 from danceflow.capability import asked
 from danceflow.data.buckets import read_bucket
-from danceflow.data.sizes import shown, sizes_of
-from danceflow.errors import DataError, WeightsError
 from danceflow.evaluate import score as marks
 from danceflow.evaluate.asked import (
-    SPLIT,
     as_stored,
     ask,
     ask_and_judge,
     fields_of,
+    judge_of,
+    require_sizes,
     survey_of,
+    task_of,
 )
 from danceflow.evaluate.gallery import Answers, draw_gallery
-from danceflow.evaluate.judge.endpoint import Endpoint
-from danceflow.evaluate.judge.judge import Judge
+from danceflow.evaluate.identity import SPLIT, identity_of
 from danceflow.evaluate.metrics.distribution import EXTRACTOR
 from danceflow.evaluate.metrics.open import open_metrics
 from danceflow.evaluate.records import (
-    HELD_OUT_VARIANTS,
-    STANDARD,
     Evaluation,
     FieldResult,
     Training,
     write_evaluation,
 )
-from danceflow.evaluate.task import Task, build_task
-from danceflow.models.family import ModelFamily
 from danceflow.models.memory import memory_of
-from danceflow.models.package import Package, load_package
+from danceflow.models.package import load_package
 from danceflow.models.teachers import Teachers
-from danceflow.ops.files import atomic_directory
-from danceflow.worlds.world import open_world
+from danceflow.ops.files import atomic_directory, write_json
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from danceflow.params.sections import Params
     from danceflow.paths import Paths
 
@@ -52,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def run(params: "Params", paths: "Paths", capability: str) -> None:
-    """Write ``reports/evaluate/<capability>.json`` and the folder of its pictures.
+    """Write ``reports/evaluate/<capability>.json`` and the folder of its pictures and identity.
 
     Raises:
         WeightsError: the student or a teacher is missing, damaged or of another shape.
@@ -61,14 +52,14 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     """
     started = time.monotonic()
     metrics, notes = open_metrics(params.evaluate.weights, paths.root)
-    judge = _judge(params, paths, capability)
+    judge = judge_of(params, paths, capability)
     bucket = paths.bucket(params.capabilities[capability].bucket)
     dataset = read_bucket(bucket, SPLIT)
     memory = memory_of(params.run)
     teachers = Teachers(paths.teachers, params.family.name, asked(params).teachers, memory)
     student = load_package(paths.student, as_stored(params), teachers)
-    _require_sizes(paths.student, student, dataset)
-    task = _task(params, capability, dataset, student.family, bucket)
+    require_sizes(paths.student, student, dataset)
+    task = task_of(params, capability, dataset, student.family)
     survey = survey_of(params, task, fields_of(params, capability, student, teachers), metrics)
     with tqdm(
         total=survey.num_images, desc=f"evaluate {capability}", unit="image", mininterval=2
@@ -84,6 +75,8 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
             for name, result in results.items()
         }
         draw_gallery(folder, survey.task, survey.own, drawn)
+        identity = identity_of(params, paths, capability)
+        write_json(folder / paths.evaluation_identity(capability).name, identity)
     evaluation = Evaluation(
         capability=capability,
         scale=marks.best_score(task),
@@ -98,48 +91,6 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     )
     write_evaluation(paths.evaluation(capability), evaluation)
     _LOG.info("%s: %s", capability, _line(results))
-
-
-def _judge(params: "Params", paths: "Paths", capability: str) -> Judge | None:
-    """Return the judge that the parameters name; questions of an earlier run are removed."""
-    config = params.evaluate.judge
-    if config is None:
-        return None
-    export = paths.judge_questions(capability)
-    shutil.rmtree(export, ignore_errors=True)
-    return Judge(config, Endpoint(config, paths.judge_answers), export)
-
-
-def _require_sizes(place: "Path", student: Package, dataset: Any) -> None:
-    for size in dict.fromkeys(sizes_of(dataset, range(len(dataset)))):
-        if size not in student.image_sizes:
-            raise WeightsError(
-                f"{place}: the student makes images of "
-                f"{', '.join(map(shown, student.image_sizes))} pixels, the data has {shown(size)}; "
-                "run the stage distill"
-            )
-
-
-def _task(
-    params: "Params", capability: str, dataset: Any, family: ModelFamily, bucket: "Path"
-) -> Task:
-    """Return the rows that are asked; at least one is a standard one."""
-    config = params.evaluate
-    counts = dict.fromkeys(HELD_OUT_VARIANTS, max(1, config.num_samples // 3))
-    task = build_task(
-        capability,
-        dataset,
-        open_world(params.data.world),
-        family,
-        {STANDARD: config.num_samples} | counts,
-        config.seeds,
-        device=params.run.device,
-    )
-    if not task.where(STANDARD):
-        raise DataError(
-            f"{bucket}: every test prompt has words that the text encoder does not know"
-        )
-    return task
 
 
 def _training(student: Mapping[str, Any]) -> Training | None:

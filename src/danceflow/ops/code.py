@@ -35,6 +35,7 @@ _OUTSIDE = frozenset(
         "ops.clean",
         "ops.code",
         "ops.keys",
+        "ops.processes",
         "ops.tracking",
         "params",
         "paths",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danceflow.ops.code import code_digest
+from danceflow.ops.code import PACKAGE, SOURCE, code_digest, digest_of
 from danceflow.ops.files import exclusive, fingerprint
 
 if TYPE_CHECKING:
@@ -148,6 +148,18 @@ def answered(content: Mapping[str, Any]) -> Key:
         content: what decides them beside the code, evaluators included.
     """
     return _key("evaluation", content)
+
+
+def evaluation_code(root: Path) -> str:
+    """Return the digest of all code that decides what a checkout asks, answers and scores.
+
+    Args:
+        root: the checkout; one without code of its own runs this process's.
+    """
+    source = root / "src"
+    if not (source / PACKAGE).is_dir() or source.resolve() == SOURCE:
+        return code_digest(_MODULES["evaluation"])
+    return digest_of(source, _MODULES["evaluation"])
 
 
 def text_encoder(params: "Params", prompts: Sequence[str]) -> Key:

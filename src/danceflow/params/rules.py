@@ -12,6 +12,7 @@ from danceflow.params.sections import (
     DataParams,
     DistillParams,
     EvaluateParams,
+    NotifyParams,
     Params,
     TeacherParams,
     TransformerParams,
@@ -135,9 +136,10 @@ def _rule_gate(sections: Mapping[str, Any]) -> Iterator[Problem]:
     if "gate" not in sections or "capabilities" not in sections:
         return
     given, known = sections["gate"].min_retention, sections["capabilities"]
-    for name in given:
-        if name not in known:
-            yield Problem(f"gate.min_retention.{name}", unknown_name("capability", name, known))
+    for section, names in (("min_score", sections["gate"].min_score), ("min_retention", given)):
+        for name in names:
+            if name not in known:
+                yield Problem(f"gate.{section}.{name}", unknown_name("capability", name, known))
     for name in known:
         if name not in given:
             yield Problem(f"gate.min_retention.{name}", "is missing: every capability needs one")
@@ -202,6 +204,18 @@ def _rule_judge(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("evaluate.judge.num_samples", text)
 
 
+def _rule_notify(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    notify: NotifyParams | None = sections.get("notify")
+    for index, hook in enumerate(notify.webhooks if notify else ()):
+        num_secrets = (hook.secret_variable is not None) + (hook.secret_block is not None)
+        if hook.auth == "none" and num_secrets:
+            text = "is none, and a secret is named; say signature, bearer or both"
+            yield Problem(f"notify.webhooks[{index}].auth", text)
+        if hook.auth != "none" and num_secrets != 1:
+            text = f"{hook.auth} needs either secret_variable or secret_block"
+            yield Problem(f"notify.webhooks[{index}].auth", text)
+
+
 RULES = (
     _rule_capabilities,
     _rule_weights,
@@ -213,4 +227,5 @@ RULES = (
     _rule_world,
     _rule_input,
     _rule_judge,
+    _rule_notify,
 )

@@ -24,6 +24,8 @@ from danceflow.params.names import (
 )
 from danceflow.params.values import (
     Address,
+    BlockName,
+    BlockSlug,
     Columns,
     Count,
     Fraction,
@@ -36,6 +38,7 @@ from danceflow.params.values import (
     PositiveCount,
     Ratio,
     Variable,
+    Webhook,
 )
 
 Optimizer = Literal["adamw", "muon"]
@@ -407,12 +410,38 @@ class EvaluateParams(Section):
 class GateParams(Section):
     """What a student must reach before it may be promoted."""
 
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    """One-sided confidence of every condition."""
+    min_score: Mapping[str, NonNegative]
+    """By capability, the least score; may be empty."""
     min_retention: Mapping[str, NonNegative]
     """By capability, the least share of its own teacher's score."""
     max_regression: NonNegative
     """Share of the champion's score that may be lost."""
     auto_promote: bool
     """Whether a student that passes becomes champion at once."""
+
+
+class WebhookParams(Section):
+    """An address that is told of what becomes of a student, and how it knows who tells it."""
+
+    url: Webhook
+    """Address that news are posted to."""
+    secret_variable: Variable
+    """Environment variable that holds the secret."""
+    secret_block: BlockName | None
+    """Name of Prefect's Secret block that holds the secret."""
+    auth: Literal["none", "signature", "bearer", "both"]
+    """What proves the sender: an HMAC signature, a bearer token, both, or nothing."""
+
+
+class NotifyParams(Section):
+    """Who is told of registrations, promotions, rollbacks and refusals."""
+
+    blocks: tuple[BlockSlug, ...]
+    """Prefect's notification blocks, each as type/name."""
+    webhooks: tuple[WebhookParams, ...]
+    """Addresses that are told as well."""
 
 
 class TrackingParams(Section):
@@ -449,6 +478,8 @@ class Params(Section):
     """How every field is scored."""
     gate: GateParams
     """What a student must reach before it may be promoted."""
+    notify: NotifyParams
+    """Who is told what becomes of a student."""
     tracking: TrackingParams
     """Where runs are recorded."""
 

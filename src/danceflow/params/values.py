@@ -73,6 +73,25 @@ def _address(value: object) -> object:
     return value
 
 
+def _webhook(value: object) -> object:
+    """Check an address that is told something; it may hold a password, so it is never told."""
+    form = (
+        "should be http:// or https://, host and path, without user, ?, # or spaces; an address "
+        "that holds a secret belongs into a Prefect block"
+    )
+    try:
+        parts = urlsplit(value) if isinstance(value, str) else None
+        is_complete = parts is not None and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        raise ValueError(form) from None
+    if parts is None or not is_complete or parts.scheme not in ("http", "https"):
+        raise ValueError(form)
+    has_gap = any(letter.isspace() or not letter.isprintable() for letter in str(value))
+    if "@" in parts.netloc or parts.query or parts.fragment or has_gap:
+        raise ValueError(form)
+    return value
+
+
 def _variable(value: object) -> object:
     """Check the name of an environment variable; what is none may be a key, so it is not told."""
     if value is None or (isinstance(value, str) and re.fullmatch("[A-Z_][A-Z0-9_]*", value)):
@@ -129,6 +148,10 @@ NumQueries = Annotated[
     ),
 ]
 Address = Annotated[str, BeforeValidator(_address)]
+Webhook = Annotated[str, BeforeValidator(_webhook)]
+# As Prefect allows them: small letters, digits and dashes.
+BlockName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+BlockSlug = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*/[a-z0-9]+(-[a-z0-9]+)*$")]
 # The name of an environment variable.
 Variable = Annotated[str | None, BeforeValidator(_variable)]
 Columns = Annotated[

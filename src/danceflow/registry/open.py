@@ -4,8 +4,10 @@ Only the weights and their description travel; no code that came with them is ru
 from a store is checked against the digest that was registered before anything is read from it.
 """
 
+import contextlib
 import hashlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from danceflow.paths import Paths, find_root
 from danceflow.registry.student import Student
 
 DIGEST_TAG = "student.digest"
-ALIASES = ("champion", "challenger")
+ALIASES = ("champion", "challenger", "previous")
 ARTIFACT = "student"  # the folder's name inside a logged model
 
 
@@ -34,7 +36,7 @@ def open_student(
     """Return a student that is ready to use.
 
     Args:
-        source: a folder; ``champion`` or ``challenger``; ``runs:/<run id>``;
+        source: a folder; ``champion``, ``challenger`` or ``previous``; ``runs:/<run id>``;
             ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
         settings: where runs are recorded; None: as the parameters of this checkout say.
         device: where to compute.
@@ -48,9 +50,28 @@ def open_student(
     """
     if not is_there(device):
         raise UsageError(f"there is no device {device!r} on this machine")
+    with package_of(source, settings) as package:
+        return open_folder(package, None, device)
+
+
+@contextlib.contextmanager
+def package_of(source: str | Path, settings: TrackingSettings | None = None) -> Iterator[Path]:
+    """Give the folder of a student; one that comes from a store was checked, and goes at the end.
+
+    Args:
+        source: As ``open_student``.
+        settings: As ``open_student``.
+
+    Raises:
+        WeightsError: what the store has is not what was registered.
+        TrackingError: As ``open_student``.
+        UsageError: As ``open_student``.
+        ConfigError: As ``open_student``.
+    """
     text = str(source)
     if is_folder(text):
-        return open_folder(Path(source), None, device)
+        yield Path(source)
+        return
     settings = _checkout_settings() if settings is None else settings
     if not settings.enabled:
         raise UsageError(f"{text}: tracking is off, so there is no store to look in")
@@ -59,7 +80,8 @@ def open_student(
     store = open_store(settings)
     with tempfile.TemporaryDirectory(prefix="danceflow-student-") as folder:
         package, digest = fetch(store, text, Path(folder))
-        return open_folder(package, digest, device)
+        require_content(package, digest)
+        yield package
 
 
 def is_folder(source: str) -> bool:
@@ -81,15 +103,24 @@ def open_folder(folder: Path, digest: str | None, device: str) -> Student:
     if not folder.is_dir():
         raise WeightsError(f"{folder}: there is no student here; run the pipeline first")
     if digest is not None:
-        found = folder_digest(folder)
-        if found != digest:
-            raise WeightsError(
-                f"{folder}: its content is not what was registered "
-                f"(sha256 {found[:12]}..., registered {digest[:12]}...)"
-            )
+        require_content(folder, digest)
     from danceflow.models.package import load_package
 
     return Student(load_package(folder, device))
+
+
+def require_content(folder: Path, digest: str) -> None:
+    """Check that a folder holds what was registered.
+
+    Raises:
+        WeightsError: it holds something else.
+    """
+    found = folder_digest(folder)
+    if found != digest:
+        raise WeightsError(
+            f"{folder}: its content is not what was registered "
+            f"(sha256 {found[:12]}..., registered {digest[:12]}...)"
+        )
 
 
 def fetch(store: Store, source: str, folder: Path) -> tuple[Path, str]:

@@ -1,22 +1,30 @@
 """The student enters the model registry: once per content, with all that serving needs."""
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from danceflow.errors import TrackingError, WeightsError
+from danceflow.errors import WeightsError
 from danceflow.ops.tracking import Store, store_errors
+from danceflow.registry.content import (
+    clear_uploads,
+    find_by_digest,
+    keep_first,
+    upload_tags,
+    uploaded,
+)
+from danceflow.registry.evidence import EVIDENCE_TAG, keep
+from danceflow.registry.history import steadily
 from danceflow.registry.open import ARTIFACT, DIGEST_TAG, folder_digest
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
-SUMMARY_TAG = "summary"
+    from danceflow.report.evidence import Evidence
 
 _SERVING = Path(__file__).with_name("serving_model.py")
 _REQUIREMENTS = (
@@ -39,7 +47,7 @@ class Registration:
     Attributes:
         version: its version.
         made: whether the version is new.
-        judged_anew: whether its evaluation is.
+        judged_anew: whether its evidence is.
     """
 
     version: "ModelVersion"
@@ -52,20 +60,21 @@ def register_student(
     run_id: Callable[[], str],
     folder: Path,
     name: str,
-    summary: Mapping[str, Any],
+    evidence: "Evidence",
     tags: Mapping[str, str] | None = None,
 ) -> Registration:
     """Return the student's version in the registry.
 
-    The same content is one version, however often it is registered; its evaluation is brought up
-    to date. By default the served model takes as many solver steps as the student's manifest says.
+    The same content is one version, however often it is registered; another evaluation of it is
+    added to its evidence, and takes nothing away. By default the served model takes as many solver
+    steps as the student's manifest says.
 
     Args:
         store: the registry.
         run_id: gives the run that the student comes from; asked only when a version is made.
         folder: what the training wrote.
         name: the registered model.
-        summary: ``reports/summary.json``; what the gate compares is kept with the version.
+        evidence: what the gate decides on; it is kept with the version.
         tags: what else to keep with a new version, such as the commit.
 
     Raises:
@@ -75,48 +84,31 @@ def register_student(
     if not folder.is_dir() or not any(folder.iterdir()):
         raise WeightsError(f"{folder}: there is no student to register")
     digest = folder_digest(folder)
-    scores = json.dumps({"capabilities": summary["capabilities"]}, separators=(",", ":"))
     with store_errors(store.uri):
         known = find_by_digest(store, name, digest)
         if known is not None:
-            if known.tags.get(SUMMARY_TAG) == scores:
+            place = keep(store, str(known.run_id), digest, evidence)
+            if known.tags.get(EVIDENCE_TAG) == place:
                 return Registration(known, made=False, judged_anew=False)
-            store.client.set_model_version_tag(name, known.version, SUMMARY_TAG, scores)
+            store.client.set_model_version_tag(name, known.version, EVIDENCE_TAG, place)
             return Registration(known, made=False, judged_anew=True)
         run = run_id()
-        source = _log_model(store, run, folder, digest)
+        place = keep(store, run, digest, evidence)
+        clear_uploads(store)
+        source = uploaded(store, digest) or _log_model(store, run, folder, digest)
         _require_model(store, name)
         with store.as_current():  # MLflow looks the model up in its global store
-            made = store.client.create_model_version(
-                name,
-                source,
-                run_id=run,
-                tags={**(tags or {}), DIGEST_TAG: digest, SUMMARY_TAG: scores},
+            made = steadily(
+                lambda: store.client.create_model_version(
+                    name,
+                    source,
+                    run_id=run,
+                    tags={**(tags or {}), DIGEST_TAG: digest, EVIDENCE_TAG: place},
+                )
             )
+        if not keep_first(store, made, digest):
+            return register_student(store, run_id, folder, name, evidence, tags)
         return Registration(made, made=True, judged_anew=True)
-
-
-def find_by_digest(store: Store, name: str, digest: str) -> "ModelVersion | None":
-    """Return the version of a registered model that holds the content of a digest, or None."""
-    found = store.client.search_model_versions(
-        f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
-    )
-    return max(found, key=lambda version: int(version.version), default=None)
-
-
-def stored_summary(version: "ModelVersion") -> Mapping[str, Any]:
-    """Return the evaluation kept with a version.
-
-    Raises:
-        TrackingError: it has none, as it was not registered by danceflow.
-    """
-    try:
-        summary: Mapping[str, Any] = json.loads(version.tags[SUMMARY_TAG])
-    except (KeyError, ValueError):
-        raise TrackingError(
-            f"{version.name} version {version.version} holds no evaluation to judge it by"
-        ) from None
-    return summary
 
 
 def signature(num_steps: int) -> "ModelSignature":
@@ -175,6 +167,7 @@ def _log_model(store: Store, run_id: str, folder: Path, digest: str) -> str:
             model_config={"digest": digest, "device": "cpu"},
             signature=signature(num_steps),
             pip_requirements=requirements(),
+            tags=upload_tags(digest),
         )
     return str(model.model_uri)
 

@@ -11,6 +11,7 @@ from danceflow.ops import timings
 from danceflow.ops.files import write_json, write_text
 from danceflow.ops.tracking import source_tags
 from danceflow.report.curves import Curves, read_curves
+from danceflow.report.evidence import evidence_of, read_identity
 from danceflow.report.gate import verdict, write_verdict
 from danceflow.report.page.page import Making, render_page
 from danceflow.report.page.tiles import read_tiles
@@ -47,7 +48,9 @@ def run(params: "Params", paths: "Paths") -> None:
     training = next(iter(evaluations.values())).training
     summary["training"] = None if training is None else training.model_dump()
     summary["stages"] = stage_seconds(timings.read(paths.scratch), evaluations, curves)
-    answer = verdict(summary, None, params.gate)
+    identities = {name: read_identity(paths, name) for name in evaluations}
+    evidence = evidence_of(evaluations, identities, summary["capabilities"])
+    answer = verdict(evidence, None, params.gate)
     making = Making(
         params_text=paths.params.read_text(encoding="utf-8"),
         source=_source(source_tags(paths.root)),

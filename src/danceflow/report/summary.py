@@ -32,9 +32,8 @@ def summarise(evaluations: Mapping[str, Evaluation], num_bootstrap: int) -> dict
     """
     result: dict[str, Any] = {"capabilities": {}, "gain": {}}
     for name, evaluation in evaluations.items():
-        paired = _paired(evaluation)
-        result["capabilities"][name] = _capability(evaluation, paired, num_bootstrap)
-        result["gain"][name] = _gain(evaluation, paired, num_bootstrap)
+        result["capabilities"][name] = _capability(evaluation, num_bootstrap)
+        result["gain"][name] = _gain(evaluation, num_bootstrap)
     result["gap_closed"] = {name: gap_closed(item) for name, item in evaluations.items()}
     result["conflict"] = conflict_matrix(evaluations)
     result["categories"] = {name: _categories(item) for name, item in evaluations.items()}
@@ -105,20 +104,25 @@ def share(score: float, teacher: float) -> float | None:
     return _round(score / teacher) if teacher > 0 else None
 
 
-def _paired(evaluation: Evaluation) -> PairedScores:
-    return pair(
-        {
-            name: [
-                (row.category, row.uid, row.seed, row.score)
-                for row in evaluation.fields[name].rows
-                if row.variant == STANDARD
-            ]
-            for name in dict.fromkeys((STUDENT, START, evaluation.teacher))
+def _paired(evaluation: Evaluation, other: str) -> PairedScores:
+    """Return the student's scores and another field's, of the standard rows that both were asked.
+
+    The student and its teacher are asked with more noise seeds than the others.
+    """
+    rows = {
+        name: {
+            (row.category, row.uid, row.seed): row.score
+            for row in evaluation.fields[name].rows
+            if row.variant == STANDARD
         }
-    )
+        for name in (STUDENT, other)
+    }
+    both = [key for key in rows[STUDENT] if key in rows[other]]
+    return pair({name: [(*key, found[key]) for key in both] for name, found in rows.items()})
 
 
-def _capability(evaluation: Evaluation, paired: PairedScores, num_bootstrap: int) -> dict[str, Any]:
+def _capability(evaluation: Evaluation, num_bootstrap: int) -> dict[str, Any]:
+    paired = _paired(evaluation, evaluation.teacher)
     student, teacher = evaluation.fields[STUDENT].score, own_teacher(evaluation)
     found = interval(paired, ratio(paired, STUDENT, evaluation.teacher), num_bootstrap)
     return {
@@ -131,9 +135,11 @@ def _capability(evaluation: Evaluation, paired: PairedScores, num_bootstrap: int
     }
 
 
-def _gain(evaluation: Evaluation, paired: PairedScores, num_bootstrap: int) -> dict[str, Any]:
-    gain = evaluation.fields[STUDENT].score - evaluation.fields[START].score
-    found = interval(paired, difference(paired, STUDENT, START), num_bootstrap)
+def _gain(evaluation: Evaluation, num_bootstrap: int) -> dict[str, Any]:
+    paired = _paired(evaluation, START)
+    statistic = difference(paired, STUDENT, START)
+    gain = float(statistic(paired.overall()))
+    found = interval(paired, statistic, num_bootstrap)
     return {
         "value": _round(gain / evaluation.scale),
         "interval": None if found is None else [_round(end / evaluation.scale) for end in found],

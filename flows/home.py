@@ -1,0 +1,204 @@
+"""Where Prefect lives: with the server that is configured, else in the project itself.
+
+The project's own database is ``.prefect`` of the main checkout, beside ``mlflow.db``; that of the
+user, with the runs of other projects, is left alone. One server at a time works on it: the first
+command that needs one starts it, others join, and it ends with the last of them.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import prefect.context
+from prefect.settings import PREFECT_API_URL, get_current_settings
+
+from danceflow.errors import StageError, UsageError
+from danceflow.ops.files import exclusive, write_json
+from danceflow.ops.processes import is_running, process_mark
+from danceflow.ops.tracking import main_checkout
+from danceflow.paths import Paths
+from flows.servers import prefect_server
+
+PORT = 4200
+"""Where Prefect's page is looked for first."""
+
+HEARTBEAT_S = 30
+"""How often a flow says that it is alive; Prefect takes no less."""
+
+_KEEPER = Path(__file__).with_name("keeper.py")
+_USERS = "DANCEFLOW_PREFECT_USERS"
+_START_TIMEOUT_S = 120.0
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Home:
+    """The Prefect server that a command works with.
+
+    Attributes:
+        url: of its API.
+        is_alive: whether it is still there; one that is configured is taken to be.
+    """
+
+    url: str
+    is_alive: Callable[[], bool]
+
+    @property
+    def page(self) -> str:
+        """The address of its page."""
+        return (get_current_settings().ui_url or self.url.removesuffix("/api")).rstrip("/")
+
+
+@contextlib.contextmanager
+def at_home(root: Path, port: int | None = None) -> Iterator[Home]:
+    """Let Prefect work within the block with the configured server, else with the project's own.
+
+    Args:
+        root: the checkout.
+        port: of the project's server, if this is what starts it; None: any that is free.
+
+    Raises:
+        UsageError: the port is taken.
+        StageError: the server does not start.
+    """
+    with _surroundings({"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}):
+        if url := PREFECT_API_URL.value():
+            yield Home(url, lambda: True)
+            return
+        paths = Paths(main_checkout(root))
+        paths.prefect.mkdir(mode=0o700, exist_ok=True)
+        users = paths.prefect / "users.lock"
+        own = {
+            "PREFECT_HOME": str(paths.prefect),
+            # Other settings than the place stay the user's.
+            "PREFECT_PROFILES_PATH": str(get_current_settings().profiles_path),
+            _USERS: str(users),
+        }
+        with _surroundings(own), _used(users):
+            with exclusive(paths.prefect / "server"):
+                home = _running(paths.prefect) or _started(paths.prefect, port)
+            with _surroundings({"PREFECT_API_URL": home.url}):
+                yield home
+
+
+def stay_home() -> None:
+    """Keep the project's server as long as this process lives.
+
+    A flow that a schedule has started tells the server of its end, also when it ends because the
+    schedule was killed.
+    """
+    if users := os.environ.get(_USERS):
+        _STAYING.enter_context(_used(Path(users)))
+
+
+_STAYING = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def _used(users: Path) -> Iterator[None]:
+    """Count as a user of the server, until the block or this process ends."""
+    with users.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # a server that is about to end is waited for
+        yield
+
+
+def _running(folder: Path) -> Home | None:
+    """Return the project's server if there is one."""
+    try:
+        record = json.loads((folder / "server.json").read_text(encoding="utf-8"))
+        url, keeper = str(record["url"]), str(record["keeper"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Home(url, lambda: is_running(keeper)) if is_running(keeper) and answers(url) else None
+
+
+def _started(folder: Path, port: int | None) -> Home:
+    """Start the project's server and return it."""
+    number = _free_port() if port is None else port
+    if port is not None and not _is_free(port):
+        raise UsageError(f"port {port} is taken; choose another one for Prefect")
+    server = prefect_server(number)
+    keeper = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_KEEPER), str(folder / "users.lock"), *server.command],
+        env={**os.environ, **server.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "server.log").open("wb"),
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{number}/api"
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not answers(url):
+        if keeper.poll() is not None or time.monotonic() > deadline:
+            keeper.terminate()
+            raise StageError(
+                f"Prefect's server does not start at {url}; {folder / 'server.log'} says why"
+            )
+        time.sleep(0.2)
+    mark = process_mark(keeper.pid)
+    write_json(folder / "server.json", {"url": url, "keeper": mark})
+    _LOG.info("Prefect: %s", url.removesuffix("/api"))
+    return Home(url, lambda: keeper.poll() is None)
+
+
+def answers(url: str) -> bool:
+    """Return whether Prefect's API answers.
+
+    Args:
+        url: of the API.
+    """
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2.0) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def usual_port() -> int | None:
+    """Return the port at which Prefect's page is looked for; None where it is taken."""
+    return PORT if _is_free(PORT) else None
+
+
+def _free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return int(place.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _surroundings(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables within the block, for this process's Prefect and for those that it starts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    prefect.context.refresh_global_settings_context()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        prefect.context.refresh_global_settings_context()

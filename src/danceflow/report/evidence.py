@@ -1,0 +1,168 @@
+"""What a gate decides on: the rows of a version, and by which evaluation they were scored.
+
+Means can be compared whatever they are means of; rows cannot be mistaken. So a version keeps every
+answer's score, and beside it everything that decided what was asked and how it was scored, its
+*identity*: two versions are compared by equal identities only.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from danceflow.errors import DataError
+from danceflow.evaluate.records import STANDARD, STUDENT, Evaluation, Record, read_evaluation
+from danceflow.ops.files import fingerprint
+from danceflow.report.bootstrap import pair
+
+if TYPE_CHECKING:
+    from danceflow.paths import Paths
+
+Row = tuple[str, str, int, float, float | None]
+"""Category, uid, noise seed, score of the student and of its teacher (None: not asked)."""
+
+
+class Scored(Record):
+    """A student's standard rows of one capability.
+
+    Attributes:
+        identity: everything that decided what was asked and how it was scored, by name.
+        scale: the best possible score.
+        teacher: name of the capability's own teacher.
+        rows: every answer.
+    """
+
+    identity: Mapping[str, Any]
+    scale: float
+    teacher: str
+    rows: tuple[Row, ...]
+
+    def score(self) -> float:
+        """Return the student's score: the mean over categories, each of which counts alike."""
+        rows = [(category, uid, seed, score) for category, uid, seed, score, _ in self.rows]
+        return float(pair({STUDENT: rows}).overall()[0])
+
+    def differs_from(self, other: "Scored") -> list[str]:
+        """Return the names of what was not the same in another evaluation."""
+        names = dict.fromkeys([*self.identity, *other.identity])
+        return [name for name in names if self.identity.get(name) != other.identity.get(name)]
+
+
+class Evidence(Record):
+    """All that is known about how good one student is, by one evaluation.
+
+    Attributes:
+        capabilities: by name.
+        summary: what ``reports/summary.json`` tells of each; empty where nobody made a report.
+    """
+
+    capabilities: Mapping[str, Scored]
+    summary: Mapping[str, Mapping[str, Any]] = {}
+
+    @property
+    def identity(self) -> str:
+        """16 hexadecimal digits that stand for the evaluation, and not for its outcome."""
+        return fingerprint({name: dict(item.identity) for name, item in self.capabilities.items()})
+
+    def lines(self) -> list[str]:
+        """Return every capability's score as a sentence."""
+        return [
+            f"{name}: scores {item.score():.4g} of {item.scale:g} on {len(item.rows)} rows"
+            for name, item in self.capabilities.items()
+        ]
+
+    def as_text(self) -> str:
+        """Return it as JSON."""
+        return self.model_dump_json() + "\n"
+
+    @staticmethod
+    def read(text: str | bytes, source: str) -> "Evidence":
+        """Return the evidence in a JSON text.
+
+        Args:
+            text: what ``as_text`` gave.
+            source: where it stands, for messages.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        try:
+            return Evidence.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise DataError(f"{source}: {place}: {first['msg']}") from error
+
+
+def evidence_of(
+    evaluations: Mapping[str, Evaluation],
+    identities: Mapping[str, Mapping[str, Any]],
+    summary: Mapping[str, Mapping[str, Any]],
+) -> Evidence:
+    """Return the evidence of a run.
+
+    Args:
+        evaluations: by capability.
+        identities: what decided each.
+        summary: the capabilities of ``reports/summary.json``.
+    """
+    return Evidence(
+        capabilities={
+            name: Scored(
+                identity=identities[name],
+                scale=item.scale,
+                teacher=item.teacher,
+                rows=tuple(_rows(item)),
+            )
+            for name, item in evaluations.items()
+        },
+        summary=summary,
+    )
+
+
+def read_evidence(
+    paths: "Paths", names: Iterable[str], summary: Mapping[str, Mapping[str, Any]]
+) -> Evidence:
+    """Return the evidence that the stage ``evaluate`` left in a checkout.
+
+    Args:
+        paths: of the checkout.
+        names: the capabilities.
+        summary: the capabilities of ``reports/summary.json``.
+
+    Raises:
+        DataError: an evaluation is missing or damaged.
+    """
+    found = {name: read_evaluation(paths.evaluation(name), name) for name in names}
+    return evidence_of(found, {name: read_identity(paths, name) for name in found}, summary)
+
+
+def read_identity(paths: "Paths", name: str) -> dict[str, Any]:
+    """Return what decided the evaluation of a capability.
+
+    Raises:
+        DataError: the evaluation did not say.
+    """
+    path = paths.evaluation_identity(name)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("it holds no object")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); run the stage: dvc repro evaluate@{name}"
+        ) from error
+    return found
+
+
+def _rows(evaluation: Evaluation) -> Iterable[Row]:
+    """Yield the standard rows; what the teacher said to the same question stands beside it."""
+    teacher = {
+        (row.uid, row.seed): row.score
+        for row in evaluation.fields[evaluation.teacher].rows
+        if row.variant == STANDARD
+    }
+    for row in evaluation.fields[STUDENT].rows:
+        if row.variant == STANDARD:
+            yield row.category, row.uid, row.seed, row.score, teacher.get((row.uid, row.seed))
