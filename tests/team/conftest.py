@@ -35,6 +35,7 @@ TINY = {
     "distill.evaluate_samples": 1,
     "distill.grid_every": 2,
     "evaluate.num_samples": 1,
+    "gate.auto_promote": False,
     "evaluate.num_steps": 2,
     "evaluate.batch_size": 32,
     "evaluate.num_bootstrap": 20,
