@@ -110,7 +110,12 @@ def _mlflow(team: Team) -> Service:
     }
 
     def write_login() -> None:
-        settings = {"default_permission": "EDIT", "database_uri": team.database("mlflow_auth")}
+        settings = {
+            "default_permission": "EDIT",
+            "database_uri": team.database("mlflow_auth"),
+            # Each request would hash the password anew: a version has 200 files, one request each.
+            "auth_cache_ttl_seconds": "60",
+        }
         lines = [f"{name} = {value}" for name, value in settings.items()]
         write_text(login, "\n".join(["[mlflow]", *lines, ""]))
 
