@@ -20,11 +20,10 @@ from pydantic import Field, StringConstraints
 from danceflow.errors import DanceflowError
 from danceflow.params.read import load_params
 from danceflow.params.sections import Params
-from danceflow.paths import Paths, find_root
+from danceflow.paths import Paths
 from danceflow.registry.history import MAX_REASON, Approval, Change, now
 from danceflow.registry.promotion import Standing
 from flows import promote
-from flows.home import stay_home
 from flows.notify import News, tell
 from flows.parameters import Seconds
 
@@ -75,8 +74,9 @@ def run_promotion(
         ConflictError: somebody else changed the champion meanwhile.
         UsageError: there is no such version, or it is the champion already.
     """
-    stay_home()
-    place = find_root(Path.cwd()) if root is None else root.resolve()
+    from flows.pipeline import begin  # which asks for approvals, too
+
+    place = begin(root)
     standing = promote.proposed(place, version)
     params = load_params(Paths(place).params)
     return decide(place, params, standing, reason, patience_s)

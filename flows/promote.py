@@ -23,6 +23,8 @@ from danceflow.ops.tracking import (
 from danceflow.params.read import load_params
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
+from danceflow.registry.compare import Comparison
+from danceflow.registry.compare import compare as compare_versions
 from danceflow.registry.history import Approval, Change
 from danceflow.registry.promotion import GATE_TAG, Promotions, Standing
 from danceflow.registry.register import register_student
@@ -196,6 +198,23 @@ def history(root: Path) -> tuple[tuple[Change, ...], str | None]:
     """
     promotions = _promotions(root, load_params(Paths(root).params))
     return promotions.history(), promotions.astray()
+
+
+def compare(root: Path, first: str, second: str, *, pictures: bool) -> Comparison:
+    """Return two versions of the student side by side.
+
+    Args:
+        root: the checkout.
+        first: number of a version, or an alias such as ``champion``.
+        second: number or alias of the other one.
+        pictures: whether to fetch those, too.
+
+    Raises:
+        UsageError: there is no such version or alias, or tracking is off.
+        TrackingError: the store cannot be reached.
+    """
+    registry = _registry(root, load_params(Paths(root).params))
+    return compare_versions(*registry, first, second, pictures=pictures)
 
 
 def read_summary(path: Path) -> Mapping[str, Any]:

@@ -600,6 +600,35 @@ def history(
 
 
 @app.command()
+def diff(
+    first: Annotated[str, typer.Argument(help="A version's number, or an alias.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also write a page (.html), or the pictures alone (.png)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two versions: scores, parameters, code and data, pictures."""
+    root = _checkout()
+    from flows.diff import as_text, check_out, write
+    from flows.promote import compare
+
+    check_out(out)
+    found = compare(root, first, second, pictures=out is not None)
+    if out is not None:
+        write(out, found)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        typer.echo(as_text(found))
+    if out is not None:
+        typer.echo(str(out), err=as_json)
+
+
+@app.command()
 def serve(
     cron: Annotated[str, typer.Option(help="When to run, such as '0 2 * * *'.")],
     prefect_port: Annotated[
