@@ -139,15 +139,23 @@ def recorded_cells(root: Path, tracking: TrackingParams, sweep: str) -> dict[str
     return found
 
 
-def record_cell(root: Path, params: Params, record: CellRecord) -> None:
+def record_cell(
+    root: Path, params: Params, record: CellRecord, further: Mapping[str, str] | None = None
+) -> None:
     """Write a cell to MLflow; nothing where tracking is off.
+
+    Args:
+        root: the checkout.
+        params: of the cell.
+        record: what it came to.
+        further: tags.
 
     Raises:
         TrackingError: the store cannot be reached or refuses.
     """
     settings = TrackingSettings.of(root, params.tracking)
     if settings.enabled:
-        tags = {**tags_of(record), "dvc.experiment": record.cell}
+        tags = {**(further or {}), **tags_of(record), "dvc.experiment": record.cell}
         record_run(
             open_store(settings), record.cell, tags, params.model_dump(mode="json"), record.scores
         )

@@ -121,6 +121,7 @@ def save_experiment(
     environment: Mapping[str, str],
     stages: Sequence[str] = (),
     untracked: Sequence[Path] = (),
+    message: str | None = None,
 ) -> None:
     """Keep the state of the worktree at ``root`` as a DVC experiment.
 
@@ -130,12 +131,14 @@ def save_experiment(
         environment: the process environment (it carries a git identity where the clone has none).
         stages: those whose outputs are there, where not all of them ran; none: all.
         untracked: files that git does not know yet and that belong to it.
+        message: of the experiment's commit; None: DVC's.
 
     Raises:
         DvcError: DVC could not save it.
     """
+    said = () if message is None else ("--message", message)
     included = [word for path in untracked for word in ("--include-untracked", str(path))]
-    words = ("exp", "save", "--name", name, "--force", *included, *stages)
+    words = ("exp", "save", "--name", name, "--force", *said, *included, *stages)
     _dvc(root, *words, environment=environment)
 
 

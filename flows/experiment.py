@@ -85,12 +85,18 @@ class Experiment:
     checkout: Path
     is_clone: bool
 
-    def save(self, stages: Sequence[str] = (), untracked: Sequence[Path] = ()) -> None:
+    def save(
+        self,
+        stages: Sequence[str] = (),
+        untracked: Sequence[Path] = (),
+        message: str | None = None,
+    ) -> None:
         """Keep the worktree's present state as a DVC experiment.
 
         Args:
             stages: those whose outputs are there, where not all of them ran; none: all.
             untracked: files that git does not know yet and that belong to it.
+            message: of the experiment's commit; None: DVC's.
 
         Raises:
             DvcError: DVC could not.
@@ -100,7 +106,7 @@ class Experiment:
         lock = self.root / _LOCK
         if lock.is_file() and _git(self.root, "ls-files", "--", _LOCK) == "":
             names.append(lock)  # DVC looks for it at the top of git's repository alone
-        dvc_stage.save_experiment(self.root, self.name, self.environment, stages, names)
+        dvc_stage.save_experiment(self.root, self.name, self.environment, stages, names, message)
         if self.is_clone:
             refs = _git(self.root, "for-each-ref", "--format=+%(refname):%(refname)", _KEPT)
             found = [ref for ref in refs.splitlines() if ref.endswith(f"/{self.name}")]

@@ -73,24 +73,29 @@ def at_home(root: Path, port: int | None = None) -> Iterator[Home]:
         UsageError: the port is taken.
         StageError: the server does not start.
     """
-    with _surroundings({"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}):
-        if url := PREFECT_API_URL.value():
+    beats = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
+    if url := PREFECT_API_URL.value():
+        with _surroundings(beats):
             yield Home(url, lambda: True)
-            return
-        paths = Paths(main_checkout(root))
-        paths.prefect.mkdir(mode=0o700, exist_ok=True)
-        users = paths.prefect / "users.lock"
-        own = {
-            "PREFECT_HOME": str(paths.prefect),
-            # Other settings than the place stay the user's.
-            "PREFECT_PROFILES_PATH": str(get_current_settings().profiles_path),
-            _USERS: str(users),
-        }
-        with _surroundings(own), _used(users):
-            with exclusive(paths.prefect / "server"):
-                home = _running(paths.prefect) or _started(paths.prefect, port)
-            with _surroundings({"PREFECT_API_URL": home.url}):
-                yield home
+        return
+    paths = Paths(main_checkout(root))
+    paths.prefect.mkdir(mode=0o700, exist_ok=True)
+    users = paths.prefect / "users.lock"
+    own = {
+        **beats,
+        "PREFECT_HOME": str(paths.prefect),
+        # Other settings than the place stay the user's.
+        "PREFECT_PROFILES_PATH": str(get_current_settings().profiles_path),
+        _USERS: str(users),
+    }
+    with _surroundings(own), prefect.context.root_settings_context(), _used(users):
+        with exclusive(paths.prefect / "server"):
+            home = _running(paths.prefect) or _started(paths.prefect, port)
+        with (
+            _surroundings({"PREFECT_API_URL": home.url}),
+            prefect.context.root_settings_context(),
+        ):
+            yield home
 
 
 def stay_home() -> None:
@@ -101,6 +106,11 @@ def stay_home() -> None:
     """
     if users := os.environ.get(_USERS):
         _STAYING.enter_context(_used(Path(users)))
+
+
+def is_own_server() -> bool:
+    """Return whether Prefect works with the project's own server."""
+    return _USERS in os.environ
 
 
 _STAYING = contextlib.ExitStack()

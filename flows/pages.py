@@ -8,8 +8,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from danceflow.errors import DanceflowError, TrackingError
-from danceflow.ops.tracking import TrackingSettings, open_store, resolve_uri, runs_page
-from danceflow.params.sections import TrackingParams
+from danceflow.ops.tracking import (
+    VIEW,
+    TrackingSettings,
+    open_store,
+    resolve_uri,
+    runs_page,
+    save_view,
+)
+from danceflow.params.sections import Params
 from flows.home import at_home
 from flows.processes import ProcessGroups
 from flows.servers import Server, mlflow_server
@@ -17,7 +24,7 @@ from flows.servers import Server, mlflow_server
 _LOG = logging.getLogger(__name__)
 
 
-def serve_pages(root: Path, tracking: TrackingParams, mlflow_port: int, prefect_port: int) -> None:
+def serve_pages(root: Path, params: Params, mlflow_port: int, prefect_port: int) -> None:
     """Serve both pages on this machine until interrupted.
 
     Servers elsewhere have pages of their own, whose addresses are told. So has a Prefect server
@@ -25,7 +32,7 @@ def serve_pages(root: Path, tracking: TrackingParams, mlflow_port: int, prefect_
 
     Args:
         root: The checkout.
-        tracking: Where runs are recorded.
+        params: Say where runs are recorded, and of which capabilities.
         mlflow_port: Port of MLflow's page.
         prefect_port: Port of Prefect's page.
 
@@ -34,18 +41,19 @@ def serve_pages(root: Path, tracking: TrackingParams, mlflow_port: int, prefect_
         TrackingError: The project's own store cannot be used.
         UsageError: Prefect's port is taken.
     """
-    settings = TrackingSettings.of(root, tracking)
-    uri = resolve_uri(root, tracking.uri)
-    servers: dict[str, Server] = {}
-    if uri.startswith(("http:", "https:")):
-        try:
-            _LOG.info("MLflow: %s", runs_page(uri, open_store(settings)))
-        except TrackingError as error:
-            _LOG.warning("%s", error)
-    else:
-        address = f"http://127.0.0.1:{mlflow_port}"
-        _LOG.info("MLflow: %s", runs_page(address, open_store(settings)))
-        servers["MLflow"] = mlflow_server(mlflow_port, uri)
+    settings = TrackingSettings.of(root, params.tracking)
+    uri = resolve_uri(root, params.tracking.uri)
+    is_elsewhere = uri.startswith(("http:", "https:"))
+    address = uri if is_elsewhere else f"http://127.0.0.1:{mlflow_port}"
+    try:
+        store = open_store(settings)
+        save_view(store, list(params.capabilities))
+        _LOG.info("MLflow: %s", runs_page(address, store, VIEW))
+    except TrackingError as error:
+        if not is_elsewhere:
+            raise
+        _LOG.warning("%s", error)
+    servers = {} if is_elsewhere else {"MLflow": mlflow_server(mlflow_port, uri)}
     try:
         with at_home(root, prefect_port) as home:
             _LOG.info("Prefect: %s", home.page)

@@ -5,6 +5,7 @@ passing reason, and shows it live. ``dvc repro`` does the same without Prefect.
 """
 
 import logging
+import os
 import queue
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from danceflow.params.rules import require_trained_here, require_weights
 from danceflow.params.sections import Params
 from danceflow.paths import Paths, find_root
 from danceflow.registry.promotion import Standing
-from flows import approval, dvc_graph, dvc_remote, dvc_stage, promote
+from flows import approval, dvc_graph, dvc_remote, dvc_stage, links, promote
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, check_raw, experiment, plan
@@ -292,12 +293,15 @@ def _run(
     if register:
         # Before hours of training; and a new database is made before stages share it.
         open_store(TrackingSettings.of(root, params.tracking))
-    environment = None if place is None else place.environment
+    base = os.environ if place is None else place.environment
+    environment = {**base, **links.flow_environment()}
     with ProcessGroups() as processes:
         nodes = dvc_graph.stage_graph(root, settings.thawed)
         stages = _run_stages(root, nodes, processes, environment, settings)
+    tracking = TrackingSettings.of(root, params.tracking)
+    name = None if place is None else place.name
     if place is not None:
-        place.save()
+        place.save(message=links.find(root, tracking, name).message)
     if settings.push:
         push_results(root, environment)
     summary = promote.read_summary(paths.summary)
@@ -307,7 +311,9 @@ def _run(
         standing = pass_gate(root, params, number, settings.wait_for_approval)
         if settings.wait_for_approval:
             standing = approval.asked(root, params, standing)
-    _show(paths, result_table(summary, stages, standing))
+    found = links.find(root, tracking, name)  # a run that was lost is there again by now
+    links.tell(found, tracking)
+    _show(paths, f"{result_table(summary, stages, standing)}\n{found.line}\n")
     return PipelineResult(stages, summary, None if place is None else place.name, standing)
 
 

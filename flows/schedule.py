@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,13 @@ def serve(root: Path, cron: str, port: int | None = None) -> None:
             )
             for name, (flow, when) in flows.items()
         ]
+        logging.getLogger("prefect.runner").addFilter(_Queue())
         automations.set_up()
         _end_dead_runs([item for item in made if isinstance(item, UUID)])
         _LOG.info("runs at %r; start others at %s/deployments", cron, home.page)
-        asyncio.run(runner.start())
+        with warnings.catch_warnings():  # Prefect's own, when it is told to stop
+            warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never", RuntimeWarning)
+            asyncio.run(runner.start())
 
 
 def deploy(root: Path) -> None:
@@ -133,6 +137,20 @@ def deploy(root: Path) -> None:
         )
     if done.returncode != 0:
         raise StageError(f"prefect deploy --all in {root}: {(done.stdout + done.stderr).strip()}")
+
+
+class _Queue(logging.Filter):
+    """Tells how many runs wait when that changes; Prefect tells it with every look, as skipped."""
+
+    _told: object = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is told."""
+        if "scheduled runs skipped" not in str(record.msg):
+            return True
+        is_news, self._told = record.args != self._told, record.args
+        record.msg = "%d runs wait until the checkout is free"
+        return is_news
 
 
 def deployment_name(name: str, root: Path) -> str:

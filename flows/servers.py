@@ -54,12 +54,15 @@ def prefect_server(port: int) -> Server:
 def mlflow_server(port: int, uri: str) -> Server:
     """Return MLflow's page over a store: one worker, and no processes for jobs that nobody gives.
 
+    The store's address, in which a password may stand, is in the environment: command lines are
+    shown to everybody.
+
     Args:
         port: of the page.
         uri: the store.
     """
     python = (sys.executable, "-m", "mlflow", "ui")
     return Server(
-        (*python, "--backend-store-uri", uri, "--port", str(port), "--workers", "1"),
-        {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        (*python, "--port", str(port), "--workers", "1"),
+        {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri},
     )

@@ -29,11 +29,12 @@ from prefect.futures import PrefectFuture
 from danceflow.errors import DanceflowError
 from danceflow.evaluate.records import read_evaluation
 from danceflow.ops.files import fingerprint
+from danceflow.ops.tracking import TrackingSettings
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.report.tables.cells import CELL_FILE, CellRecord, scores_of, write_cell
 from danceflow.stages import STAGES
-from flows import dvc_graph, dvc_stage
+from flows import dvc_graph, dvc_stage, links
 from flows.cells import (
     PlannedCell,
     SweepFailedError,
@@ -249,7 +250,7 @@ def _work(planned: PlannedCell, sweep: _Sweep) -> tuple[StageResult, ...]:
                 targets,
                 processes=sweep.processes,
                 report=lambda line: log.info("%s: %s", name, line),
-                environment=place.environment,
+                environment={**place.environment, **links.flow_environment()},
                 timeout_s=sweep.timeout_s,
             )
 
@@ -260,9 +261,10 @@ def _work(planned: PlannedCell, sweep: _Sweep) -> tuple[StageResult, ...]:
         file = place.root / CELL_FILE
         write_cell(file, record)
         evaluations = [Paths(place.root).evaluation(name) for name in params.capabilities]
+        found = links.find(place.root, TrackingSettings.of(place.root, params.tracking), name)
         with sweep.git:
-            place.save([stage.name for stage in stages], [file, *evaluations])
-    record_cell(sweep.root, params, record)
+            place.save([stage.name for stage in stages], [file, *evaluations], found.message)
+    record_cell(sweep.root, params, record, found.tags)
     return stages
 
 

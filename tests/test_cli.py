@@ -1,5 +1,6 @@
 """The command line: light, and one clear line for every foreseen error."""
 
+import contextlib
 import json
 import logging
 import os
@@ -62,7 +63,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
         return called
 
     for module, names in {
-        "flows.pipeline": ("run_pipeline", "run_teachers", "serve"),
+        "flows.pipeline": ("run_pipeline", "run_teachers"),
+        "flows.schedule": ("serve", "deploy"),
         "flows.promote": ("promote", "rollback"),
         "flows.pages": ("serve_pages",),
         "flows.sweep": ("run_sweep", "cells_table"),
@@ -71,6 +73,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
         for name in names:
             setattr(fake, name, note(name))
         monkeypatch.setitem(sys.modules, module, fake)
+    home = ModuleType("flows.home")
+    home.at_home = lambda root: contextlib.nullcontext()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flows.home", home)
     table = ModuleType("flows.result")
     table.result_table = lambda *args: "a table"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flows.result", table)
@@ -194,7 +199,8 @@ def test_the_commands_are_frozen() -> None:
         "edit": [*student, "image", "instructions"],
         "promote": ["version"],
         "rollback": [],
-        "serve": ["--cron"],
+        "serve": ["--cron", "--prefect-port"],
+        "deploy": [],
         "ui": ["--mlflow-port", "--prefect-port"],
         "team up": ["--model", "--port", "--watch"],
         "team down": [],
@@ -300,11 +306,12 @@ def test_the_other_flows_get_the_checkout(
     assert danceflow("promote")[0] == 0
     assert danceflow("rollback")[:2] == (0, "rollback done\n")
     assert danceflow("ui", "--mlflow-port", "5001")[0] == 0
-    names = [name for name, _, _ in calls]
-    assert names == ["run_teachers", "serve", "promote", "promote", "rollback", "serve_pages"]
+    assert "prefect worker start --pool danceflow" in danceflow("deploy")[1]
+    names = ["run_teachers", "serve", "promote", "promote", "rollback", "serve_pages", "deploy"]
+    assert [name for name, _, _ in calls] == names
     assert all(args[0] == checkout for _, args, _ in calls)
-    assert [args[1:] for _, args, _ in calls[:5]] == [(), ("0 2 * * *",), (3,), (None,), ()]
-    assert calls[5][1][1].experiment == "danceflow"
+    assert [args[1:] for _, args, _ in calls[:5]] == [(), ("0 2 * * *", None), (3,), (None,), ()]
+    assert calls[5][1][1].tracking.experiment == "danceflow"
     assert calls[5][1][2:] == (5001, 4200)
 
 
@@ -333,8 +340,10 @@ def test_sigterm_leaves_as_an_exit_does(checkout: Path, command: list[str]) -> N
         "import atexit, os, signal, sys, types\n"
         "from danceflow import cli\n"
         "def flow(**_): os.kill(os.getpid(), signal.SIGTERM)\n"
-        "for name in ('flows.pipeline', 'flows.sweep', 'flows.result'):\n"
+        "import contextlib\n"
+        "for name in ('flows.home', 'flows.pipeline', 'flows.sweep', 'flows.result'):\n"
         "    fake = sys.modules[name] = types.ModuleType(name)\n"
+        "    fake.at_home = lambda root: contextlib.nullcontext()\n"
         "    fake.run_pipeline = fake.run_sweep = fake.cells_table = fake.result_table = flow\n"
         "atexit.register(print, 'the server is ended')\n"
         f"sys.argv = ['danceflow', *{command!r}]\n"

@@ -649,7 +649,7 @@ def serve(
 
 @app.command()
 def deploy() -> None:
-    """Make the deployments of prefect.yaml on the team's Prefect server.
+    """Make the deployments of prefect.yaml on a server.
 
     Their work pool and the automations that look after runs are made, too.
     """
@@ -671,7 +671,7 @@ def ui(
     from danceflow.params.read import load_params
     from flows.pages import serve_pages
 
-    serve_pages(root, load_params(root / "params.yaml").tracking, mlflow_port, prefect_port)
+    serve_pages(root, load_params(root / "params.yaml"), mlflow_port, prefect_port)
 
 
 @team_app.command(name="up")

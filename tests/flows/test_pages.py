@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from repository import ROOT
 
 from danceflow.errors import DanceflowError
-from danceflow.params.sections import TrackingParams
+from danceflow.params.read import load_params
 from flows import pages
 from flows.servers import Server, prefect_server
 
@@ -44,8 +45,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 
 def test_when_one_ends_so_does_the_other(started: list[subprocess.Popen[bytes]]) -> None:
     with pytest.raises(DanceflowError, match="B ended with exit code 3"):
-        pages.keep_running({"A": SLEEP, "B": ENDS}, 0.01)
+        pages.keep_running({"A": SLEEP, "B": ENDS}, {}, 0.01)
     assert [process.wait(timeout=60) for process in started] == [-signal.SIGTERM, 3]
+
+
+def team() -> AbstractContextManager[object]:
+    """A Prefect server is configured."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    return temporary_settings({PREFECT_API_URL: "http://team:4200/api"})
 
 
 @pytest.fixture
@@ -56,26 +64,42 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+def test_when_one_that_ran_already_ends_so_do_the_others(
+    started: list[subprocess.Popen[bytes]],
+) -> None:
+    with pytest.raises(DanceflowError, match="C ended"):
+        pages.keep_running({"A": SLEEP}, {"C": lambda: not started}, 0.01)
+    assert [process.wait(timeout=60) for process in started] == [-signal.SIGTERM]
+
+
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_ends_both_quietly(started: list[subprocess.Popen[bytes]]) -> None:
+def test_an_interrupt_ends_both_quietly(
+    started: list[subprocess.Popen[bytes]],
+    tmp_path: Path,
+    mlflow_template: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     main = threading.main_thread().ident
     assert main is not None
+    shutil.copyfile(mlflow_template, tmp_path / "mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(pages, "mlflow_server", lambda port, uri: SLEEP)
 
     def interrupt() -> None:
-        while len(started) < 2:
+        while not started:
             pass
         signal.pthread_kill(main, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    pages.keep_running({"A": SLEEP, "B": SLEEP}, 0.01)
+    with team():
+        pages.serve_pages(tmp_path, load_params(ROOT / "params.yaml"), 5001, 4201)
     thread.join()
-    assert [process.wait(timeout=60) for process in started] == [-signal.SIGTERM] * 2
+    assert [process.wait(timeout=60) for process in started] == [-signal.SIGTERM]
 
 
 @pytest.mark.parametrize(
-    ("uri", "names"),
-    [("sqlite:///x.db", {"MLflow", "Prefect"}), ("http://127.0.0.1:9", {"Prefect"})],
+    ("uri", "names"), [("sqlite:///x.db", ["MLflow"]), ("http://127.0.0.1:9", [])]
 )
 def test_a_server_elsewhere_is_not_started(
     tmp_path: Path,
@@ -83,23 +107,26 @@ def test_a_server_elsewhere_is_not_started(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     uri: str,
-    names: set[str],
+    names: list[str],
 ) -> None:
-    """The project's own page is told as the address of its runs; without it MLflow shows traces."""
+    """The project's own page is told as the address of its runs, with the columns that matter."""
     caplog.set_level("INFO")
     shutil.copyfile(mlflow_template, tmp_path / "x.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     found: dict[str, Server] = {}
-    monkeypatch.setattr(pages, "keep_running", found.update)
-    tracking = TrackingParams(enabled=True, uri=uri, experiment="e", registered_model="m")
-    pages.serve_pages(tmp_path, tracking, 5001, 4201)
-    assert set(found) == names
-    assert found["Prefect"].command[-1] == "4201"
-    page = "MLflow: http://127.0.0.1:5001/#/experiments/1?workflowType=machine_learning"
-    if "MLflow" in names:
+    monkeypatch.setattr(pages, "keep_running", lambda servers, others: found.update(servers))
+    params = load_params(ROOT / "params.yaml")
+    tracking = params.tracking.model_copy(update={"uri": uri, "experiment": "e"})
+    with team():
+        pages.serve_pages(tmp_path, params.model_copy(update={"tracking": tracking}), 5001, 4201)
+    assert list(found) == names
+    assert "Prefect: http://team:4200" in caplog.messages
+    if names:
         place = f"sqlite:///{tmp_path}/x.db"
-        assert found["MLflow"].command[-5:-2] == (place, "--port", "5001")
-        assert page in caplog.messages
+        assert found["MLflow"].environment["MLFLOW_BACKEND_STORE_URI"] == place
+        assert found["MLflow"].command[-4:-2] == ("--port", "5001")
+        page = "http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning"
+        assert f"MLflow: {page}&viewStateShareKey=danceflow" in caplog.messages
     else:
         assert "MLflow at http://127.0.0.1:9 does not answer" in caplog.text
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from danceflow.errors import TrackingError
 from danceflow.ops.tracking import (
+    VIEW,
     MlflowTracker,
     NoTracker,
     RunFiles,
@@ -25,7 +26,9 @@ from danceflow.ops.tracking import (
     resolve_uri,
     resume_run,
     row_metrics,
+    run_page,
     runs_page,
+    save_view,
     source_tags,
     start_run,
     store_errors,
@@ -171,12 +174,16 @@ def test_an_experiment_that_is_there_gets_the_kind_unless_somebody_chose_another
     assert kind(tracking) == after
 
 
-def test_the_kind_is_one_that_mlflows_page_knows(tracking):
-    """Read from the page's own code: another version may have other names."""
+def code_of_the_page() -> str:
     import mlflow
 
     scripts = (Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js").glob("*")
-    code = "".join(path.read_text() for path in scripts if path.suffix == ".js")
+    return "".join(path.read_text() for path in scripts if path.suffix == ".js")
+
+
+def test_the_kind_is_one_that_mlflows_page_knows(tracking):
+    """Read from the page's own code: another version may have other names."""
+    code = code_of_the_page()
     assert f'"{KIND}"' in code
     assert f'CUSTOM_MODEL_DEVELOPMENT="{kind(tracking)}"' in code
     assert 'MACHINE_LEARNING="machine_learning"' in code
@@ -185,6 +192,22 @@ def test_the_kind_is_one_that_mlflows_page_knows(tracking):
     assert runs_page("http://127.0.0.1:5001/", store) == (
         f"http://127.0.0.1:5001/#/experiments/{store.experiment_id}?workflowType=machine_learning"
     )
+
+
+def test_a_view_of_the_columns_that_matter_is_saved_once(tracking):
+    """The tag's name and words are those of the page's own code, which reads them."""
+    store = open_store(tracking)
+    for names in (["t2i"], ["t2i", "edit"], ["t2i", "edit"]):
+        save_view(store, names)
+    tags = store.client.get_experiment(store.experiment_id).tags
+    view = json.loads(tags[f"mlflow.sharedViewState.{VIEW}"])
+    assert "metrics.`retention.edit`" in view["selectedColumns"]
+    page = runs_page("http://h:1", store, VIEW)
+    assert page.endswith(f"/runs?workflowType=machine_learning&viewStateShareKey={VIEW}")
+    assert run_page("http://h:1", store, "abc") == "http://h:1/#/experiments/1/runs/abc"
+    code = code_of_the_page()
+    for word in ("mlflow.sharedViewState.", "viewStateShareKey", *view):
+        assert word in code, word
 
 
 def test_artifacts_lie_beside_the_database_whatever_the_working_folder(tracking, pointer):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from repository import ROOT
 
 from danceflow.errors import ConfigError, TrackingError
 from danceflow.ops.tracking import open_store
@@ -104,6 +103,12 @@ def test_three_doors_lead_to_one_result(project, settings):
     assert run.data.tags["gate.passed"] == "false"
     assert run.data.params["num_updates"] == "600"
     assert run.data.metrics["summary/t2i/retention"] == 0.6
+    page = run.data.tags["prefect.flow_run_url"]
+    assert page.endswith(f"/runs/flow-run/{run.data.tags['prefect.flow_run_id']}")
+    here = f"http://127.0.0.1:5000/#/experiments/1/runs/{run.info.run_id}"
+    assert run.data.tags["mlflow.note.content"] == f"[flow run]({page}) · [MLflow run]({here})"
+    assert newest_artifact("danceflow-run") == f"[run in MLflow (`danceflow ui` shows it)]({here})"
+    assert f"[flow run]({page}) · [MLflow run]({here})" in newest_artifact("danceflow-result")
     inputs = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
     assert inputs == {
         out["path"].removeprefix("data/"): out["md5"]
@@ -136,12 +141,16 @@ def check_an_experiment(project, settings) -> None:
     (run,) = store.client.search_runs([store.experiment_id], tagged)
     version = Promotions(store, settings.registered_model).holder(CHAMPION)
     assert (int(version.version), version.run_id) == (2, run.info.run_id)
-
-    project.run("dvc", "exp", "run", "-S", "distill.num_updates=950", "--name", "by-dvc")
-    assert project.began() == []
     (ours,) = project.run(
         "git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/longer"
     ).split()
+    said = project.run("git", "log", "-1", "--format=%B", ours)
+    assert "danceflow: experiment longer" in said
+    assert f"Prefect: {run.data.tags['prefect.flow_run_url']}" in said
+    assert f"/runs/{run.info.run_id}" in said
+
+    project.run("dvc", "exp", "run", "-S", "distill.num_updates=950", "--name", "by-dvc")
+    assert project.began() == []
     assert project.run("git", "show", f"{ours}:dvc.lock") == (project.root / "dvc.lock").read_text()
 
 
@@ -391,26 +400,3 @@ def test_a_run_trains_its_own_teachers_where_it_is_told_to(untracked):
     assert (untracked.root / "dvc.yaml").read_bytes() == graph
     weights = untracked.root / "models" / "teachers" / "weights.txt"
     assert weights.read_text() == "trained once"
-
-
-def test_the_deployments_can_be_made(project):
-    """``prefect deploy --all`` accepts prefect.yaml, and a deployment calls the flow."""
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
-
-    root = ROOT
-    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    for command in (["work-pool", "create", "danceflow", "--type", "process"], ["deploy", "--all"]):
-        done = subprocess.run(
-            [*prefect, *command], cwd=root, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    with get_client(sync_client=True) as client:
-        nightly = client.read_deployment_by_name("danceflow/nightly")
-        smoke = client.read_deployment_by_name("danceflow/smoke")
-    assert nightly.entrypoint == "flows/pipeline.py:run_pipeline"
-    assert [schedule.schedule.cron for schedule in nightly.schedules] == ["0 2 * * *"]
-    assert nightly.concurrency_options.collision_strategy.value == "ENQUEUE"
-    assert (root / smoke.parameters["recipe"]).is_file()
-    assert smoke.schedules == []

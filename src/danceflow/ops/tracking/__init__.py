@@ -27,16 +27,19 @@ from danceflow.ops.tracking.store import (
     TrackingSettings,
     open_store,
     resolve_uri,
+    run_page,
     runs_page,
     source_tags,
     store_errors,
     without_login,
 )
 from danceflow.ops.tracking.tracker import MlflowTracker, NoTracker, Tracker, flatten
+from danceflow.ops.tracking.view import VIEW, save_view
 
 __all__ = [
     "ORIGIN_TAG",
     "RESTORED_TAG",
+    "VIEW",
     "MlflowTracker",
     "NoTracker",
     "RecordedRun",
@@ -55,7 +58,9 @@ __all__ = [
     "resolve_uri",
     "resume_run",
     "row_metrics",
+    "run_page",
     "runs_page",
+    "save_view",
     "source_tags",
     "start_run",
     "store_errors",

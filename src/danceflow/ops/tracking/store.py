@@ -34,6 +34,11 @@ _NO_KIND = (
 _SQLITE = "sqlite:///"
 _LOGIN = re.compile(r"(?<=://)[^/\s]*@")
 _REACH_TIMEOUT_S = 5.0
+# What a flow tells its stages about itself.
+_FLOW_TAGS = {
+    "prefect.flow_run_id": "DANCEFLOW_FLOW_RUN",
+    "prefect.flow_run_url": "DANCEFLOW_FLOW_PAGE",
+}
 _GLOBAL_STORE = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 
@@ -189,7 +194,7 @@ def without_login(text: str) -> str:
     return _LOGIN.sub("***@", text)
 
 
-def runs_page(address: str, store: Store) -> str:
+def runs_page(address: str, store: Store, view: str | None = None) -> str:
     """Return the address of the experiment's runs on MLflow's page.
 
     The page opens every experiment as one of traces, of whatever kind it is, unless its address
@@ -198,9 +203,25 @@ def runs_page(address: str, store: Store) -> str:
     Args:
         address: of the page.
         store: the store that it shows.
+        view: a view that is saved in the experiment; None: the page's usual columns.
     """
     kind = "workflowType=machine_learning"
-    return without_login(f"{address.rstrip('/')}/#/experiments/{store.experiment_id}?{kind}")
+    place = f"{address.rstrip('/')}/#/experiments/{store.experiment_id}"
+    if view is not None:
+        return without_login(f"{place}/runs?{kind}&viewStateShareKey={view}")
+    return without_login(f"{place}?{kind}")
+
+
+def run_page(address: str, store: Store, run_id: str) -> str:
+    """Return the address of a run on MLflow's page.
+
+    Args:
+        address: of the page.
+        store: the store that it shows.
+        run_id: MLflow's id of the run.
+    """
+    place = f"#/experiments/{store.experiment_id}/runs/{run_id}"
+    return without_login(f"{address.rstrip('/')}/{place}")
 
 
 def _reason(error: BaseException) -> str:
@@ -232,6 +253,9 @@ def source_tags(root: Path) -> dict[str, str]:
         tags["git.dirty"] = str(changes != "").lower()
     if experiment := os.environ.get("DVC_EXP_NAME"):
         tags["dvc.experiment"] = experiment
+    for tag, name in _FLOW_TAGS.items():
+        if value := os.environ.get(name):
+            tags[tag] = value
     return tags
 
 
