@@ -27,6 +27,12 @@ DATABASES = ("mlflow", "mlflow_auth", "prefect")
 _PORTS = range(20_000, 32_000)
 SERVICES = ("postgres", "s3", "mlflow", "prefect", "worker", "model")
 
+PROXIED = {
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+}
+"""Artifacts go through MLflow's server: its clients need neither address nor key of S3."""
+
 _SECRETS = ("postgres", "s3", "mlflow", "mlflow_pages", "prefect", "service_token")
 """Each has a password of its own; that of ``mlflow_pages`` signs the forms of MLflow's pages."""
 
@@ -93,6 +99,7 @@ class Team:
             "MLFLOW_TRACKING_URI": self.address("mlflow"),
             "MLFLOW_TRACKING_USERNAME": USER,
             "MLFLOW_TRACKING_PASSWORD": self.passwords["mlflow"],
+            **PROXIED,
             "PREFECT_API_URL": f"{self.address('prefect')}/api",
             "PREFECT_API_AUTH_STRING": f"{USER}:{self.passwords['prefect']}",
             "DANCEFLOW_SERVICE_TOKEN": self.passwords["service_token"],
