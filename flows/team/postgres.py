@@ -5,6 +5,7 @@ import os
 import pwd
 import re
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from flows.team.private import write_private
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _WHEEL = "pgserver"
+_LAST_WORDS_S = 20.0
+"""How long the processes of a killed server may take to notice."""
 _USERS = ("postgres", "nobody")
 """As whom the servers of the super-user run, whom PostgreSQL refuses."""
 
@@ -110,6 +113,28 @@ def create_cluster(data: Path, user: str, password: str) -> None:
     (data / "made").touch()
 
 
+def clear_lock(data: Path) -> None:
+    """Remove the lock of a server that was killed, once all of its processes are gone.
+
+    PostgreSQL does not start while a process has the number in it, be that one only waiting for
+    its parent to look, as in containers, or by now somebody else's.
+
+    Args:
+        data: the folder of the server's data.
+
+    Raises:
+        DanceflowError: a server works on the data.
+    """
+    cluster = data / "cluster"
+    lock = cluster / "postmaster.pid"
+    deadline = time.monotonic() + _LAST_WORDS_S
+    while lock.exists() and (found := _working_in(cluster)):
+        if time.monotonic() > deadline:
+            raise DanceflowError(f"{cluster}: process {found[0]} works on it; end that first")
+        time.sleep(0.1)
+    lock.unlink(missing_ok=True)
+
+
 def command(data: Path, host: str, port: int) -> Sequence[str]:
     """Return the command that serves the databases of a folder, by TCP alone.
 
@@ -159,6 +184,18 @@ def answers(uri: str, password: str) -> bool:
     except psycopg2.OperationalError:
         return False
     return True
+
+
+def _working_in(folder: Path) -> list[int]:
+    """Return the processes whose working folder is one, as that of all of PostgreSQL's is."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(folder.resolve()):
+                found.append(process.pid)
+    return found
 
 
 def _require_way(folder: Path, user: int, group: int) -> None:

@@ -69,12 +69,17 @@ def services(team: Team, *, with_model: bool) -> tuple[Service, ...]:
 
 def _postgres(team: Team) -> Service:
     data, password = team.data("postgres"), team.passwords["postgres"]
+
+    def make_ready() -> None:
+        postgres.create_cluster(data, USER, password)
+        postgres.clear_lock(data)
+
     return Service(
         "postgres",
         postgres.command(data, HOST, team.ports["postgres"]),
         {},
         ready=lambda: postgres.answers(team.database("postgres"), password),
-        prepare=lambda: postgres.create_cluster(data, USER, password),
+        prepare=make_ready,
         follow=lambda: postgres.create_databases(team.database("postgres"), password, DATABASES),
         account=postgres.account(),
         folder=data,

@@ -3,6 +3,9 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -97,6 +100,25 @@ def test_killed_servers_come_back_with_what_they_had(
     assert objects(servers) == before
     client = open_store(servers.checkout.tracking).client
     assert [item.version for item in client.search_model_versions()] == ["1"]
+
+
+def test_a_watcher_starts_again_what_ends_and_may_be_killed(servers: Servers) -> None:
+    root, folder = servers.checkout.root, servers.team.folder
+    command = [sys.executable, "-m", "danceflow.cli", "team", "up", "--watch"]
+    watcher = subprocess.Popen(
+        command, cwd=root, env=dict(servers.checkout.environment), stdout=subprocess.DEVNULL
+    )
+    (before,) = processes.running(folder, "s3")
+    before.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 240
+    while not [item for item in run.standing(root) if item.name == "s3" and item.is_ready]:
+        assert watcher.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    watcher.kill()
+    watcher.wait()
+    assert before.pid not in {item.pid for item in processes.running(folder, "s3")}
+    assert all(item.is_ready for item in run.up(root) if item.name != "model")
 
 
 @pytest.fixture
