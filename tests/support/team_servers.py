@@ -1,15 +1,13 @@
 """What the tests of a team's servers share."""
 
+import secrets
 from dataclasses import dataclass
 
 from checkout import Checkout
 
 from flows.team.settings import Team
 
-PLANTED = {
-    "JUDGE_KEY": "jk-Planted4Zq7Xw9Kv2Jb8Yf",
-    "WEBHOOK_SECRET": "wh-Planted5Rt6Ns3Lm9Qc1Hd",
-}
+PLANTED = {name: f"planted-{secrets.token_urlsafe(18)}" for name in ("JUDGE_KEY", "WEBHOOK_SECRET")}
 """Secrets that a team has in the environment beside those that were made here."""
 
 
