@@ -22,10 +22,10 @@ test quick: export OMP_NUM_THREADS ?= 1
 # Stages are run as `danceflow stage ...`: the environment's programs come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup run test quick check docs ui teachers clean
+.PHONY: help setup run test quick check docs ui team-up team-down teachers clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(READY)  ## install everything into .venv
 
@@ -59,10 +59,17 @@ docs: $(READY)  ## build the site of the docs into site/
 ui: $(READY)  ## open the pages of MLflow and Prefect
 	danceflow ui
 
+team-up: $(READY)  ## start a team's servers on this machine
+	danceflow team up
+
+team-down: $(READY)  ## end them; their data stay
+	danceflow team down
+
 teachers: $(READY)  ## train the teachers again (hours on a CPU)
 	danceflow teachers
 
-clean:  ## remove caches and rolling checkpoints; keeps .venv, data, models and reports
-	rm -rf site .danceflow .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov
+clean:  ## remove caches and rolling checkpoints; keeps .venv, data, models, reports and the team
+	find .danceflow -mindepth 1 -maxdepth 1 ! -name team -exec rm -rf {} + 2>/dev/null || true
+	rm -rf site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov
 	rm -f .coverage .coverage.*
 	find src flows tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -49,7 +49,7 @@ def stage_graph(root: Path, thawed: str | None = None) -> tuple[StageNode, ...]:
     Raises:
         DvcError: the folder is no DVC repository, its graph is invalid, or ``thawed`` is not in it.
     """
-    with _repo(root) as repo:
+    with open_repository(root) as repo:
         graph = repo.index.graph
         stages = {_name(stage): stage for stage in graph.nodes if stage.cmd}
         needs = {
@@ -94,7 +94,7 @@ def changed_stages(root: Path, thawed: str | None = None) -> frozenset[str]:
     from dvc.lock import LockError
     from dvc.repo import lock_repo
 
-    with _repo(root) as repo, _quiet("dvc.repo.status"):
+    with open_repository(root) as repo, _quiet("dvc.repo.status"):
         names = {stage.addressing: _name(stage) for stage in repo.index.stages}
         try:
             with lock_repo(repo):  # which loads the stages anew
@@ -115,7 +115,7 @@ def reasons(root: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         DvcError: DVC cannot read the repository.
     """
-    with _repo(root) as repo, _quiet("dvc.repo.status"):
+    with open_repository(root) as repo, _quiet("dvc.repo.status"):
         names = {stage.addressing: _name(stage) for stage in repo.index.stages}
         found = {names[address]: tuple(_lines(item)) for address, item in repo.status().items()}
     return {name: lines for name, lines in found.items() if lines}
@@ -164,7 +164,7 @@ def holders(root: Path) -> tuple[Holder, ...]:
     """
     from dvc import rwlock
 
-    with _repo(root) as repo:
+    with open_repository(root) as repo:
         hardlink = repo.config["core"].get("hardlink_lock", False)
         with rwlock._edit_rwlock(repo.tmp_dir, repo.fs, hardlink) as lists:
             written = {path: [entry] for path, entry in lists["write"].items()}
@@ -203,7 +203,7 @@ def checkout_sources(root: Path) -> None:
     Raises:
         DvcError: a file is not in the cache.
     """
-    with _repo(root) as repo:
+    with open_repository(root) as repo:
         targets = [stage.path for stage in repo.index.stages if stage.is_data_source]
         if targets:
             repo.checkout(targets=targets, force=True)
@@ -219,7 +219,7 @@ def share_cache(root: Path, worktree: Path) -> None:
     Raises:
         DvcError: DVC cannot read one of the two.
     """
-    with _repo(root) as main, _repo(worktree) as repo:
+    with open_repository(root) as main, open_repository(worktree) as repo:
         local = main.config.read("local")  # with absolute paths
         with repo.config.edit("local") as config:
             for section, values in local.items():
@@ -265,7 +265,7 @@ def _name(stage: Any) -> str:
 
 
 @contextlib.contextmanager
-def _repo(root: Path) -> Iterator[Any]:
+def open_repository(root: Path) -> Iterator[Any]:
     """Open the DVC repository; DVC's own exceptions leave as ``DvcError``."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo

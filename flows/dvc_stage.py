@@ -152,6 +152,7 @@ def reproduce(
     timeout_s: float | None = None,
     force: bool = False,
     thaw: bool = False,
+    pull: bool = False,
 ) -> StageResult:
     """Bring one stage up to date through ``dvc repro --single-item`` and return what happened.
 
@@ -168,13 +169,15 @@ def reproduce(
         timeout_s: seconds the stage may take; None: as long as it needs.
         force: run it also when nothing changed.
         thaw: run it also where it is frozen; ``dvc.yaml`` is not touched.
+        pull: take what the default remote has of it: inputs, outputs and the run-cache.
 
     Raises:
         StageFailedError: the stage or DVC failed; ``command_exit_code`` says how.
         StageStoppedError: it was ended from outside.
     """
     start = time.monotonic()
-    arguments = ["repro", "--single-item", *(["--force"] * force), stage]
+    options = ["--single-item", *(["--force"] * force), *(["--pull"] * pull)]
+    arguments = ["repro", *options, stage]
     thawed = [dvc_command.THAW, stage] if thaw else []
     call = _Call(root, (*thawed, "--wait-for-lock", *arguments), stage, environment, timeout_s)
     found = _reproduced(call, processes, report)

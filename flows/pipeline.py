@@ -27,7 +27,7 @@ from danceflow.params.rules import require_trained_here, require_weights
 from danceflow.params.sections import Params
 from danceflow.paths import Paths, find_root
 from danceflow.registry.promotion import Standing
-from flows import approval, dvc_graph, dvc_stage, links, promote
+from flows import approval, dvc_graph, dvc_remote, dvc_stage, links, promote
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, check_raw, experiment, plan
@@ -67,6 +67,8 @@ class _Settings:
     timeout_s: float | None = None
     force: str | None = None
     with_teachers: bool = False
+    pull: bool = False
+    push: bool = False
     wait_for_approval: bool = False
 
     @property
@@ -124,6 +126,7 @@ def run_stage(
     timeout_s: float | None,
     force: bool,
     thaw: bool,
+    pull: bool,
 ) -> StageResult:
     """Bring one stage up to date; its output goes to the log as it comes.
 
@@ -136,6 +139,7 @@ def run_stage(
         timeout_s: seconds it may take; None: as long as it needs.
         force: run it also when nothing changed.
         thaw: run it also where it is frozen.
+        pull: take what the DVC remote has of it.
     """
     log = get_run_logger()
     if known is not None:
@@ -150,7 +154,20 @@ def run_stage(
         timeout_s=timeout_s,
         force=force,
         thaw=thaw,
+        pull=pull,
     )
+
+
+@task(name="push", task_run_name="push", **STEADY)
+def push_results(root: Path, environment: Mapping[str, str] | None) -> None:
+    """Send data, outputs and the run-cache to the DVC remote.
+
+    Args:
+        root: the checkout, or an experiment's worktree.
+        environment: what the command starts with; None: this process's.
+    """
+    dvc_remote.push(root, environment)
+    get_run_logger().info("the DVC remote has what this run has made")
 
 
 @task(name="register", task_run_name="register", **STEADY)
@@ -182,6 +199,8 @@ def run_pipeline(
     enter_registry: bool = True,
     stage_timeout_s: Seconds | None = None,
     with_teachers: bool = False,
+    pull: bool = False,
+    push: bool = False,
     wait_for_approval: bool = False,
 ) -> PipelineResult:
     """Bring every stage up to date, then register and judge the student.
@@ -198,6 +217,8 @@ def run_pipeline(
         enter_registry: register the student and judge it; otherwise the registry stays as it is.
         stage_timeout_s: seconds that one stage may take; left out, as long as it needs.
         with_teachers: let the frozen stage of the teachers run, too, where it is stale.
+        pull: take from the DVC remote what others have made of the same inputs.
+        push: send what was made to the DVC remote, before it is registered.
         wait_for_approval: ask a person on Prefect's page before a version becomes champion.
 
     Raises:
@@ -211,6 +232,8 @@ def run_pipeline(
         enter_registry,
         stage_timeout_s,
         with_teachers=with_teachers,
+        pull=pull,
+        push=push,
         wait_for_approval=wait_for_approval,
     )
     if recipe is None and not overrides and name is None:
@@ -264,6 +287,8 @@ def _run(
     require_training(params, str(paths.params))
     if settings.with_teachers:
         require_trained_here(params, str(paths.params))
+    if settings.pull or settings.push:
+        dvc_remote.require_remote(root)
     register = settings.enter_registry and params.tracking.enabled
     if register:
         # Before hours of training; and a new database is made before stages share it.
@@ -277,6 +302,8 @@ def _run(
     name = None if place is None else place.name
     if place is not None:
         place.save(message=links.find(root, tracking, name).message)
+    if settings.push:
+        push_results(root, environment)
     summary = promote.read_summary(paths.summary)
     standing = None
     if register:
@@ -331,6 +358,7 @@ def _run_stages(
                 timeout_s=settings.timeout_s,
                 force=node.name == settings.force,
                 thaw=node.name == settings.thawed,
+                pull=settings.pull,
                 wait_for=[futures[need] for need in node.needs],
                 return_state=False,
             )

@@ -16,11 +16,12 @@ pytest_plugins = ["evaluated"]  # of tests/support: a project that is evaluated 
 
 TESTS = Path(__file__).parent
 # What `make quick` leaves out: suites of no single module, and files that run stages or programs.
-HOMES = ("contract", "e2e", "extension", "golden", "numerics", "pipeline", "runs")
+HOMES = ("contract", "e2e", "extension", "golden", "numerics", "pipeline", "runs", "team")
 COSTLY = re.compile(r"\bimport (stage|subprocess|prepare)\b|\brun_stage\b|stock_cases|tiny_stock")
 NUM_CASES = 2  # of every parametrised test
-DEAR = ("e2e", "pipeline", "flows", "extension")  # rooms of long tests, which begin first
+DEAR = ("e2e", "team", "pipeline", "flows", "extension")  # rooms of long tests, which begin first
 ONE_RUN = "e2e"  # the room whose files share one run of the pipeline
+ONE_TEAM = "team"  # the room whose files share the servers
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,6 +67,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Rooms(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
+            if f"/{TESTS.name}/{ONE_TEAM}/" in f"/{file}":
+                return ONE_TEAM
             is_shared = f"/{ONE_RUN}/" in f"/{file}" and _shares_the_run(file)
             return ONE_RUN if is_shared else file
 

@@ -154,30 +154,31 @@ def test_help_tells_every_command_in_a_whole_sentence() -> None:
     assert [line for line in told if not line.endswith(".") or line.endswith("...")] == []
 
 
+def options(group: Any, before: str = "") -> Iterator[tuple[str, list[str]]]:
+    """The options of every command, those of groups by both names."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from options(command, f"{before}{name} ")
+        else:
+            yield before + name, sorted(word for param in command.params for word in param.opts)
+
+
 def test_the_commands_are_frozen() -> None:
     """A name that users type changes on purpose only."""
     group = typer.main.get_command(cli.app)
-    found = {
-        name: sorted(option for param in command.params for option in param.opts)
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
-    }
+    found = dict(options(group))
     student = ["--device", "--from", "--guidance", "--num-steps", "--out", "--seed"]
     assert found == {
         "run": [
-            "--dry-run",
-            "--name",
-            "--parallel",
-            "--recipe",
-            "--set",
-            "--wait-for-approval",
-            "--with-teachers",
-            "-S",
+            *("--dry-run", "--name", "--parallel", "--pull", "--push"),
+            *("--recipe", "--set", "--wait-for-approval", "--with-teachers", "-S"),
         ],
         "sweep": ["--parallel", "file"],
         "table": ["--against", "--from", "--out", "sweep"],
         "stage": ["--capability", "name"],
         "check": [],
         "clean": ["--older-than"],
+        "doctor": ["--json"],
         "teachers": ["--recipe"],
         "bring-teachers": ["--edits", "--family", "--teacher", "pipeline"],
         "plan": [
@@ -204,6 +205,10 @@ def test_the_commands_are_frozen() -> None:
         "serve": ["--cron", "--prefect-port"],
         "deploy": [],
         "ui": ["--mlflow-port", "--prefect-port"],
+        "team up": ["--model", "--port", "--watch"],
+        "team down": [],
+        "team status": [],
+        "team exec": ["command"],
     }
 
 
@@ -217,6 +222,7 @@ def test_run_hands_recipe_and_values_to_the_flow(
     assert danceflow("run", "--recipe", recipe, *values, *more)[:2] == (0, "a table\n")
     plain = {"root": checkout, "recipe": None, "overrides": {}, "name": None, "max_parallel": 1}
     plain |= {"with_teachers": False, "wait_for_approval": False}
+    plain |= {"pull": False, "push": False}
     changed = {
         **plain,
         "recipe": Path(recipe),

@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,17 @@ def parameters() -> None:
     page("reference/parameters.md", *lines)
 
 
+def named(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from named(command, f"{before}{name} ")
+        else:
+            yield before + name, command
+
+
 def commands() -> None:
     lines = ["# Commands", "", "`danceflow COMMAND --help` says the same in a terminal."]
-    group: Any = typer.main.get_command(cli.app)
-    for name, command in group.commands.items():
+    for name, command in named(typer.main.get_command(cli.app)):
         usage = " ".join(
             f"[{p.name}]" if not p.required else p.name
             for p in command.params

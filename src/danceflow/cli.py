@@ -39,6 +39,14 @@ Source = Annotated[
 ]
 
 
+team_app = typer.Typer(
+    name="team",
+    help="Start and end a team's servers on this machine.",
+    no_args_is_help=True,
+)
+app.add_typer(team_app)
+
+
 class Origin(StrEnum):
     """Where results are read from."""
 
@@ -86,6 +94,12 @@ def run(
         typer.Option("--with-teachers", help="Also train the teachers where they are stale."),
     ] = False,
     parallel: Annotated[int, typer.Option(min=1, help="How many stages may run at once.")] = 1,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Take from the DVC remote what others have made.")
+    ] = False,
+    push: Annotated[
+        bool, typer.Option("--push", help="Send what was made to the DVC remote.")
+    ] = False,
     wait_for_approval: Annotated[
         bool,
         typer.Option(
@@ -129,6 +143,8 @@ def run(
             name=name,
             max_parallel=parallel,
             with_teachers=with_teachers,
+            pull=pull,
+            push=push,
             wait_for_approval=wait_for_approval,
         )
     typer.echo(result_table(result.summary, result.stages, result.standing))
@@ -217,6 +233,33 @@ def check() -> None:
     if problems:
         raise DanceflowError(f"{len(problems)} problems")
     typer.echo("dvc.yaml, stages, command line and flow agree")
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is wrong here, and what to do.
+
+    It looks at the machine's versions, room, ports and device, at the checkout's git, DVC and
+    remotes, and at databases, servers and clocks. Nothing is changed. The exit code is 1 where
+    something does not work.
+    """
+    root = _checkout()
+    import json
+
+    from flows.doctor.examine import examine
+    from flows.doctor.finding import Level
+
+    found = []
+    for finding in examine(root):
+        found.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    if as_json:
+        typer.echo(json.dumps([finding.as_data() for finding in found], indent=2))
+    if any(finding.level is Level.FAIL for finding in found):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -629,6 +672,70 @@ def ui(
     from flows.pages import serve_pages
 
     serve_pages(root, load_params(root / "params.yaml"), mlflow_port, prefect_port)
+
+
+@team_app.command(name="up")
+def team_up(
+    port: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SERVICE=PORT", help="Where a service listens; default: free ones."),
+    ] = None,
+    model: Annotated[bool, typer.Option("--model", help="The model service, too.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay, and start again whatever ends.")
+    ] = False,
+) -> None:
+    """Start the servers of a team, and say where they are.
+
+    What runs already stays. Data, logs and passwords lie in .danceflow/team.
+    """
+    root = _checkout()
+    from flows.team import run as servers
+    from flows.team.settings import read_ports
+
+    found = servers.up(root, read_ports(port or []), with_model=model)
+    for item in found:
+        if item.is_running:
+            typer.echo(f"{item.name:10}{item.address}")
+    typer.echo(
+        "work with them: danceflow team exec danceflow run, or in a shell: "
+        "set -a; source .danceflow/team/env"
+    )
+    if watch:
+        servers.watch(root, with_model=model)
+
+
+@team_app.command(name="down")
+def team_down() -> None:
+    """End the servers of a team; their data stay."""
+    root = _checkout()
+    from flows.team.run import down
+
+    typer.echo(f"ended: {', '.join(down(root)) or 'nothing, none was running'}")
+
+
+@team_app.command(name="status")
+def team_status() -> None:
+    """Say how the servers of a team stand."""
+    root = _checkout()
+    from flows.team.run import standing
+
+    for item in standing(root):
+        state = "ready" if item.is_ready else "starts or hangs" if item.is_running else "ended"
+        typer.echo(f"{item.name:10}{item.address:28}{state}")
+
+
+@team_app.command(
+    name="exec", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True}
+)
+def team_exec(
+    command: Annotated[list[str], typer.Argument(help="A program and its arguments.")],
+) -> None:
+    """Run a command with the addresses and passwords of a team's servers."""
+    root = _checkout()
+    from flows.team.run import call
+
+    raise typer.Exit(call(root, command))
 
 
 def main() -> None:

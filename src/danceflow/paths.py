@@ -157,8 +157,13 @@ class Paths:
 
     @property
     def scratch(self) -> Path:
-        """What may be deleted at any time."""
+        """What may be deleted at any time, but for the data of a team's servers."""
         return self.root / ".danceflow"
+
+    @property
+    def team(self) -> Path:
+        """Data, passwords and logs of a team's servers on this machine."""
+        return self.scratch / "team"
 
     @property
     def worktrees(self) -> Path:

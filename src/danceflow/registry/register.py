@@ -103,6 +103,7 @@ def register_student(
                     name,
                     source,
                     run_id=run,
+                    model_id=source.rpartition("/")[2],  # a server takes no such source without
                     tags={**(tags or {}), DIGEST_TAG: digest, EVIDENCE_TAG: place},
                 )
             )
