@@ -167,6 +167,11 @@ class Paths:
         return self.scratch / "work" / name
 
     @property
+    def served(self) -> Path:
+        """Samples of what the model service was asked."""
+        return self.scratch / "served"
+
+    @property
     def judge_answers(self) -> Path:
         """Every answer that a judge ever gave, by question; paid for, and kept by every clean."""
         return self.work("judge-answers")

@@ -6,6 +6,7 @@ from a store is checked against the digest that was registered before anything i
 
 import hashlib
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,21 @@ from danceflow.registry.student import Student
 DIGEST_TAG = "student.digest"
 ALIASES = ("champion", "challenger")
 ARTIFACT = "student"  # the folder's name inside a logged model
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version of a registered model.
+
+    Attributes:
+        name: of the registered model.
+        version: its number.
+        digest: what ``folder_digest`` finds in its files.
+    """
+
+    name: str
+    version: int
+    digest: str
 
 
 def open_student(
@@ -57,9 +73,7 @@ def open_student(
     if text in ALIASES:
         text = f"models:/{settings.registered_model}@{text}"
     store = open_store(settings)
-    with tempfile.TemporaryDirectory(prefix="danceflow-student-") as folder:
-        package, digest = fetch(store, text, Path(folder))
-        return open_folder(package, digest, device)
+    return open_entry(store, find_entry(store, text), device)
 
 
 def is_folder(source: str) -> bool:
@@ -67,13 +81,16 @@ def is_folder(source: str) -> bool:
     return not source.startswith(("runs:/", "models:/")) and source not in ALIASES
 
 
-def open_folder(folder: Path, digest: str | None, device: str) -> Student:
+def open_folder(
+    folder: Path, digest: str | None, device: str, together: int | None = None
+) -> Student:
     """Return the student in a folder.
 
     Args:
         folder: what the training wrote.
         digest: what ``folder_digest`` must find; None: not checked.
         device: where to compute.
+        together: rows of a batch, as ``Student`` takes it.
 
     Raises:
         WeightsError: it is missing, incomplete or another one.
@@ -89,33 +106,51 @@ def open_folder(folder: Path, digest: str | None, device: str) -> Student:
             )
     from danceflow.models.package import load_package
 
-    return Student(load_package(folder, device))
+    return Student(load_package(folder, device), together)
 
 
-def fetch(store: Store, source: str, folder: Path) -> tuple[Path, str]:
-    """Copy a registered student into a folder and return its place there and its digest.
+def find_entry(store: Store, source: str) -> Entry:
+    """Return the version that a source means now.
 
     Args:
         store: where it is registered.
         source: ``runs:/<run id>``, ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
-        folder: an empty folder.
 
     Raises:
         TrackingError: the store has no such student.
+        UsageError: the source is written in another way.
     """
-    import mlflow
-
     with store_errors(store.uri):
         version = _find_version(store, source)
         digest = version.tags.get(DIGEST_TAG)
-        if digest is None:
-            raise TrackingError(f"{source}: version {version.version} is no danceflow student")
-        content = store.client.get_model_version_download_uri(version.name, version.version)
+    if digest is None:
+        raise TrackingError(f"{source}: version {version.version} is no danceflow student")
+    return Entry(str(version.name), int(version.version), str(digest))
+
+
+def open_entry(store: Store, entry: Entry, device: str, together: int | None = None) -> Student:
+    """Return a version's student, ready to use.
+
+    Raises:
+        WeightsError: what comes is not what was registered.
+        TrackingError: the store cannot be reached, or does not give it.
+    """
+    with tempfile.TemporaryDirectory(prefix="danceflow-student-") as folder:
+        package = _download(store, entry, Path(folder))
+        return open_folder(package, entry.digest, device, together)
+
+
+def _download(store: Store, entry: Entry, folder: Path) -> Path:
+    """Copy a version's student into an empty folder and return its place there."""
+    import mlflow
+
+    with store_errors(store.uri):
+        content = store.client.get_model_version_download_uri(entry.name, str(entry.version))
         with store.as_current():
             place = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{content}/artifacts/{ARTIFACT}", dst_path=str(folder)
             )
-    return Path(place), digest
+    return Path(place)
 
 
 def folder_digest(folder: Path) -> str:
