@@ -60,7 +60,7 @@ def free_port() -> int:
 def test_a_process_follows_the_champion_and_ends_what_it_began(
     tracking: TrackingSettings, tmp_path: Path
 ) -> None:
-    folders = [write_student(tmp_path / f"student-{n}", seed=n) for n in (1, 2)]
+    folders = [write_student(tmp_path / str(n) / "student", seed=n) for n in (1, 2)]
     students = [open_folder(folder, None, "cpu") for folder in folders]
     red = Image.new("RGB", (16, 16), "red")
     store = open_store(tracking)
