@@ -558,6 +558,25 @@ def serve_model(
 
 
 @app.command()
+def watch(
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder of kept requests; default: .danceflow/served.")
+    ] = None,
+    source: Source = "champion",
+    days: Annotated[float, typer.Option(min=0.0, help="How far to look back.")] = 7.0,
+) -> None:
+    """Compare what the model service was asked with the training.
+
+    Where limits of the section watch are crossed, its on_drift says what follows.
+    """
+    root = _checkout()
+    _leave_on_sigterm()
+    from flows.watch import run_watch, watch_table
+
+    typer.echo(watch_table(run_watch(root=root, samples=samples, source=source, days=days)))
+
+
+@app.command()
 def ui(
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
     prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect.")] = 4200,

@@ -26,6 +26,8 @@ SMALL_PIXELS = 64 * 64
 TOGETHER = 4
 """Small pictures that are computed at once: nearly as fast as one, docs/howto/serve.md."""
 
+_NUM_EMBEDDED = 32
+
 
 class UnwantedError(DanceflowError):
     """Nobody waits for what is being computed any more."""
@@ -184,6 +186,22 @@ class Student:
         if cut:
             found.append(f"is cut: {cut}")
         return found
+
+    def embedded(self, prompts: Sequence[str]) -> "Tensor":
+        """Return what the text encoders make of prompts, [N, D] float32: the mean over tokens."""
+        import torch
+
+        means = []
+        with torch.no_grad():
+            for start in range(0, len(prompts), _NUM_EMBEDDED):
+                with self._reading:
+                    made = self._package.family.condition(prompts[start : start + _NUM_EMBEDDED])
+                tokens = made.tensors["prompt_embeds"].float()
+                mask = made.tensors.get("prompt_mask")
+                weights = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.float()
+                total = (tokens * weights[..., None]).sum(1)
+                means.append((total / weights.sum(1, keepdim=True)).cpu())
+        return torch.cat(means)
 
     @cached_property
     def together(self) -> int:
