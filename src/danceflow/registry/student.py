@@ -220,6 +220,19 @@ class Student:
     ) -> "list[Image]":
         """Return one picture per row; rows of several calls may stand beside each other.
 
+        Args and errors are those of ``tensors``.
+        """
+        return list(map(to_picture, self.tensors(rows, num_steps, guidance, wanted)))
+
+    def tensors(
+        self,
+        rows: Sequence[Row],
+        num_steps: int | None = None,
+        guidance: float = 1.0,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> "list[Tensor]":
+        """Return what ``make`` rounds to 256 levels, [3, H, W] float32 in [0, 1] for each row.
+
         Args:
             rows: what to make.
             num_steps: solver steps; None: as many as it was trained for.
@@ -242,7 +255,7 @@ class Student:
             return inner(z_BCHW, sigma_B, condition)
 
         field = self._package.family.guided(asked, guidance)
-        results: dict[int, Image] = {}
+        results: dict[int, Tensor] = {}
         with torch.no_grad():
             conditions = [self._condition(row) for row in rows]
             alike: dict[Any, list[int]] = {}
@@ -256,7 +269,7 @@ class Student:
                     clean = self._sample(
                         field, [rows[i] for i in filled], [conditions[i] for i in filled], steps
                     )
-                    results.update(zip(batch, map(to_picture, clean), strict=False))
+                    results.update(zip(batch, clean, strict=False))
         return [results[place] for place in range(len(rows))]
 
     def _sample(
