@@ -565,7 +565,7 @@ def watch(
     source: Source = "champion",
     days: Annotated[float, typer.Option(min=0.0, help="How far to look back.")] = 7.0,
 ) -> None:
-    """Compare what the model service was asked with the training.
+    """Compare served requests with the training.
 
     Where limits of the section watch are crossed, its on_drift says what follows.
     """

@@ -389,6 +389,25 @@ def test_who_has_no_token_gets_nothing_but_the_health(student_folder, tmp_path, 
     assert token not in repr(service.token)
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"origin": "http://localhost:3000"}, 200),
+        ({"host": "LOCALHOST:8080"}, 200),
+        ({"host": "[::1]:8080"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"host": "evil.example"}, 403),
+        ({"host": "127.0.0.1.evil.example:8080"}, 403),
+    ],
+)
+def test_pages_of_other_sites_may_not_ask(served, headers, status) -> None:
+    with served.client() as client:
+        answer = client.post("/v1/generate", json={"prompts": ["a"], "steps": 1}, headers=headers)
+    assert answer.status_code == status
+
+
 class Slow:
     """A student that waits for a sign before every batch."""
 
@@ -436,7 +455,7 @@ def test_a_full_queue_says_when_to_come_again(slow) -> None:
 def test_what_nobody_waits_for_is_not_made(slow) -> None:
     served, held = slow
     body = json.dumps({"prompts": ["a"]}).encode()
-    lines = ("POST /v1/generate HTTP/1.1", "Host: x", "Content-Type: application/json",
+    lines = ("POST /v1/generate HTTP/1.1", "Host: localhost", "Content-Type: application/json",
              f"Content-Length: {len(body)}")  # fmt: skip
     sent = "".join(f"{line}\r\n" for line in (*lines, "")).encode() + body
     address = ("127.0.0.1", int(served.address.rpartition(":")[2]))

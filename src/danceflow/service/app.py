@@ -35,7 +35,7 @@ from danceflow.service.limits import Limits, RequestError
 from danceflow.service.live import Live, Served, Source
 from danceflow.service.metrics import Metrics
 from danceflow.service.served import ServedLog, ServedRow, now
-from danceflow.service.token import Token
+from danceflow.service.token import Token, is_from_here
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -280,27 +280,28 @@ def build_app(service: Service) -> FastAPI:
 
 
 class _Guard:
-    """Lets through who has the token."""
+    """Lets through who has the token; without one, what a browser sends for no other site."""
 
     def __init__(self, app: ASGIApp, token: Token | None) -> None:
         self._app = app
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or self._token is None
-            or scope["path"] in _OPEN
-            or self._token.fits(dict(scope["headers"]).get(b"authorization", b""))
-        ):
-            await self._app(scope, receive, send)
-            return
-        error = RequestError(
-            401,
-            "send the service's token: Authorization: Bearer <token>",
-            {"WWW-Authenticate": "Bearer", "Connection": "close"},
-        )
-        await (_told_error(error))(scope, receive, send)
+        app = self._app
+        if scope["type"] == "http" and scope["path"] not in _OPEN:
+            headers = dict(scope["headers"])
+            if self._token is None:
+                if not is_from_here(headers):
+                    app = _told_error(RequestError(403, "pages of other sites may not ask"))
+            elif not self._token.fits(headers.get(b"authorization", b"")):
+                app = _told_error(
+                    RequestError(
+                        401,
+                        "send the service's token: Authorization: Bearer <token>",
+                        {"WWW-Authenticate": "Bearer", "Connection": "close"},
+                    )
+                )
+        await app(scope, receive, send)
 
 
 class _Counting:
@@ -432,6 +433,7 @@ def _responses() -> dict[int | str, dict[str, Any]]:
     refused = {
         400: "The body cannot be read.",
         401: "The token is missing, or another one.",
+        403: "A page of another site asks, and there is no token.",
         406: "The file alone was asked for, with several prompts.",
         408: "The body did not come in time.",
         413: "The body is too large.",

@@ -4,6 +4,8 @@ import hashlib
 import hmac
 import ipaddress
 import os
+from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from danceflow.errors import UsageError
 
@@ -66,6 +68,25 @@ def require_safe(host: str, token: Token | None) -> None:
             f"--host {host}: others could reach it, and there is no token; set {VARIABLE}, or "
             "leave --host out"
         )
+
+
+def is_from_here(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether a request names this machine, as no page of another site makes a browser do.
+
+    A name that an attacker points at this machine stands in ``Host``; a form on a foreign page is
+    sent with its ``Origin``.
+    """
+    host = headers.get(b"host", b"").decode("latin-1")
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    names = [f"//{host}", *([origin] if origin else [])]
+    return all(is_loopback(_host_of(name)) for name in names)
+
+
+def _host_of(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

@@ -1,6 +1,7 @@
 """The comparison as one HTML page that asks for nothing else."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,5 +38,11 @@ def render_page(found: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["human"] = lambda name: _NAMES.get(name, name)
+    environment.filters["minute"] = _minute
     crossed = [check for check in found["checks"] if check["decision"] == "crossed"]
     return environment.get_template("watch.html.j2").render(**found, crossed=crossed)
+
+
+def _minute(time: str) -> str:
+    """Return a time to the minute, as people read it."""
+    return f"{datetime.fromisoformat(time):%Y-%m-%d %H:%M} UTC"
