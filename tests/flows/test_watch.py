@@ -16,14 +16,14 @@ from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.service.served import ServedLog, ServedRow, now
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def checkout(reported, mlflow_template: Path, tmp_path: Path):
+def checkout(prepared, mlflow_template: Path, tmp_path: Path):
     """A project with a store; gives its parameters another ``watch.on_drift``."""
     root = tmp_path / "project"
-    shutil.copytree(reported[1].root, root)
+    shutil.copytree(prepared[1].root, root)
     shutil.copyfile(mlflow_template, root / "mlflow.db")
 
     def prepare(on_drift: str) -> Path:

@@ -27,7 +27,7 @@ from danceflow.service.token import VARIABLE
 
 TOKEN = "the-token-of-this-test"
 DANCEFLOW = (sys.executable, "-m", "danceflow.cli")
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 
 
 def enter(store: Store, tracking: TrackingSettings, folder: Path, number: int) -> None:
