@@ -1,6 +1,7 @@
 """The ``danceflow`` command. It imports what a command needs when that command is called."""
 
 import logging
+import os
 import signal
 import sys
 import textwrap
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from danceflow.ops.tracking import TrackingSettings
     from danceflow.registry.student import Student
 
 _LOG = logging.getLogger(__name__)
@@ -660,6 +662,87 @@ def deploy() -> None:
     typer.echo("deployed; on the machine of this checkout: prefect worker start --pool danceflow")
 
 
+@app.command(name="serve-model")
+def serve_model(
+    source: Source = "champion",
+    host: Annotated[
+        str, typer.Option(help="Address; one that others reach needs DANCEFLOW_SERVICE_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8080,
+    device: Device = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the network on a CPU; default: torch's choice.")
+    ] = None,
+    together: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures of a batch; default: 4 small ones, else 1."),
+    ] = None,
+    window: Annotated[
+        float, typer.Option(min=0.0, help="Milliseconds that a picture waits for others.")
+    ] = 10.0,
+    poll: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between two looks for a newer version.")
+    ] = 10.0,
+    drain: Annotated[
+        float, typer.Option(min=1.0, help="Seconds in which requests may end after SIGTERM.")
+    ] = 60.0,
+    max_prompts: Annotated[int, typer.Option(min=1, help="Of one request.")] = 16,
+    max_steps: Annotated[int, typer.Option(min=1, help="Of one request.")] = 100,
+    max_body: Annotated[int, typer.Option(min=1, help="MiB of a request's body.")] = 16,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture that is sent.")] = 1 << 24,
+    max_queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 64,
+    sample_rate: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of requests kept for `danceflow watch`."),
+    ] = 0.0,
+    sample_pictures: Annotated[
+        bool, typer.Option("--sample-pictures", help="Keep their pictures, too.")
+    ] = False,
+    sample_folder: Annotated[
+        Path | None, typer.Option(help="For what is kept; default: .danceflow/served.")
+    ] = None,
+) -> None:
+    """Answer requests for pictures over HTTP until told to stop.
+
+    A version that becomes champion takes over without a request being lost. The token is read from
+    DANCEFLOW_SERVICE_TOKEN.
+    """
+    from danceflow.registry.open import is_folder
+
+    settings = None if is_folder(source) else _store_settings(source)
+    from danceflow.service.limits import Limits
+    from danceflow.service.serve import Listening, find_source, sample_folder_of
+    from danceflow.service.serve import serve_model as serve_source
+    from danceflow.service.served import ServedLog
+
+    limits = Limits(max_prompts, max_steps, max_body << 20, max_pixels, queue=max_queue)
+    serve_source(
+        find_source(source, settings, device, together),
+        Listening(host, port, drain, poll, window / 1000, threads),
+        limits,
+        ServedLog(sample_folder_of(sample_folder), sample_rate, pictures=sample_pictures),
+    )
+
+
+@app.command()
+def watch(
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder of kept requests; default: .danceflow/served.")
+    ] = None,
+    source: Source = "champion",
+    days: Annotated[float, typer.Option(min=0.0, help="How far to look back.")] = 7.0,
+) -> None:
+    """Compare served requests with the training.
+
+    Where limits of the section watch are crossed, its on_drift says what follows.
+    """
+    root = _checkout()
+    _leave_on_sigterm()
+    from flows.watch import run_watch, watch_table
+
+    typer.echo(watch_table(run_watch(root=root, samples=samples, source=source, days=days)))
+
+
 @app.command()
 def ui(
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
@@ -796,12 +879,22 @@ def _student(source: str, device: str) -> "Student":
 
     if is_folder(source):
         return open_student(source, device=device)
-    root = _checkout()
+    return open_student(source, _store_settings(source), device)
+
+
+def _store_settings(source: str) -> "TrackingSettings":
+    """Return the store of the checkout, or, where there is none, that of the environment."""
     from danceflow.ops.tracking import TrackingSettings
     from danceflow.params.read import load_params
+    from danceflow.paths import find_root
 
-    tracking = load_params(root / "params.yaml").tracking
-    return open_student(source, TrackingSettings.of(root, tracking), device)
+    if source.startswith("models:/") and os.environ.get("MLFLOW_TRACKING_URI"):
+        try:
+            find_root(Path.cwd())
+        except UsageError:  # a container, which has no checkout
+            return TrackingSettings(Path.cwd(), True, None, "danceflow", "")
+    root = _checkout()
+    return TrackingSettings.of(root, load_params(root / "params.yaml").tracking)
 
 
 def _read(path: Path) -> "Image":

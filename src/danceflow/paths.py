@@ -183,6 +183,16 @@ class Paths:
         return self.scratch / "work" / name
 
     @property
+    def served(self) -> Path:
+        """Samples of what the model service was asked."""
+        return self.scratch / "served"
+
+    @property
+    def watched(self) -> Path:
+        """Comparisons of served requests with the training prompts, a folder each."""
+        return self.scratch / "watch"
+
+    @property
     def judge_answers(self) -> Path:
         """Every answer that a judge ever gave, by question; paid for, and kept by every clean."""
         return self.work("judge-answers")

@@ -1,13 +1,18 @@
 import json
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from repository import ROOT
+from tiny_models import PROMPTS, awake, small_sd3
 
 from danceflow.errors import DataError, TrackingError, UsageError, WeightsError
+from danceflow.models.package import load_package, save_package
 from danceflow.registry.open import folder_digest, open_folder, open_student
+from danceflow.registry.student import TOGETHER, Row, Student, UnwantedError
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -208,3 +213,48 @@ def test_without_settings_the_checkout_says_where_to_look(tracking, monkeypatch)
     monkeypatch.chdir(tracking.root)
     with pytest.raises(TrackingError, match=f"danceflow-scenes yet in .*{tracking.root}/mlflow.db"):
         open_student("champion")
+
+
+def test_no_bit_of_a_picture_depends_on_the_rows_beside_it(tmp_path):
+    """Floats, not levels: batches of other sizes would round sums in another order."""
+    family = small_sd3()
+    meta = {"num_steps": 2, "image_sizes": [[16, 16]]}
+    save_package(tmp_path, family, awake(family), meta)
+    student = open_folder(tmp_path, None, "cpu")
+    rng = Random(0)
+    red = Image.new("RGB", (16, 16), "red")
+    rows = [
+        Row(rng.choice(PROMPTS), red if place % 3 == 0 else None, place % 5, place % 4, (16, 16))
+        for place in range(24)
+    ]
+    alone = [student.tensors([row], 2, 1.5)[0] for row in rows]
+    for _ in range(40):
+        chosen = rng.sample(range(24), rng.randint(1, 7))
+        found = student.tensors([rows[place] for place in chosen], 2, 1.5)
+        for place, tensor in zip(chosen, found, strict=True):
+            assert torch.equal(tensor, alone[place])
+
+
+def test_batches_are_of_one_size_and_large_pictures_are_alone(tmp_path):
+    family = small_sd3()
+    meta = {"num_steps": 2, "image_sizes": [[16, 16]]}
+    save_package(tmp_path, family, awake(family), meta)
+    assert open_folder(tmp_path, None, "cpu").together == TOGETHER
+    assert open_folder(tmp_path, None, "cpu", 7).together == 7
+    package = replace(load_package(tmp_path), meta={**meta, "image_sizes": [[16, 16], [72, 64]]})
+    assert Student(package).together == 1
+
+
+def test_what_nobody_wants_any_more_is_not_finished(tmp_path):
+    family = small_sd3()
+    save_package(tmp_path, family, awake(family), {"num_steps": 2, "image_sizes": [[16, 16]]})
+    student = open_folder(tmp_path, None, "cpu")
+    asked = []
+
+    def wanted() -> bool:
+        asked.append(None)
+        return len(asked) < 4
+
+    with pytest.raises(UnwantedError):
+        student.make([Row("a", None, 0, 0, (16, 16))], 9, wanted=wanted)
+    assert len(asked) == 4

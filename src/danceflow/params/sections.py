@@ -459,6 +459,26 @@ class TrackingParams(Section):
     """The student's name in the model registry."""
 
 
+class WatchParams(Section):
+    """How far served requests may be from the training; part of no stage's key."""
+
+    min_requests: PositiveCount
+    """Served pictures of a kind (generated, edited) that a comparison needs."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    """How often a difference may be told where there is none."""
+    max_unknown_words: Fraction
+    """Share of served prompts with a word that no training prompt has."""
+    max_length_shift: Fraction
+    """Kolmogorov-Smirnov distance between the lengths of served and training prompts."""
+    max_embedding_shift: Annotated[float, Field(ge=0.5, le=1)]
+    """Area under the curve of a classifier that tells served from training prompts; 0.5: no better
+    than chance."""
+    max_score_loss: Fraction
+    """Share of the evaluation's score that served pictures may lack, where pictures are kept."""
+    on_drift: Literal["report", "ask", "retrain"]
+    """What follows when a limit is crossed: a report alone, a question to a person, or a run."""
+
+
 class Params(Section):
     """A whole params file."""
 
@@ -484,6 +504,8 @@ class Params(Section):
     """Who is told what becomes of a student."""
     tracking: TrackingParams
     """Where runs are recorded."""
+    watch: WatchParams
+    """How far served requests may be from the training."""
 
     def select(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Return the values at some dotted names, ready to be written as JSON.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from danceflow.errors import DanceflowError, DataError, TrackingError, UsageError
 from danceflow.ops.tracking import Store, store_errors
-from danceflow.registry.open import DIGEST_TAG, fetch, require_content
+from danceflow.registry.open import DIGEST_TAG, fetched, find_entry
 from danceflow.report.evidence import Evidence, Scored
 from danceflow.report.gate import Rival
 
@@ -175,12 +175,11 @@ def _obtained(
     if not lacking or again is None:
         return found
     _LOG.info("version %s is evaluated again: %s", version.version, ", ".join(lacking))
-    with tempfile.TemporaryDirectory(prefix="danceflow-again-") as folder:
-        package, digest = fetch(store, f"models:/{version.name}/{version.version}", Path(folder))
-        require_content(package, digest)
+    entry = find_entry(store, f"models:/{version.name}/{version.version}")
+    with fetched(store, entry) as package:
         scored = dict(again.evaluate(package, lacking))
     try:
-        keep(store, str(version.run_id), digest, Evidence(capabilities=scored))
+        keep(store, str(version.run_id), entry.digest, Evidence(capabilities=scored))
     except TrackingError as error:  # its run is gone: it is compared all the same
         _LOG.warning("the new evaluation of version %s is not kept: %s", version.version, error)
     return found | scored

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ from danceflow.registry.student import Student
 DIGEST_TAG = "student.digest"
 ALIASES = ("champion", "challenger", "previous")
 ARTIFACT = "student"  # the folder's name inside a logged model
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version of a registered model.
+
+    Attributes:
+        name: of the registered model.
+        version: its number.
+        digest: what ``folder_digest`` finds in its files.
+    """
+
+    name: str
+    version: int
+    digest: str
 
 
 def open_student(
@@ -78,9 +94,7 @@ def package_of(source: str | Path, settings: TrackingSettings | None = None) -> 
     if text in ALIASES:
         text = f"models:/{settings.registered_model}@{text}"
     store = open_store(settings)
-    with tempfile.TemporaryDirectory(prefix="danceflow-student-") as folder:
-        package, digest = fetch(store, text, Path(folder))
-        require_content(package, digest)
+    with fetched(store, find_entry(store, text)) as package:
         yield package
 
 
@@ -89,13 +103,16 @@ def is_folder(source: str) -> bool:
     return not source.startswith(("runs:/", "models:/")) and source not in ALIASES
 
 
-def open_folder(folder: Path, digest: str | None, device: str) -> Student:
+def open_folder(
+    folder: Path, digest: str | None, device: str, together: int | None = None
+) -> Student:
     """Return the student in a folder.
 
     Args:
         folder: what the training wrote.
         digest: what ``folder_digest`` must find; None: not checked.
         device: where to compute.
+        together: rows of a batch, as ``Student`` takes it.
 
     Raises:
         WeightsError: it is missing, incomplete or another one.
@@ -106,7 +123,7 @@ def open_folder(folder: Path, digest: str | None, device: str) -> Student:
         require_content(folder, digest)
     from danceflow.models.package import load_package
 
-    return Student(load_package(folder, device))
+    return Student(load_package(folder, device), together)
 
 
 def require_content(folder: Path, digest: str) -> None:
@@ -123,30 +140,54 @@ def require_content(folder: Path, digest: str) -> None:
         )
 
 
-def fetch(store: Store, source: str, folder: Path) -> tuple[Path, str]:
-    """Copy a registered student into a folder and return its place there and its digest.
+def find_entry(store: Store, source: str) -> Entry:
+    """Return the version that a source means now.
 
     Args:
         store: where it is registered.
         source: ``runs:/<run id>``, ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
-        folder: an empty folder.
 
     Raises:
         TrackingError: the store has no such student.
+        UsageError: the source is written in another way.
     """
-    import mlflow
-
     with store_errors(store.uri):
         version = _find_version(store, source)
         digest = version.tags.get(DIGEST_TAG)
-        if digest is None:
-            raise TrackingError(f"{source}: version {version.version} is no danceflow student")
-        content = store.client.get_model_version_download_uri(version.name, version.version)
-        with store.as_current():
+    if digest is None:
+        raise TrackingError(f"{source}: version {version.version} is no danceflow student")
+    return Entry(str(version.name), int(version.version), str(digest))
+
+
+def open_entry(store: Store, entry: Entry, device: str, together: int | None = None) -> Student:
+    """Return a version's student, ready to use.
+
+    Raises:
+        WeightsError: what comes is not what was registered.
+        TrackingError: the store cannot be reached, or does not give it.
+    """
+    with fetched(store, entry) as package:
+        return open_folder(package, None, device, together)
+
+
+@contextlib.contextmanager
+def fetched(store: Store, entry: Entry) -> Iterator[Path]:
+    """Give the folder of a version's student, checked; it goes when the block is left.
+
+    Raises:
+        WeightsError: what comes is not what was registered.
+        TrackingError: the store cannot be reached, or does not give it.
+    """
+    import mlflow
+
+    with tempfile.TemporaryDirectory(prefix="danceflow-student-") as folder:
+        with store_errors(store.uri), store.as_current():
+            content = store.client.get_model_version_download_uri(entry.name, str(entry.version))
             place = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{content}/artifacts/{ARTIFACT}", dst_path=str(folder)
+                artifact_uri=f"{content}/artifacts/{ARTIFACT}", dst_path=folder
             )
-    return Path(place), digest
+        require_content(Path(place), entry.digest)
+        yield Path(place)
 
 
 def folder_digest(folder: Path) -> str:

@@ -1,10 +1,13 @@
 """The student in use: prompts and images in, images out."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from danceflow.errors import DataError, UsageError
+from danceflow.errors import DanceflowError, DataError, UsageError
 from danceflow.pictures import FIT, PAPER, Frame, fit_picture, plain, to_picture, to_pixels
 
 if TYPE_CHECKING:
@@ -12,23 +15,64 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from danceflow.data.sizes import Size
-    from danceflow.models.family import ModelFamily
+    from danceflow.fields import Condition
     from danceflow.models.package import Package
 
 _LOG = logging.getLogger(__name__)
-_BATCH_SIZE = 16
+
+SMALL_PIXELS = 64 * 64
+"""A larger picture fills a processor alone: filling up its batch would only cost."""
+
+TOGETHER = 4
+"""Small pictures that are computed at once: nearly as fast as one, docs/howto/serve.md."""
+
+_NUM_EMBEDDED = 32
+
+
+class UnwantedError(DanceflowError):
+    """Nobody waits for what is being computed any more."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one picture is made from.
+
+    Attributes:
+        prompt: what to show, or to change.
+        source: the picture to change as the student sees it (``framed``); None: generate.
+        seed: of its call.
+        place: in its call; with the seed it decides the noise.
+        size: height and width of the result in pixels.
+    """
+
+    prompt: str
+    source: "Image | None"
+    seed: int
+    place: int
+    size: "Size"
 
 
 class Student:
     """Makes and edits images with a loaded student.
 
-    The result of a sample depends on the seed and the sample's place in the call, not on the
-    samples beside it.
+    The result of a row depends on its seed and its place in the call, not on the rows beside it,
+    and not in its last bit: sums are rounded in another order in batches of another size, so every
+    batch has the same one and is filled up where rows are missing. Prompts and sources are encoded
+    one by one. Several threads may use it.
     """
 
-    def __init__(self, package: "Package") -> None:
-        """Take a loaded student; its ``framing`` is how its training's pictures were framed."""
+    def __init__(self, package: "Package", together: int | None = None) -> None:
+        """Take a loaded student; its ``framing`` is how its training's pictures were framed.
+
+        Args:
+            package: the student.
+            together: rows of a batch; None: ``TOGETHER`` where all its pictures are small, else 1.
+                Another number rounds in another order.
+        """
         self._package = package
+        self._together = together
+        # A tokenizer keeps how it was asked to pad: two threads would pad each other's prompts.
+        self._reading = threading.Lock()
         # Older students were made without.
         framing = package.meta.get("framing", {"fit": FIT, "paper": PAPER})
         sizes = tuple((width, height) for height, width in package.image_sizes)
@@ -117,41 +161,141 @@ class Student:
 
         Args and errors are those of ``generate`` and ``edit``.
         """
-        import torch
+        usual = self.result_size(size)
+        rows = []
+        for place, (prompt, image) in enumerate(zip(prompts, sources, strict=True)):
+            if not prompt.strip():
+                raise UsageError(f"prompt {place} is empty")
+            for note in self.notes(prompt, is_edit=image is not None):
+                _LOG.warning("prompt %d %s", place, note)
+            source = self._source(place, image)
+            found = usual if source is None else (source.height, source.width)
+            rows.append(Row(prompt, source, seed, place, found))
+        return self.make(rows, num_steps, guidance)
 
-        from danceflow.data.sizes import by_size
-        from danceflow.fields import sample
-        from danceflow.fields.seeds import normal, seed_for
+    def notes(self, prompt: str, *, is_edit: bool) -> list[str]:
+        """Return what the model does not see of a prompt, in sentences without their subject."""
         from danceflow.models.frozen.reading import told
 
-        steps = int(self.meta["num_steps"]) if num_steps is None else num_steps
-        _check_request(prompts, steps, guidance)
-        family = self._package.family
-        for row, (prompt, image) in enumerate(zip(prompts, sources, strict=True)):
-            if unknown := family.unknown_words(prompt):
-                _LOG.warning(
-                    "%r: the model does not know %s", prompt, ", ".join(map(repr, unknown))
-                )
-            if cut := told(family.readings(prompt, edits=image is not None)):
-                _LOG.warning("prompt %d is cut: %s", row, cut)
-        field = family.guided(self._package.field, guidance)
-        usual = self._usual(size)
-        framed = [self._source(row, image) for row, image in enumerate(sources)]
-        sizes = [usual if image is None else (image.height, image.width) for image in framed]
-        results: dict[int, Image] = {}
-        with torch.no_grad():
-            for found, places in by_size(sizes).items():
-                sized = family.sized(*found)
-                for rows in _batches(places):
-                    latents, pixels = self._encode(sized, [framed[row] for row in rows])
-                    condition = sized.condition([prompts[row] for row in rows], latents, pixels)
-                    seeds = [seed_for(seed, "student", 0, row) for row in rows]
-                    noise = normal(sized.latent_shape, seeds).to(self._package.device)
-                    clean = sample(field, noise, condition, sized.grid(steps).to(noise.device))
-                    results.update(zip(rows, map(to_picture, sized.decode(clean)), strict=True))
-        return [results[row] for row in range(len(prompts))]
+        with self._reading:
+            unknown = self._package.family.unknown_words(prompt)
+            cut = told(self._package.family.readings(prompt, edits=is_edit))
+        found = []
+        if unknown:
+            found.append(f"has words that the model does not know: {', '.join(map(repr, unknown))}")
+        if cut:
+            found.append(f"is cut: {cut}")
+        return found
 
-    def _usual(self, size: "Size | None") -> "Size":
+    def embedded(self, prompts: Sequence[str]) -> "Tensor":
+        """Return what the text encoders make of prompts, [N, D] float32: the mean over tokens."""
+        import torch
+
+        means = []
+        with torch.no_grad():
+            for start in range(0, len(prompts), _NUM_EMBEDDED):
+                with self._reading:
+                    made = self._package.family.condition(prompts[start : start + _NUM_EMBEDDED])
+                tokens = made.tensors["prompt_embeds"].float()
+                mask = made.tensors.get("prompt_mask")
+                weights = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.float()
+                total = (tokens * weights[..., None]).sum(1)
+                means.append((total / weights.sum(1, keepdim=True)).cpu())
+        return torch.cat(means)
+
+    @cached_property
+    def together(self) -> int:
+        """How many rows are computed at once."""
+        if self._together is not None:
+            return self._together
+        is_small = all(height * width <= SMALL_PIXELS for height, width in self.image_sizes)
+        return TOGETHER if is_small else 1
+
+    def make(
+        self,
+        rows: Sequence[Row],
+        num_steps: int | None = None,
+        guidance: float = 1.0,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> "list[Image]":
+        """Return one picture per row; rows of several calls may stand beside each other.
+
+        Args and errors are those of ``tensors``.
+        """
+        return list(map(to_picture, self.tensors(rows, num_steps, guidance, wanted)))
+
+    def tensors(
+        self,
+        rows: Sequence[Row],
+        num_steps: int | None = None,
+        guidance: float = 1.0,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> "list[Tensor]":
+        """Return what ``make`` rounds to 256 levels, [3, H, W] float32 in [0, 1] for each row.
+
+        Args:
+            rows: what to make.
+            num_steps: solver steps; None: as many as it was trained for.
+            guidance: classifier-free guidance scale; 1 is a single pass.
+            wanted: asked before every evaluation of the network.
+
+        Raises:
+            UsageError: a number makes no sense.
+            UnwantedError: ``wanted`` said no.
+        """
+        import torch
+
+        steps = int(self.meta["num_steps"]) if num_steps is None else num_steps
+        _check_numbers(steps, guidance)
+        inner = self._package.field
+
+        def asked(z_BCHW: "Tensor", sigma_B: "Tensor", condition: "Condition", /) -> "Tensor":
+            if not wanted():
+                raise UnwantedError("nobody waits for these pictures any more")
+            return inner(z_BCHW, sigma_B, condition)
+
+        field = self._package.family.guided(asked, guidance)
+        results: dict[int, Tensor] = {}
+        with torch.no_grad():
+            conditions = [self._condition(row) for row in rows]
+            alike: dict[Any, list[int]] = {}
+            for place, row in enumerate(rows):
+                shapes = {name: t.shape for name, t in conditions[place].tensors.items()}
+                alike.setdefault((row.size, *sorted(shapes.items())), []).append(place)
+            for places in alike.values():
+                for start in range(0, len(places), self.together):
+                    batch = places[start : start + self.together]
+                    filled = batch + batch[:1] * (self.together - len(batch))
+                    clean = self._sample(
+                        field, [rows[i] for i in filled], [conditions[i] for i in filled], steps
+                    )
+                    results.update(zip(batch, clean, strict=False))
+        return [results[place] for place in range(len(rows))]
+
+    def _sample(
+        self, field: Any, rows: Sequence[Row], conditions: "Sequence[Condition]", steps: int
+    ) -> "Tensor":
+        """Return the pictures of rows of one size, [B, 3, H, W] in [0, 1]."""
+        from danceflow.fields import Condition, sample
+        from danceflow.fields.seeds import normal, seed_for
+
+        sized = self._package.family.sized(*rows[0].size)
+        seeds = [seed_for(row.seed, "student", 0, row.place) for row in rows]
+        noise = normal(sized.latent_shape, seeds).to(self._package.device)
+        grid = sized.grid(steps).to(noise.device)
+        return sized.decode(sample(field, noise, Condition.cat(conditions), grid))
+
+    def _condition(self, row: Row) -> "Condition":
+        """Return the condition of a row, a batch of one."""
+        sized = self._package.family.sized(*row.size)
+        latents = pixels = None
+        if row.source is not None:
+            pixels = to_pixels(row.source)[None].to(self._package.device)
+            latents = sized.encode(pixels)
+        with self._reading:
+            return sized.condition([row.prompt], latents, pixels)
+
+    def result_size(self, size: "Size | None") -> "Size":
         """Return the size of what is generated; raises ``UsageError`` if it is not made."""
         known = self.image_sizes
         if size is None:
@@ -172,36 +316,9 @@ class Student:
         except DataError as error:
             raise DataError(f"image {row}: {error}") from error
 
-    def _encode(
-        self, family: "ModelFamily", sources: "Sequence[Image | None]"
-    ) -> "tuple[Tensor | None, Tensor | None]":
-        """Return the sources' latents and pixels; None if no row has one."""
-        import torch
 
-        from danceflow.fields import no_sources
-
-        given = [row for row, image in enumerate(sources) if image is not None]
-        if not given:
-            return None, None
-        device = self._package.device
-        images = [to_pixels(image) for image in sources if image is not None]
-        pixels = torch.zeros(len(sources), *images[0].shape, device=device)
-        pixels[given] = torch.stack(images).to(device)
-        latents = no_sources(len(sources), family.latent_shape, device)
-        latents[given] = family.encode(pixels[given])
-        return latents, pixels
-
-
-def _check_request(prompts: Sequence[str], num_steps: int, guidance: float) -> None:
-    for row, prompt in enumerate(prompts):
-        if not prompt.strip():
-            raise UsageError(f"prompt {row} is empty")
+def _check_numbers(num_steps: int, guidance: float) -> None:
     if num_steps < 1:
         raise UsageError(f"the number of steps should be at least 1, found {num_steps}")
     if not 0.0 <= guidance < float("inf"):
         raise UsageError(f"guidance should be a number of at least 0, found {guidance}")
-
-
-def _batches(rows: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(rows), _BATCH_SIZE):
-        yield rows[start : start + _BATCH_SIZE]

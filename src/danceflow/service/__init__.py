@@ -1,0 +1,1 @@
+"""The student behind HTTP: requests in, pictures out, until the process is told to stop."""
