@@ -19,14 +19,14 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.tasks import Task, exponential_backoff
 
-from danceflow.errors import DanceflowError, TrackingError
+from danceflow.errors import DanceflowError, StoreAwayError, TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store
 from danceflow.params.read import load_params
 from danceflow.params.rules import require_trained_here, require_weights
 from danceflow.params.sections import Params
 from danceflow.paths import Paths, find_root
 from danceflow.registry.promotion import Standing
-from flows import dvc_graph, dvc_stage, promote
+from flows import dvc_graph, dvc_stage, promote, sync
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, check_raw, experiment, plan
@@ -145,6 +145,15 @@ def run_stage(
     )
 
 
+@task(name="record", task_run_name="record", **STEADY)
+def record_result(root: Path, params: Params) -> None:
+    """Send MLflow what it lacks of the run; to one that is away ``danceflow sync`` sends later."""
+    try:
+        sync.send(root, params)
+    except StoreAwayError as error:
+        get_run_logger().warning("%s; `danceflow sync` sends the run later", error)
+
+
 @task(name="register", task_run_name="register", **STEADY)
 def register_student(root: Path, params: Params) -> int:
     """Register the student and return its version."""
@@ -259,8 +268,7 @@ def _run(
         require_trained_here(params, str(paths.params))
     register = settings.enter_registry and params.tracking.enabled
     if register:
-        # Before hours of training; and a new database is made before stages share it.
-        open_store(TrackingSettings.of(root, params.tracking))
+        _look_at_the_store(TrackingSettings.of(root, params.tracking))
     environment = None if place is None else place.environment
     with ProcessGroups() as processes:
         nodes = dvc_graph.stage_graph(root, settings.thawed)
@@ -268,9 +276,22 @@ def _run(
     if place is not None:
         place.save()
     summary = promote.read_summary(paths.summary)
+    if params.tracking.enabled and not register:
+        record_result(root, params)
     standing = pass_gate(root, params, register_student(root, params)) if register else None
     _show(paths, result_table(summary, stages, standing))
     return PipelineResult(stages, summary, None if place is None else place.name, standing)
+
+
+def _look_at_the_store(settings: TrackingSettings) -> None:
+    """Open the store before hours of training, so that a wrong login or place is told at once.
+
+    One that is away may be back by then.
+    """
+    try:
+        open_store(settings)
+    except StoreAwayError as error:
+        get_run_logger().warning("%s; the stages run without it", error)
 
 
 def _run_stages(

@@ -95,6 +95,9 @@ def run(
     load_params(source)
     changed = f"{source} with --set" if values else str(source)
     require_training(parse_params(override(read_yaml(source), values), changed), changed)
+    from flows.experiment import require_no_login
+
+    require_no_login(values, "--set")  # before Prefect has it
     from flows.pipeline import run_pipeline
     from flows.result import result_table
 
@@ -159,6 +162,19 @@ def table(
     typer.echo(paths[0].read_text(encoding="utf-8"))
     for path in paths:
         typer.echo(str(path))
+
+
+@app.command()
+def sync() -> None:
+    """Send MLflow what it lacks of the runs here, such as after its server was away.
+
+    What is complete there is not touched.
+    """
+    root = _checkout()
+    from flows.sync import sync as send_all
+
+    for run_id in send_all(root):
+        typer.echo(f"run {run_id} is complete")
 
 
 @app.command()
