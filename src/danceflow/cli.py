@@ -134,6 +134,18 @@ def sweep(
 
 
 @app.command()
+def experiments() -> None:
+    """Show the last commit's experiments: scores, shares of the teachers' and what was changed.
+
+    A line has room in a terminal of 120 columns; `dvc exp show` has every parameter, too.
+    """
+    root = _checkout()
+    from flows.overview import experiments_table
+
+    typer.echo(experiments_table(root), nl=False)
+
+
+@app.command()
 def table(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's file, or its name.")],
     source: Annotated[
