@@ -20,17 +20,14 @@ from repository import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
-REQUIRED = [
-    re.split(r"[<>=]", text)[0]
-    for text in (
-        *PROJECT["project"]["dependencies"],
-        *PROJECT["project"]["optional-dependencies"]["dev"],
-    )
-]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+REQUIRED = (*PROJECT["project"]["dependencies"], *EXTRAS["dev"])
+"""What `make setup` installs."""
 
 
-def _name(name: str) -> str:
-    return name.lower().replace("_", "-")
+def _name(requirement: str) -> str:
+    """The name of what a requirement asks for, as `PINS` is searched for it."""
+    return re.split(r"[<>=\[]", requirement)[0].lower().replace("_", "-")
 
 
 def test_pins_are_exact_and_name_no_place() -> None:
@@ -41,8 +38,15 @@ def test_pins_are_exact_and_name_no_place() -> None:
 
 def test_what_is_required_is_pinned_and_installed_so() -> None:
     pins = {_name(name): pin for name, pin in PINS.items()}
-    for name in REQUIRED:
-        assert version(name).partition("+")[0] == pins[_name(name)], name
+    for name in map(_name, REQUIRED):
+        assert version(name).partition("+")[0] == pins[name], name
+
+
+def test_every_extra_is_pinned() -> None:
+    pins = {_name(name) for name in PINS}
+    for extra, requirements in EXTRAS.items():
+        for name in map(_name, requirements):
+            assert name in pins or name == _name(PROJECT["project"]["name"]), (extra, name)
 
 
 def test_the_pins_that_matter() -> None:
@@ -140,6 +144,8 @@ def test_make_lists_its_targets() -> None:
         ("test", "python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=85"),
         ("quick", "python -m pytest -n 2 --quick"),
         ("check", "danceflow check"),
+        ("check", "DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 mkdocs build"),
+        ("docs", "python docs/_site/reference.py"),
         ("ui", "danceflow ui"),
         ("teachers", "danceflow teachers"),
     ],
