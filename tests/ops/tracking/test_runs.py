@@ -92,7 +92,7 @@ def check_complete(settings: TrackingSettings, pointer: Path) -> str:
 
 
 def away_from_the_start(server, training: Training) -> None:
-    server.kill()
+    server.away()
     with training.start() as tracker:
         assert isinstance(tracker, LateTracker)
         training.updates(tracker, 1, 6)
@@ -100,22 +100,22 @@ def away_from_the_start(server, training: Training) -> None:
 
 
 def away_at_first_and_once_more(server, training: Training) -> None:
-    server.kill()
+    server.away()
     with training.start() as tracker:
         training.updates(tracker, 1, 2)
-        server.start()
+        server.back()
         training.updates(tracker, 3, 4)
         assert tracker.run_id is not None
-        server.kill()
+        server.away()
         training.updates(tracker, 5, 5)
-        server.start()
+        server.back()
         training.updates(tracker, 6, 6)
 
 
 def away_until_after_the_end(server, training: Training) -> None:
     with training.start() as tracker:
         training.updates(tracker, 1, 2)
-        server.kill()
+        server.away()
         training.updates(tracker, 3, 6)
 
 
