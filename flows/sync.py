@@ -24,6 +24,7 @@ from danceflow.params.read import load_params
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.pictures import read_own
+from danceflow.registry.mend import mend_student
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def sync(root: Path) -> tuple[str, ...]:
     """Send what the store lacks, and return the ids of the runs that are complete in it now.
 
     These are the trainings of all work folders in which nobody works, those of experiments among
-    them, and the result that lies in the checkout.
+    them, and the result that lies in the checkout. The student's files in the registry are compared
+    with its digest, and sent again where they are damaged.
 
     Args:
         root: the checkout.
@@ -48,7 +50,7 @@ def sync(root: Path) -> tuple[str, ...]:
     settings = TrackingSettings.of(root, params.tracking)
     if not settings.enabled:
         raise UsageError("tracking.enabled is false: there is nowhere to send anything to")
-    open_store(settings)
+    store = open_store(settings)
     found = []
     for pointer in sorted(paths.work("any").parent.glob("*/run.json")):
         with exclusive_if_free(pointer.parent) as is_free:
@@ -60,6 +62,8 @@ def sync(root: Path) -> tuple[str, ...]:
                 found.append(send_run(settings, pointer))
     if paths.run_pointer.is_file():
         found.append(send(root, params))
+    if paths.student.is_dir():
+        mend_student(store, settings.registered_model, paths.student)
     return tuple(dict.fromkeys(run_id for run_id in found if run_id is not None))
 
 
