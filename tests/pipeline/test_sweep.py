@@ -25,6 +25,7 @@ from flows.cells import (
     recorded_cells,
     sweep_table,
 )
+from flows.overview import experiments_table
 
 pytestmark = pytest.mark.pipeline
 
@@ -221,6 +222,14 @@ def check_the_columns(project) -> None:
     assert float(cell["score.t2i"]) == 0.6
     assert float(cell["retention.t2i"]) == 0.6667
     assert (cell["verdict"], cell["field_evaluations"], cell["seconds"]) == ("", "60", "40")
+    lines = experiments_table(project.root).splitlines()
+    assert lines[0].split() == [
+        "experiment", *names, "verdict", "evaluations", "seconds", "changed"
+    ]  # fmt: skip
+    assert all(len(line) <= 120 for line in lines)
+    (line,) = [line for line in lines if line.startswith("  trial-dance-s0")]
+    assert line.split()[1:10] == [*["0.6", "67%"] * 3, "-", "60", "40"]
+    assert "capabilities.global_edit.weight=0.0" in line
 
 
 def check_the_stores(project, settings, file: Path) -> None:
