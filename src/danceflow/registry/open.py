@@ -59,13 +59,7 @@ def open_student(
     store = open_store(settings)
     with tempfile.TemporaryDirectory(prefix="danceflow-student-") as folder:
         package, digest = fetch(store, text, Path(folder))
-        require_content(
-            package,
-            digest,
-            f"{text} in {without_login(store.uri)}",
-            "; where models/student is this student still, `danceflow sync` sends it again",
-        )
-        return open_folder(package, None, device)
+        return open_folder(package, digest, device)
 
 
 def is_folder(source: str) -> bool:
@@ -87,27 +81,15 @@ def open_folder(folder: Path, digest: str | None, device: str) -> Student:
     if not folder.is_dir():
         raise WeightsError(f"{folder}: there is no student here; run the pipeline first")
     if digest is not None:
-        require_content(folder, digest, str(folder))
+        found = folder_digest(folder)
+        if found != digest:
+            raise WeightsError(
+                f"{folder}: its content is not what was registered "
+                f"(sha256 {found[:12]}..., registered {digest[:12]}...)"
+            )
     from danceflow.models.package import load_package
 
     return Student(load_package(folder, device))
-
-
-def require_content(folder: Path, digest: str, name: str, advice: str = "") -> None:
-    """Raise WeightsError unless a folder holds the content that was registered.
-
-    Args:
-        folder: what came from a store.
-        digest: what ``folder_digest`` must find.
-        name: what it is called in the message.
-        advice: what to do, behind it.
-    """
-    found = folder_digest(folder)
-    if found != digest:
-        raise WeightsError(
-            f"{name}: its content is not what was registered "
-            f"(sha256 {found[:12]}..., registered {digest[:12]}...){advice}"
-        )
 
 
 def fetch(store: Store, source: str, folder: Path) -> tuple[Path, str]:
