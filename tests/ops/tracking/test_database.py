@@ -18,6 +18,8 @@ from danceflow.ops.tracking.database import prepare_database
 
 FORK = multiprocessing.get_context("fork")  # MLflow is imported already
 
+pytestmark = pytest.mark.pipeline
+
 
 @pytest.fixture(autouse=True)
 def _imported() -> None:

@@ -14,6 +14,8 @@ from danceflow.errors import TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store, send_run, start_run
 from danceflow.ops.tracking.login import use_login
 
+pytestmark = pytest.mark.pipeline
+
 
 def holding(folder: Path, *secrets: str) -> list[Path]:
     """Return the files below a folder that hold one of some texts."""

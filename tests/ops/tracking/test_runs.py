@@ -21,6 +21,8 @@ from danceflow.train.log import Meter, MetricsFile, log_losses, write_curves
 NAMES = ("t2i", "local_edit")
 PARAMS = {"distill": {"num_updates": 6}, **{f"p{number}": number for number in range(20)}}
 
+pytestmark = pytest.mark.pipeline
+
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
