@@ -180,6 +180,25 @@ def holders(root: Path) -> tuple[Holder, ...]:
     return tuple(kept)
 
 
+def experiments(root: Path) -> list[dict[str, Any]]:
+    """Return a mapping of DVC's columns for the present state, the last commit and its experiments.
+
+    Args:
+        root: a folder of the DVC repository.
+
+    Raises:
+        DvcError: DVC cannot read the repository.
+    """
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    try:
+        rows: list[dict[str, Any]] = dvc.api.exp_show(str(root))
+    except DvcException as error:
+        raise DvcError(f"DVC in {root}: {_chain(error)}") from error
+    return rows
+
+
 def _is_running(process_id: int, command: str) -> bool:
     """Return whether a process lives and may be the one that was started as ``command``."""
     import psutil

@@ -25,7 +25,7 @@ from typing import Any
 from danceflow.errors import DataError, StageError, UsageError
 from danceflow.ops.files import exclusive_if_free, fingerprint, lock_of
 from danceflow.ops.runtime import git_identity
-from danceflow.ops.tracking import mark_experiment
+from danceflow.ops.tracking import holds_login, mark_experiment
 from danceflow.params.read import override, parse_params
 from danceflow.params.sections import Params
 from danceflow.params.yaml12 import read_yaml
@@ -136,11 +136,13 @@ def plan(
 
     Raises:
         ConfigError: the parameters are wrong.
-        UsageError: the name cannot be one, or the checkout has no commit to start from.
+        UsageError: the name cannot be one, a parameter holds a login, or the checkout has no
+            commit to start from.
     """
     source = Paths(root).params if recipe is None else recipe.resolve()
     values = dict(overrides or {})
     data = override(read_yaml(source), values)
+    require_no_login(data, str(source))
     params = parse_params(data, f"{source} with overrides" if values else str(source))
     if name is None:
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", "run" if recipe is None else recipe.stem)
@@ -156,6 +158,32 @@ def plan(
             "only what git knows: git add them"
         )
     return Proposal(name, None if recipe is None else source, values, params)
+
+
+def require_no_login(data: Mapping[str, Any], source: str) -> None:
+    """Raise UsageError where a parameter of an experiment holds a password or a token.
+
+    Git keeps the parameters of every experiment, and Prefect those of every flow.
+
+    Args:
+        data: a params file's data, or new values by dotted name.
+        source: where they come from, for messages.
+    """
+    for name, text in _texts(data):
+        if holds_login(text):
+            raise UsageError(
+                f"{source}: {name}: holds a login or a token, and an experiment's parameters are "
+                "kept; leave it out, and give MLflow's in the environment: MLFLOW_TRACKING_URI, or "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+
+
+def _texts(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)
 
 
 def kept_experiments(root: Path) -> tuple[Kept, ...]:

@@ -20,14 +20,14 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.tasks import Task, exponential_backoff
 
-from danceflow.errors import DanceflowError, TrackingError
+from danceflow.errors import DanceflowError, StoreAwayError, TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store
 from danceflow.params.read import load_params
 from danceflow.params.rules import require_trained_here, require_weights
 from danceflow.params.sections import Params
 from danceflow.paths import Paths, find_root
 from danceflow.registry.promotion import Standing
-from flows import approval, dvc_graph, dvc_remote, dvc_stage, links, promote
+from flows import approval, dvc_graph, dvc_remote, dvc_stage, links, promote, sync
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, check_raw, experiment, plan
@@ -170,6 +170,15 @@ def push_results(root: Path, environment: Mapping[str, str] | None) -> None:
     get_run_logger().info("the DVC remote has what this run has made")
 
 
+@task(name="record", task_run_name="record", **STEADY)
+def record_result(root: Path, params: Params) -> None:
+    """Send MLflow what it lacks of the run; to one that is away ``danceflow sync`` sends later."""
+    try:
+        sync.send(root, params)
+    except StoreAwayError as error:
+        get_run_logger().warning("%s; `danceflow sync` sends the run later", error)
+
+
 @task(name="register", task_run_name="register", **STEADY)
 def register_student(root: Path, params: Params) -> int:
     """Register the student and return its version."""
@@ -291,8 +300,7 @@ def _run(
         dvc_remote.require_remote(root)
     register = settings.enter_registry and params.tracking.enabled
     if register:
-        # Before hours of training; and a new database is made before stages share it.
-        open_store(TrackingSettings.of(root, params.tracking))
+        _look_at_the_store(TrackingSettings.of(root, params.tracking))
     base = os.environ if place is None else place.environment
     environment = {**base, **links.flow_environment()}
     with ProcessGroups() as processes:
@@ -305,6 +313,8 @@ def _run(
     if settings.push:
         push_results(root, environment)
     summary = promote.read_summary(paths.summary)
+    if params.tracking.enabled and not register:
+        record_result(root, params)
     standing = None
     if register:
         number = register_student(root, params)
@@ -315,6 +325,17 @@ def _run(
     links.tell(found, tracking)
     _show(paths, f"{result_table(summary, stages, standing)}\n{found.line}\n")
     return PipelineResult(stages, summary, None if place is None else place.name, standing)
+
+
+def _look_at_the_store(settings: TrackingSettings) -> None:
+    """Open the store before hours of training, so that a wrong login or place is told at once.
+
+    One that is away may be back by then.
+    """
+    try:
+        open_store(settings)
+    except StoreAwayError as error:
+        get_run_logger().warning("%s; the stages run without it", error)
 
 
 def _run_stages(

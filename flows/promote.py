@@ -11,15 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.errors import StageError, TrackingError, UsageError
-from danceflow.ops.tracking import (
-    RunFiles,
-    Store,
-    Tracker,
-    TrackingSettings,
-    open_store,
-    resume_run,
-    source_tags,
-)
+from danceflow.ops.tracking import Store, TrackingSettings, open_store, source_tags
 from danceflow.params.read import load_params
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
@@ -31,6 +23,7 @@ from danceflow.registry.register import register_student
 from danceflow.report.evidence import read_evidence
 from flows.notify import Event, News, tell
 from flows.rescore import CheckoutEvaluation
+from flows.sync import send
 
 
 def register(root: Path, params: Params) -> int:
@@ -48,21 +41,13 @@ def register(root: Path, params: Params) -> int:
     paths = Paths(root)
     settings = TrackingSettings.of(root, params.tracking)
     store = open_store(settings)
-    files = RunFiles(paths.distill_metrics, paths.distill_report, training_metrics)
     summary = read_summary(paths.summary)
-
-    def resumed() -> Tracker:
-        return resume_run(settings, paths.run_pointer, files)
-
-    def run_id() -> str:
-        with resumed() as tracker:
-            if tracker.run_id is None:
-                raise TrackingError("tracking is off: a student cannot be registered")
-            return tracker.run_id
-
+    run_id = send(root, params)
+    if run_id is None:
+        raise TrackingError("tracking is off: a student cannot be registered")
     entry = register_student(
         store,
-        run_id,
+        lambda: run_id,
         paths.student,
         settings.registered_model,
         read_evidence(paths, summary["capabilities"], summary["capabilities"]),
@@ -72,12 +57,6 @@ def register(root: Path, params: Params) -> int:
     if entry.made:
         text = f"Version {number} was registered."
         _tell(root, params, News("registered", entry.version.name, number, text))
-    if entry.judged_anew:
-        with resumed() as tracker:
-            tracker.log_metrics(summary_metrics(summary), params.distill.num_updates)
-            for path in (paths.summary, paths.report_page):
-                if path.is_file():
-                    tracker.log_artifact(path)
     return number
 
 
@@ -232,33 +211,6 @@ def read_summary(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StageError(f"{path}: is no summary of capabilities: {error!r}") from None
     return summary
-
-
-def training_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of the training's ``metrics.jsonl`` as the training logs them.
-
-    Args:
-        row: losses of one ``capability``, or ``scores`` of all of them, without the step.
-    """
-    if "scores" in row:
-        return {f"validation/{name}": score for name, score in row["scores"].items()}
-    common = dict(row)
-    loss = f"loss/{common.pop('capability')}"
-    return {
-        loss: common.pop("loss"),
-        **{f"{loss}/sigma_{name}": mean for name, mean in common.pop("sigma_bins").items()},
-        **{f"train/{name}": value for name, value in common.items()},
-    }
-
-
-def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of every capability's row, such as ``summary/t2i/retention``."""
-    return {
-        f"summary/{capability}/{name}": float(value)
-        for capability, row in summary["capabilities"].items()
-        for name, value in row.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
 
 
 def _promotions(root: Path, params: Params) -> Promotions:

@@ -28,10 +28,12 @@ from prefect.futures import PrefectFuture
 
 from danceflow.errors import DanceflowError
 from danceflow.evaluate.records import read_evaluation
-from danceflow.ops.files import fingerprint
+from danceflow.ops.files import fingerprint, write_json
 from danceflow.ops.tracking import TrackingSettings
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
+from danceflow.report.curves import read_curves
+from danceflow.report.metrics import metrics_of
 from danceflow.report.tables.cells import CELL_FILE, CellRecord, scores_of, write_cell
 from danceflow.stages import STAGES
 from flows import dvc_graph, dvc_stage, links
@@ -260,21 +262,28 @@ def _work(planned: PlannedCell, sweep: _Sweep) -> tuple[StageResult, ...]:
         record = _record(planned, sweep, Paths(place.root))
         file = place.root / CELL_FILE
         write_cell(file, record)
-        evaluations = [Paths(place.root).evaluation(name) for name in params.capabilities]
         found = links.find(place.root, TrackingSettings.of(place.root, params.tracking), name)
+        kept = [file, Paths(place.root).metrics]
         with sweep.git:
-            place.save([stage.name for stage in stages], [file, *evaluations], found.message)
+            place.save([stage.name for stage in stages], kept, found.message)
     record_cell(sweep.root, params, record, found.tags)
     return stages
 
 
 def _record(planned: PlannedCell, sweep: _Sweep, paths: Paths) -> CellRecord:
-    """Return what a cell came to, from the evaluations in its worktree."""
+    """Return what a cell came to, from the evaluations in its worktree.
+
+    Where the stage report did not run, the metrics that git brought along are another run's: those
+    of the cell take their place.
+    """
     params = planned.plan.params
     evaluations = {
         capability: read_evaluation(paths.evaluation(capability), capability)
         for capability in params.capabilities
     }
+    if sweep.targets:
+        seconds = read_curves(paths.distill_metrics).seconds
+        write_json(paths.metrics, metrics_of(evaluations, seconds))
     return CellRecord(
         sweep=sweep.name,
         cell=planned.name,

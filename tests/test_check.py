@@ -131,14 +131,14 @@ def test_a_checkout_that_agrees_has_no_problem(checkout: Path) -> None:
             "dvc.yaml: stage 'distill': outs: models/student of danceflow.stages is missing",
         ),
         (
-            "reports/summary.json:\n          cache: false",
-            "reports/summary.json",
-            "metrics: reports/summary.json (cache: false) of danceflow.stages is missing",
+            "reports/metrics.json:\n          cache: false",
+            "reports/metrics.json",
+            "metrics: reports/metrics.json (cache: false) of danceflow.stages is missing",
         ),
         (
-            "reports/summary.json:\n          cache: false",
-            "reports/summary.json:\n          cache: false\n          persist: true",
-            "metrics: reports/summary.json (cache: false) (persist: true) is not in danceflow.st",
+            "reports/metrics.json:\n          cache: false",
+            "reports/metrics.json:\n          cache: false\n          persist: true",
+            "metrics: reports/metrics.json (cache: false) (persist: true) is not in danceflow.st",
         ),
         (
             "    cmd: danceflow stage report",
@@ -146,9 +146,9 @@ def test_a_checkout_that_agrees_has_no_problem(checkout: Path) -> None:
             "dvc.yaml: stage 'report': 'always_changed' is not known to danceflow.stages",
         ),
         (
-            "    metrics:\n      - reports/data.json",
-            "      - reports/data.json",
-            "dvc.yaml: stage 'prepare': outs: reports/data.json (cache: false) is not in",
+            "      - reports/summary.json\n    metrics:\n",
+            "    metrics:\n      - reports/summary.json\n",
+            "dvc.yaml: stage 'report': metrics: reports/summary.json is not in danceflow.stages",
         ),
         (
             "path: models/student",

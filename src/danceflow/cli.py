@@ -133,6 +133,9 @@ def run(
 
         typer.echo("\n".join(map(str, forecast(root, recipe, values))))
         return
+    from flows.experiment import require_no_login
+
+    require_no_login(values, "--set")  # before Prefect has it
     from flows.home import at_home
     from flows.pipeline import run_pipeline
     from flows.result import result_table
@@ -177,6 +180,18 @@ def sweep(
 
 
 @app.command()
+def experiments() -> None:
+    """Show the last commit's experiments: scores, shares of the teachers' and what was changed.
+
+    A line has room in a terminal of 120 columns; `dvc exp show` has every parameter, too.
+    """
+    root = _checkout()
+    from flows.overview import experiments_table
+
+    typer.echo(experiments_table(root), nl=False)
+
+
+@app.command()
 def table(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's file, or its name.")],
     source: Annotated[
@@ -205,6 +220,19 @@ def table(
     typer.echo(paths[0].read_text(encoding="utf-8"))
     for path in paths:
         typer.echo(str(path))
+
+
+@app.command()
+def sync() -> None:
+    """Send MLflow what it lacks of the runs here, such as after its server was away.
+
+    What is complete there is not touched.
+    """
+    root = _checkout()
+    from flows.sync import sync as send_all
+
+    for run_id in send_all(root):
+        typer.echo(f"run {run_id} is complete")
 
 
 @app.command()

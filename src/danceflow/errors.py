@@ -42,6 +42,10 @@ class TrackingError(DanceflowError):
     """The tracking server or the model registry cannot be reached or refuses."""
 
 
+class StoreAwayError(TrackingError):
+    """The tracking store does not answer now; what was to be recorded can be sent later."""
+
+
 class DiskSpaceError(DanceflowError):
     """There is not enough room on a disk."""
 

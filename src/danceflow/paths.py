@@ -142,6 +142,11 @@ class Paths:
         return self.reports / "summary.json"
 
     @property
+    def metrics(self) -> Path:
+        """The few numbers that runs are compared by; the only report of a run that git holds."""
+        return self.reports / "metrics.json"
+
+    @property
     def gate(self) -> Path:
         """The verdict of the promotion gate."""
         return self.reports / "gate.json"

@@ -32,20 +32,16 @@ class Out:
         cached: Whether DVC keeps it; otherwise it is committed to git.
         persists: Whether it stays where it is until the stage replaces it. DVC deletes the others
             before the stage runs, and can bring back only what it keeps.
+        is_metric: Whether its numbers are columns of ``dvc exp show`` and rows of ``dvc metrics
+            diff``: what a person compares runs by, and nothing else. DVC keeps a stage with
+            uncached outs that are no metrics out of its run-cache, so that it would be executed
+            again in every experiment.
     """
 
     path: str
     cached: bool = True
     persists: bool = False
-
-    @property
-    def is_metric(self) -> bool:
-        """Whether it is one of DVC's metrics, as every committed JSON file is.
-
-        DVC keeps a stage with other uncached outs out of its run-cache, so that it would be
-        executed again in every experiment.
-        """
-        return not self.cached and self.path.endswith(".json")
+    is_metric: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ _TABLE = (
         function="danceflow.worlds.prepare:run",
         params=("data",),
         deps=("data/raw",),
-        outs=(Out("data/buckets"), Out("reports/data.json", cached=False)),
+        outs=(Out("data/buckets"), Out("reports/data.json")),
         beside=("danceflow.columns",),  # the parameters hold no more than a preset's name
     ),
     Stage(
@@ -181,7 +177,7 @@ _TABLE = (
         ),
         outs=(
             Out("reports/evaluate/{item}"),
-            Out("reports/evaluate/{item}.json", cached=False),
+            Out("reports/evaluate/{item}.json"),
         ),
         matrix="capabilities",
         axis="capability",
@@ -197,9 +193,10 @@ _TABLE = (
             "reports/teachers.json",
         ),
         outs=(
-            Out("reports/gate.json", cached=False),
+            Out("reports/gate.json"),
+            Out("reports/metrics.json", cached=False, is_metric=True),
             Out("reports/report.html"),
-            Out("reports/summary.json", cached=False),
+            Out("reports/summary.json"),
         ),
     ),
 )

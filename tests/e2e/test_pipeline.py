@@ -112,7 +112,7 @@ def test_one_run_holds_parameters_metrics_and_inputs(checkout, run, store) -> No
     updates = list(range(1, params.distill.num_updates + 1))
     for name in params.capabilities:
         assert steps(f"validation/{name}") == [0, 2, params.distill.num_updates]
-        assert steps(f"summary/{name}/student") == [params.distill.num_updates]
+        assert steps(f"score.{name}") == [params.distill.num_updates]
     one_each = params.distill.capabilities_per_update == "one"
     logged = [set(steps(f"loss/{name}")) for name in params.capabilities]
     assert set.union(*logged) == set(updates)
@@ -133,6 +133,8 @@ def test_the_run_shows_image_grids_by_step(checkout, run, store) -> None:
         if (parts := re.fullmatch(r"images/grid\W(\w+)\Wstep\W(\d+)\W.*\.png", path))
     }
     assert found == {(name, step) for name in checkout.params.capabilities for step in (0, 2, 4)}
+    tested = [path for path in files if re.fullmatch(r"images/test\W\w+\Wstep\W0\W.*\.png", path)]
+    assert len(tested) == len(checkout.params.capabilities)
     place = store.client.download_artifacts(
         run.info.run_id, next(path for path in files if path.endswith(".png"))
     )

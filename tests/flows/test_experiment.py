@@ -14,7 +14,15 @@ from danceflow.ops.tracking import main_checkout
 from danceflow.params.read import load_params
 from danceflow.paths import Paths
 from flows.dvc_graph import DvcError
-from flows.experiment import Proposal, check_raw, experiment, kept_experiments, kept_file, plan
+from flows.experiment import (
+    Proposal,
+    check_raw,
+    experiment,
+    kept_experiments,
+    kept_file,
+    plan,
+    require_no_login,
+)
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -464,3 +472,18 @@ def test_a_project_that_git_does_not_know_is_refused(checkout, unknown):
     git(checkout, "rm", "-q", "--cached", *unknown)
     with pytest.raises(UsageError, match=f"git does not know {' and '.join(unknown)}"):
         plan(checkout, None, None, "trial")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"tracking": {"uri": "http://ann:secret@host"}},
+        {"tracking.uri": "postgresql://ann:secret@host/x"},
+        {"evaluate": {"judge": {"url": "https://host/v1?api_key=secret"}}},
+    ],
+)
+def test_an_experiment_keeps_no_login(data) -> None:
+    require_no_login({"tracking": {"uri": "http://host:5000", "enabled": True}}, "params.yaml")
+    with pytest.raises(UsageError, match="params.yaml: .*: holds a login or a token") as caught:
+        require_no_login(data, "params.yaml")
+    assert "secret" not in str(caught.value)

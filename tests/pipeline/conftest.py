@@ -56,9 +56,9 @@ stages:
   report:
     cmd: python stage.py report
     deps: [stage.py, models/student]
-    outs: [reports/evaluate]
+    outs: [reports/evaluate, reports/summary.json]
     metrics:
-      - reports/summary.json:
+      - reports/metrics.json:
           cache: false
 """
 
@@ -122,6 +122,9 @@ if name == "report":
     row |= {"retention_interval": [score - 0.01, score + 0.01], "num_samples": 4}
     names = params["capabilities"]
     write("reports/summary.json", json.dumps({"capabilities": {name: row for name in names}}))
+    metrics = {"score": {"t2i": score}, "retention": {"t2i": score}, "verdict": "fail"}
+    metrics["seconds"] = 7
+    write("reports/metrics.json", json.dumps(metrics))
     from PIL import Image
     Path("reports/evaluate/t2i").mkdir(parents=True)
     asked = {"variant": "standard", "seed": 0}
@@ -222,7 +225,7 @@ def project_template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: 
     write_parameters(root / "params.yaml", PARAMETERS)
     (root / ".gitignore").write_text(
         "/.danceflow/\n/mlflow.db\n/mlartifacts/\n/data/\n/models/student/\n/reports/distill/\n"
-        "/reports/evaluate/\n"
+        "/reports/evaluate/\n/reports/summary.json\n"
     )
     (root / ".dvcignore").write_text(".danceflow/\n")
     (root / "raw.csv").write_text("raw")

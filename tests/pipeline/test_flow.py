@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from danceflow.errors import ConfigError, TrackingError
+from danceflow.errors import ConfigError, StoreAwayError, TrackingError, UsageError
 from danceflow.ops.tracking import open_store
 from danceflow.registry.promotion import CHAMPION, Promotions
 from flows.dvc_stage import Outcome, StageFailedError, StageStoppedError
@@ -102,7 +102,8 @@ def test_three_doors_lead_to_one_result(project, settings):
     (run,) = store.client.search_runs([store.experiment_id])
     assert run.data.tags["gate.passed"] == "false"
     assert run.data.params["num_updates"] == "600"
-    assert run.data.metrics["summary/t2i/retention"] == 0.6
+    assert run.data.metrics["retention.t2i"] == 0.6
+    assert run.data.tags["verdict"] == "fail"
     page = run.data.tags["prefect.flow_run_url"]
     assert page.endswith(f"/runs/flow-run/{run.data.tags['prefect.flow_run_id']}")
     here = f"http://127.0.0.1:5000/#/experiments/1/runs/{run.info.run_id}"
@@ -229,11 +230,48 @@ def test_what_cannot_work_is_refused_before_any_stage(project, monkeypatch):
 
     with pytest.raises(ConfigError, match="num_stepz"):
         run_pipeline(root=project.root, overrides={"distill.num_stepz": 3})
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(TrackingError, match="does not answer"):
+    with pytest.raises(UsageError, match="tracking.uri: holds a login or a token"):
+        run_pipeline(root=project.root, overrides={"tracking.uri": "http://ann:secret@127.0.0.1:9"})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/at/all/mlflow.db")
+    with pytest.raises(TrackingError, match="is no folder"):
         run_pipeline(root=project.root)
     assert project.began() == []
     assert project.status() == ""
+
+
+def test_a_server_that_is_away_costs_no_stage_and_gets_the_run_later(
+    project, settings, monkeypatch
+) -> None:
+    """Without a flow, and without a stage that would be executed for it."""
+    from flows.pipeline import run_pipeline
+    from flows.sync import sync
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    result = run_pipeline(root=project.root, enter_registry=False)
+    assert project.began() == EXECUTED
+    assert result.standing is None
+    with pytest.raises(StoreAwayError, match="does not answer"):
+        sync(project.root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (run_id,) = sync(project.root)
+    store = open_store(settings)
+    (run,) = store.client.search_runs([store.experiment_id])
+    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+    assert run.data.params["num_updates"] == "600"
+    assert run.data.metrics == {
+        "loss/t2i": 1 / 600,
+        "loss/t2i/sigma_low": 0.5,
+        "score.t2i": 0.6,
+        "retention.t2i": 0.6,
+        "seconds": 7.0,
+    }
+    assert len(store.client.get_metric_history(run_id, "loss/t2i")) == 1
+    images = [item.path for item in store.client.list_artifacts(run_id, "images")]
+    assert any("test~t2i+step+0+" in path for path in images)
+    (again,) = sync(project.root)
+    assert again == run_id
+    assert store.client.get_run(run_id).info.end_time == run.info.end_time
+    assert project.began() == []
 
 
 def test_time_that_is_up_is_not_started_again(untracked):

@@ -113,12 +113,7 @@ def test_a_clone_runs_everything_but_the_frozen_stage_once(checkout: Checkout) -
     status = checkout.run("git", "status", "--porcelain", "--untracked-files=all")
     assert sorted(line[3:] for line in status.splitlines()) == [
         "dvc.lock",
-        "reports/data.json",
-        "reports/evaluate/global_edit.json",
-        "reports/evaluate/local_edit.json",
-        "reports/evaluate/t2i.json",
-        "reports/gate.json",
-        "reports/summary.json",
+        "reports/metrics.json",
     ]
     assert set(fates(checkout)) == {Fate.UP_TO_DATE, Fate.FROZEN}
     assert checkout.repro() == []

@@ -1,5 +1,8 @@
 """Sweeps on a real Prefect server, real DVC and a real MLflow store."""
 
+import csv
+import io
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +25,7 @@ from flows.cells import (
     recorded_cells,
     sweep_table,
 )
+from flows.overview import experiments_table
 
 pytestmark = pytest.mark.pipeline
 
@@ -51,20 +55,21 @@ stages:
     cmd: python stage.py distill
     deps: [stage.py, data/cache]
     params: [distill]
-    outs: [models/student]
+    outs: [models/student, reports/distill]
   evaluate:
     matrix:
       capability: [t2i, local_edit, global_edit]
     cmd: python stage.py evaluate ${item.capability}
     deps: [stage.py, models/student]
     params: [evaluate]
-    outs:
-      - reports/evaluate/${item.capability}.json:
-          cache: false
+    outs: ["reports/evaluate/${item.capability}.json"]
   report:  # beyond what the sweep asks for
     cmd: python stage.py report
     deps: [stage.py, reports/evaluate]
     outs: [reports/report.html]
+    metrics:
+      - reports/metrics.json:
+          cache: false
 """
 
 # A training of six updates with a checkpoint after each; trouble is made by files beside the calls.
@@ -105,6 +110,8 @@ if name == "distill":
         step += 1
         write(work, str(step))
     write("models/student", json.dumps(distill))
+    row = {"step": 6, "capability": "t2i", "loss": 0.5, "sigma_bins": {}, "seconds": 40.0}
+    write("reports/distill/metrics.jsonl", json.dumps(row))
 if name == "evaluate":
     note(f"evaluate {who} {item}")
     score = {"danceopd": 0.6, "soft": 0.3, "joint": 0.1}[distill["method"]] + distill["seed"] / 7
@@ -126,6 +133,9 @@ def ready(project, monkeypatch):
     """The project with this graph, committed, and repeats without a pause."""
     (project.root / "dvc.yaml").write_text(GRAPH)
     (project.root / "stage.py").write_text(STAGE)
+    (project.root / "reports").mkdir()
+    of_another_run = {"score": {"t2i": 9.0}, "verdict": "pass"}
+    (project.root / "reports" / "metrics.json").write_text(json.dumps(of_another_run))
     project.commit()
     return project
 
@@ -195,6 +205,31 @@ def test_a_failing_cell_costs_the_others_nothing_and_both_stores_hold_the_same(
     check_the_stores(ready, settings, file)
 
 
+def check_the_columns(project) -> None:
+    """DVC shows a cell's own numbers, not those of the checkout's run, and few of them."""
+    rows = list(csv.DictReader(io.StringIO(project.run("dvc", "exp", "show", "--csv"))))
+    names = ("t2i", "local_edit", "global_edit")
+    alone = ("verdict", "field_evaluations", "seconds")
+    wanted = {f"{kind}.{name}" for kind in ("score", "retention") for name in names} | {*alone}
+    first_parameter = list(rows[0]).index("run.seed")
+    assert wanted < set(rows[0])
+    assert [name for name in list(rows[0])[:first_parameter] if "." in name or name in alone] == [
+        name for name in rows[0] if name in wanted
+    ]
+    (cell,) = [row for row in rows if row["Experiment"].startswith("trial-dance-s0")]
+    assert float(cell["score.t2i"]) == 0.6
+    assert float(cell["retention.t2i"]) == 0.6667
+    assert (cell["verdict"], cell["field_evaluations"], cell["seconds"]) == ("", "60", "40")
+    lines = experiments_table(project.root).splitlines()
+    assert lines[0].split() == [
+        "experiment", *names, "verdict", "evaluations", "seconds", "changed"
+    ]  # fmt: skip
+    assert all(len(line) <= 120 for line in lines)
+    (line,) = [line for line in lines if line.startswith("  trial-dance-s0")]
+    assert line.split()[1:10] == [*["0.6", "67%"] * 3, "-", "60", "40"]
+    assert "capabilities.global_edit.weight=0.0" in line
+
+
 def check_the_stores(project, settings, file: Path) -> None:
     tracking = load_params(project.root / "params.yaml").tracking
     kept = kept_cells(project.root, "trial")
@@ -212,6 +247,7 @@ def check_the_stores(project, settings, file: Path) -> None:
     found = table.rows[0].estimates["student/t2i/category/one"]
     assert found.mean == pytest.approx((0.6 / 3 + (0.6 + 1 / 7) / 3) / 2)
 
+    check_the_columns(project)
     store = open_store(settings)
     runs = store.client.search_runs([store.experiment_id], "tags.`sweep.sweep` = 'trial'")
     assert {run.info.run_name for run in runs} == set(kept)

@@ -89,6 +89,28 @@ def test_the_summary_has_the_agreed_form(reported) -> None:
     assert summary["training"] == {"num_updates": 60, "field_evaluations": 580}
 
 
+def test_the_metrics_are_what_runs_are_compared_by(reported) -> None:
+    _, paths = reported
+    summary = json.loads(paths.summary.read_text())["capabilities"]
+    found = json.loads(paths.metrics.read_text())
+    assert list(found) == ["score", "retention", "verdict", "field_evaluations", "seconds"]
+    assert found["score"] == {name: row["student"] for name, row in summary.items()}
+    assert found["retention"] == {name: row["retention"] for name, row in summary.items()}
+    assert (found["verdict"], found["field_evaluations"]) == ("fail", 580)
+    seconds = json.loads(paths.summary.read_text())["stages"].values()
+    assert found["seconds"] == round(sum(seconds))
+
+
+def test_the_page_shows_no_login(copy) -> None:
+    params, paths = copy
+    uri = "http://ann:secret@host:5000"
+    paths.params.write_text(paths.params.read_text() + f"# tracking.uri was {uri}\n")
+    report.run(params, paths)
+    text = paths.report_page.read_text()
+    assert "secret" not in text
+    assert "http://***@host:5000" in text
+
+
 def test_the_verdict_is_the_gates(reported) -> None:
     _, paths = reported
     gate = json.loads(paths.gate.read_text())

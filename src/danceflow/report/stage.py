@@ -9,10 +9,11 @@ from danceflow.errors import DataError
 from danceflow.evaluate.records import Evaluation, read_evaluation
 from danceflow.ops import timings
 from danceflow.ops.files import write_json, write_text
-from danceflow.ops.tracking import source_tags
+from danceflow.ops.tracking import source_tags, without_login
 from danceflow.report.curves import Curves, read_curves
 from danceflow.report.evidence import evidence_of, read_identity
 from danceflow.report.gate import verdict, write_verdict
+from danceflow.report.metrics import metrics_of
 from danceflow.report.page.page import Making, render_page
 from danceflow.report.page.tiles import read_tiles
 from danceflow.report.summary import summarise
@@ -28,7 +29,7 @@ _ORDER = ("prepare", "cache", "distill", "evaluate")  # teachers are trained onc
 
 
 def run(params: "Params", paths: "Paths") -> None:
-    """Write ``reports/summary.json``, ``reports/gate.json`` and ``reports/report.html``.
+    """Write ``reports/{summary,gate,metrics}.json`` and ``reports/report.html``.
 
     Raises:
         DataError: an evaluation or the training's record is missing or damaged.
@@ -52,7 +53,7 @@ def run(params: "Params", paths: "Paths") -> None:
     evidence = evidence_of(evaluations, identities, summary["capabilities"])
     answer = verdict(evidence, None, params.gate)
     making = Making(
-        params_text=paths.params.read_text(encoding="utf-8"),
+        params_text=without_login(paths.params.read_text(encoding="utf-8")),
         source=_source(source_tags(paths.root)),
         seconds=summary["stages"],
         teachers=teachers,
@@ -62,6 +63,8 @@ def run(params: "Params", paths: "Paths") -> None:
     page = render_page(summary, answer, curves, tiles, making)
     write_json(paths.summary, summary)
     write_verdict(paths.gate, answer)
+    said = answer.decision
+    write_json(paths.metrics, metrics_of(evaluations, curves.seconds, said))
     write_text(paths.report_page, page)
     for name, row in summary["capabilities"].items():
         _LOG.info("%s: student %s, teacher %s, retention %s", name, *_figures(row))

@@ -5,21 +5,23 @@ stage resumes the run through that pointer. A pipeline restored from DVC's cache
 the store does not know the run (another machine, a new database), it is rebuilt once from the
 pointer and the metrics file, and tagged ``restored``.
 
-With tracking off the same calls do nothing, so a stage has no second path. A store that cannot be
-reached when a stage starts is an error; one that goes away while a stage works is a warning, and
-what was not mirrored is sent again with the next metrics.
+With tracking off the same calls do nothing, so a stage has no second path. A store that is away
+when a training starts, or goes away meanwhile, is a warning: the training goes on, and what was not
+mirrored is sent from its own record (``metrics.jsonl``, image grids) by whoever comes next: the
+training itself, the flow's end, ``danceflow sync``. A store that cannot be used, for a wrong login
+or a damaged database, is an error at once.
 """
 
+from danceflow.ops.tracking.address import holds_login, without_login
 from danceflow.ops.tracking.place import main_checkout, mark_experiment
 from danceflow.ops.tracking.records import RecordedRun, record_run, recorded_runs
 from danceflow.ops.tracking.runs import (
     ORIGIN_TAG,
     RESTORED_TAG,
-    RunFiles,
     RunPointer,
     dvc_digests,
     resume_run,
-    row_metrics,
+    send_run,
     start_run,
 )
 from danceflow.ops.tracking.store import (
@@ -31,25 +33,27 @@ from danceflow.ops.tracking.store import (
     runs_page,
     source_tags,
     store_errors,
-    without_login,
 )
-from danceflow.ops.tracking.tracker import MlflowTracker, NoTracker, Tracker, flatten
+from danceflow.ops.tracking.tracker import LateTracker, MlflowTracker, NoTracker, Tracker, flatten
+from danceflow.ops.tracking.training import TrainingRecord, training_metrics
 from danceflow.ops.tracking.view import VIEW, save_view
 
 __all__ = [
     "ORIGIN_TAG",
     "RESTORED_TAG",
     "VIEW",
+    "LateTracker",
     "MlflowTracker",
     "NoTracker",
     "RecordedRun",
-    "RunFiles",
     "RunPointer",
     "Store",
     "Tracker",
     "TrackingSettings",
+    "TrainingRecord",
     "dvc_digests",
     "flatten",
+    "holds_login",
     "main_checkout",
     "mark_experiment",
     "open_store",
@@ -57,12 +61,13 @@ __all__ = [
     "recorded_runs",
     "resolve_uri",
     "resume_run",
-    "row_metrics",
     "run_page",
     "runs_page",
     "save_view",
+    "send_run",
     "source_tags",
     "start_run",
     "store_errors",
+    "training_metrics",
     "without_login",
 ]

@@ -1,31 +1,40 @@
-"""The run of a pipeline: started by the training, resumed by later stages, rebuilt when lost."""
+"""The run of a pipeline: started by the training, resumed by later stages, rebuilt when lost.
+
+The store may be away at any moment. A training goes on without it; what it missed is sent from the
+training's own record as soon as somebody asks: the training itself, the flow's end, or
+``danceflow sync``.
+"""
 
 import fcntl
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from danceflow.errors import TrackingError
+from danceflow.errors import StoreAwayError, TrackingError
 from danceflow.ops.files import write_json
+from danceflow.ops.tracking.address import without_login
 from danceflow.ops.tracking.store import (
     Store,
     TrackingSettings,
     open_store,
     source_tags,
     store_errors,
-    without_login,
 )
 from danceflow.ops.tracking.tracker import (
+    LateTracker,
     MlflowTracker,
     NoTracker,
     Tracker,
+    dataset_input,
     flatten,
     log_params,
 )
+from danceflow.ops.tracking.training import SENT_TAG, Known, TrainingRecord, send_missing
 from danceflow.params.yaml12 import read_yaml
 
 _LOG = logging.getLogger(__name__)
@@ -41,21 +50,25 @@ class RunPointer:
     It names no store: the same file serves wherever the pipeline is continued.
 
     Attributes:
-        run_id: MLflow's id of the run; None when tracking was off.
+        run_id: MLflow's id of the run; None when tracking was off, or the store away.
         name: the run's name.
         key: the training stage's key; it stands for the run when there is no id.
         params: flat parameter names and values, as logged.
+        token: the run's own mark in a store, given before the run is made; None: tracking was off.
+        status: how the training ended, in MLflow's words; None: it has not.
     """
 
     run_id: str | None
     name: str
     key: str
     params: Mapping[str, str]
+    token: str | None = None
+    status: str | None = None
 
     @property
     def origin(self) -> str:
-        """What a rebuilt run is found again by."""
-        return self.run_id or f"key:{self.key}"
+        """What the run is found by where its id is not known."""
+        return self.token or self.run_id or f"key:{self.key}"
 
     def write(self, path: Path) -> None:
         """Write the pointer (atomically) as JSON."""
@@ -66,6 +79,8 @@ class RunPointer:
                 "name": self.name,
                 "key": self.key,
                 "params": dict(self.params),
+                "token": self.token,
+                "status": self.status,
             },
         )
 
@@ -78,36 +93,18 @@ class RunPointer:
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return RunPointer(data["run_id"], data["name"], data["key"], data["params"])
+            return RunPointer(
+                data["run_id"],
+                data["name"],
+                data["key"],
+                data["params"],
+                data.get("token"),
+                data.get("status"),
+            )
         except FileNotFoundError:
             raise TrackingError(f"{path}: no such run pointer; run the stage distill") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrackingError(f"{path}: is no run pointer: {error!r}") from None
-
-
-def row_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of one line of a metrics file under names that tell lines apart.
-
-    Nested mappings are joined by ``/``, and words that the line holds are appended:
-    ``{"capability": "t2i", "loss": 0.5}`` gives ``loss/t2i``.
-    """
-    words = "".join(f"/{value}" for value in row.values() if isinstance(value, str))
-    return {f"{name}{words}": value for name, value in _numbers(row)}
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """The files that a lost run is rebuilt from.
-
-    Attributes:
-        metrics: JSON lines, each with a ``step``.
-        folder: what is recorded as artifacts; None: nothing.
-        metrics_of: gives the names and numbers of one line, without its step.
-    """
-
-    metrics: Path
-    folder: Path | None = None
-    metrics_of: Callable[[Mapping[str, Any]], Mapping[str, float]] = row_metrics
 
 
 def start_run(
@@ -117,7 +114,9 @@ def start_run(
 
     What DVC keeps below ``data/`` is recorded as the run's inputs, with DVC's digests.
 
-    A pointer that is already there belongs to the same training, interrupted: its run goes on.
+    A pointer that is already there belongs to the same training, interrupted: its run goes on, and
+    gets what it lacks of the record beside the pointer. Where the store is away, the training goes
+    on without it, and the tracker looks for it from time to time.
 
     Args:
         settings: where to record.
@@ -127,33 +126,37 @@ def start_run(
         params: everything that decides the run.
 
     Raises:
-        TrackingError: the store cannot be reached; nothing has been written then.
+        TrackingError: the store cannot be used; nothing has been written then.
     """
     flat = flatten(params)
     if not settings.enabled:
         RunPointer(None, name, key, flat).write(pointer)
         return NoTracker()
-    store = open_store(settings)
-    with store_errors(store.uri):
-        if pointer.is_file():
-            known = _find(store, RunPointer.read(pointer))
-            if known is not None:
-                store.client.update_run(known, status="RUNNING")
-                return MlflowTracker(store, known)
-        run_id = _create(store, name, {**source_tags(settings.root), "stage.key": key}, flat)
-        if "DVC_STAGE" in os.environ:  # else the lock file need not be about these inputs
-            _log_inputs(store, run_id, settings.root)
-        RunPointer(run_id, name, key, flat).write(pointer)
-    return MlflowTracker(store, run_id)
+    if pointer.is_file():
+        record = replace(RunPointer.read(pointer), status=None)
+    else:
+        record = RunPointer(None, name, key, flat, token=secrets.token_hex(16))
+
+    def connect() -> MlflowTracker:
+        return _connect(settings, pointer, record)
+
+    def ended(status: str) -> None:
+        _note_end(pointer, status)
+
+    try:
+        return connect()
+    except StoreAwayError as error:
+        record.write(pointer)
+        _LOG.warning("%s; the training goes on without it", error)
+        return LateTracker(connect, ended)
 
 
-def resume_run(settings: TrackingSettings, pointer: Path, files: RunFiles) -> Tracker:
+def resume_run(settings: TrackingSettings, pointer: Path) -> Tracker:
     """Return a tracker for a later stage of the pipeline that the pointer belongs to.
 
     Args:
         settings: where to record.
-        pointer: what the training left.
-        files: what the run is rebuilt from when the store does not know it.
+        pointer: what the training left, beside its record.
 
     Raises:
         TrackingError: the store cannot be reached, or the pointer or the metrics are unusable.
@@ -161,21 +164,124 @@ def resume_run(settings: TrackingSettings, pointer: Path, files: RunFiles) -> Tr
     if not settings.enabled:
         return NoTracker()
     store = open_store(settings)
-    record = RunPointer.read(pointer)
-    # Parallel stages resume through one pointer: only one of them rebuilds the run.
-    with store_errors(store.uri), pointer.open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        run_id = _find(store, record) or _rebuild(store, record, files, settings.root)
+    run_id = _sent(store, pointer, settings.root)
+    with store_errors(store.uri):
         store.client.update_run(run_id, status="RUNNING")
     return MlflowTracker(store, run_id)
 
 
-def _create(store: Store, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> str:
-    """Return the id of a new run with tags and parameters."""
-    run = store.client.create_run(store.experiment_id, run_name=name, tags=dict(tags))
-    run_id = str(run.info.run_id)
+def send_run(settings: TrackingSettings, pointer: Path) -> str | None:
+    """Return the id of a training's run, complete; None where tracking is off.
+
+    What the store lacks is sent: the run itself, parameters, points, images, its status. A run that
+    is complete is not touched.
+
+    Args:
+        settings: where to record.
+        pointer: what the training left, beside its record; nobody trains there now.
+
+    Raises:
+        TrackingError: the store cannot be reached, or the pointer or the metrics are unusable.
+    """
+    return _sent(open_store(settings), pointer, settings.root) if settings.enabled else None
+
+
+def _connect(settings: TrackingSettings, pointer: Path, record: RunPointer) -> MlflowTracker:
+    """Return a tracker of a training's run, which is made when it is missing."""
+    store = open_store(settings)
+    training = TrainingRecord(pointer.parent)
+    # By hand the lock file need not be about these inputs.
+    inputs = dvc_digests(settings.root, "data") if "DVC_STAGE" in os.environ else {}
+
+    with store_errors(store.uri):
+        found = _find(store, record)
+        if found is None:
+            record.write(pointer)
+            tags = {**source_tags(settings.root), "stage.key": record.key}
+            run_id = _create(store, record, tags)
+        else:
+            run_id = found
+        replace(record, run_id=run_id).write(pointer)
+        known = _complete(store, run_id, record, inputs)
+        try:
+            send_missing(store, run_id, training, known)
+        except TrackingError as error:  # what the training itself drops as it goes on
+            _LOG.warning("not mirrored: %s", error)
+        store.client.update_run(run_id, status="RUNNING")
+
+    def mend() -> None:
+        send_missing(store, run_id, training, Known.of(store, run_id))
+
+    def ended(status: str) -> None:
+        _note_end(pointer, status)
+
+    return MlflowTracker(store, run_id, known=known, mend=mend, ended=ended)
+
+
+def _sent(store: Store, pointer: Path, root: Path) -> str:
+    """Return the id of the pointer's run once the store has all of it."""
+    record, training = RunPointer.read(pointer), TrainingRecord(pointer.parent)
+    training.points()  # which must be readable before anything is made
+    is_whole = training.curves.is_file()
+    # Parallel stages resume through one pointer: only one of them rebuilds the run.
+    with store_errors(store.uri), pointer.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_id = _find(store, record)
+        if run_id is None:
+            run_id = _create(store, record, {RESTORED_TAG: "true", "stage.key": record.key})
+            shown = without_login(store.uri)
+            _LOG.info("run %s is unknown at %s: rebuilt as %s", record.origin, shown, run_id)
+        run, digest = store.client.get_run(run_id), training.digest()
+        if run.data.tags.get(SENT_TAG) != digest:
+            inputs = dvc_digests(root, "data") if RESTORED_TAG in run.data.tags else {}
+            known = _complete(store, run_id, record, inputs)
+            if count := send_missing(store, run_id, training, known):
+                _LOG.info("run %s: sent %d points and images that it lacked", run_id, count)
+            store.client.set_tag(run_id, SENT_TAG, digest)
+        status = record.status or ("FINISHED" if is_whole else None)
+        if status is None and run.info.status == "RUNNING":
+            status = "KILLED"  # nobody works on it, and it did not come to its end
+        if status not in (None, run.info.status):
+            store.client.set_terminated(run_id, status)
+        return run_id
+
+
+def _note_end(pointer: Path, status: str) -> None:
+    """Write into a pointer how the training ended."""
+    replace(RunPointer.read(pointer), status=status).write(pointer)
+
+
+def _create(store: Store, record: RunPointer, tags: Mapping[str, str]) -> str:
+    """Return the id of a new run.
+
+    It is found by its origin from the moment it is there, so that no second one is made for it.
+    """
+    marked = {**tags, ORIGIN_TAG: record.origin}
+    run = store.client.create_run(store.experiment_id, run_name=record.name, tags=marked)
+    return str(run.info.run_id)
+
+
+def _complete(store: Store, run_id: str, record: RunPointer, inputs: Mapping[str, str]) -> Known:
+    """Log the parameters and inputs that a run lacks, and return what it has of the rest.
+
+    Args:
+        store: where the run is.
+        run_id: the run; it may have been made a moment ago, or been left half-made.
+        record: holds its parameters.
+        inputs: DVC's digests by path.
+    """
+    run = store.client.get_run(run_id)
+    params = {k: v for k, v in record.params.items() if k not in run.data.params}
     log_params(store.client, run_id, params)
-    return run_id
+    there = {item.dataset.digest for item in run.inputs.dataset_inputs}
+    entries = [
+        dataset_input(path.removeprefix("data/"), digest, path, "training")
+        for path, digest in inputs.items()
+        if digest not in there
+    ]
+    if entries:
+        store.client.log_inputs(run_id, entries)
+    return Known.of(store, run_id)
 
 
 def _find(store: Store, pointer: RunPointer) -> str | None:
@@ -197,47 +303,6 @@ def _find(store: Store, pointer: RunPointer) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
-def _rebuild(store: Store, pointer: RunPointer, files: RunFiles, root: Path) -> str:
-    """Return the id of a run rebuilt from files; its origin is set last, when it is complete."""
-    entries = list(_metric_lines(files))
-    tags = {RESTORED_TAG: "true", "stage.key": pointer.key}
-    run_id = _create(store, pointer.name, tags, pointer.params)
-    tracker = MlflowTracker(store, run_id)
-    for step, metrics in entries:
-        tracker.log_metrics(metrics, step)
-    tracker.flush()
-    _log_inputs(store, run_id, root)
-    if files.folder is not None:
-        store.client.log_artifacts(run_id, str(files.folder))
-    store.client.set_tag(run_id, ORIGIN_TAG, pointer.origin)
-    shown = without_login(store.uri)
-    _LOG.info("run %s is unknown at %s: rebuilt as %s", pointer.origin, shown, run_id)
-    return run_id
-
-
-def _log_inputs(store: Store, run_id: str, root: Path) -> None:
-    """Record the pipeline's data as inputs of a run."""
-    tracker = MlflowTracker(store, run_id)
-    for path, digest in dvc_digests(root, "data").items():
-        tracker.log_dataset(path.removeprefix("data/"), digest, path, "training")
-
-
-def _metric_lines(files: RunFiles) -> Iterator[tuple[int, Mapping[str, float]]]:
-    """Yield the step and the numbers of every line of a metrics file."""
-    path = files.metrics
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise TrackingError(f"{path}: the metrics cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise TrackingError(f"{path}: line {number} is no JSON object with a step") from None
-        yield step, files.metrics_of(values)
-
-
 def dvc_digests(root: Path, folder: str) -> dict[str, str]:
     """Return DVC's digest of every output below a folder, by path, as ``dvc.lock`` has them.
 
@@ -255,11 +320,3 @@ def dvc_digests(root: Path, folder: str) -> dict[str, str]:
         for out in outs
         if "md5" in out and out["path"].startswith(f"{folder}/")
     }
-
-
-def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}", float(value)

@@ -1,23 +1,39 @@
 """The tracking store: where it is, whether it answers, and what it raises."""
 
 import contextlib
+import functools
+import logging
 import os
 import re
 import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from danceflow.errors import TrackingError
+from danceflow.errors import StoreAwayError, TrackingError
+from danceflow.ops.tracking.address import (
+    HTTP,
+    POSTGRES,
+    SQLITE,
+    holds_login,
+    require_driver,
+    scheme_of,
+    take_apart,
+    without_login,
+)
 from danceflow.ops.tracking.anchor import anchor, artifact_root
+from danceflow.ops.tracking.database import prepare_database
+from danceflow.ops.tracking.login import use_login
 from danceflow.ops.tracking.place import git_says, main_checkout
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+_LOG = logging.getLogger(__name__)
 
 DATABASE = "mlflow.db"
 KIND_TAG = "mlflow.experimentKind"
@@ -31,14 +47,20 @@ _NO_KIND = (
     "genai_development_inferred",
     "custom_model_development_inferred",
 )
-_SQLITE = "sqlite:///"
-_LOGIN = re.compile(r"(?<=://)[^/\s]*@")
 _REACH_TIMEOUT_S = 5.0
 # What a flow tells its stages about itself.
 _FLOW_TAGS = {
     "prefect.flow_run_id": "DANCEFLOW_FLOW_RUN",
     "prefect.flow_run_url": "DANCEFLOW_FLOW_PAGE",
 }
+_REFUSED = re.compile(r"failed with error code 40[13]\b")
+# What MLflow, requests and PostgreSQL's driver say of a store that is not there for the moment.
+_AWAY = re.compile(
+    r"failed with (timeout )?exception|Max retries exceeded|error code 50[234]\b"
+    r"|too many 50[234] error|Connection (refused|reset|aborted)"
+    r"|server closed the connection|connection already closed|database system is"
+)
+_ADVISORY_LOCK = 4_061_977  # any number, the same in every process that opens a store
 _GLOBAL_STORE = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 
@@ -76,7 +98,7 @@ class TrackingSettings:
 
     root: Path
     enabled: bool
-    uri: str | None
+    uri: str | None = field(repr=False)  # it may hold a password
     experiment: str
     registered_model: str
 
@@ -90,9 +112,15 @@ class TrackingSettings:
 
 @dataclass(frozen=True)
 class Store:
-    """A tracking store that answered, and the experiment in it."""
+    """A tracking store that answered, and the experiment in it.
 
-    uri: str
+    Attributes:
+        uri: where it is; a server's is without its login.
+        client: of MLflow; it logs in by itself.
+        experiment_id: of the experiment that runs go to.
+    """
+
+    uri: str = field(repr=False)
     client: "MlflowClient"
     experiment_id: str
 
@@ -138,7 +166,7 @@ def resolve_uri(root: Path, configured: str | None) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or configured
     main = main_checkout(root)
     if uri is None:
-        return f"{_SQLITE}{main / DATABASE}"
+        return f"{SQLITE}{main / DATABASE}"
     scheme, colon, _ = uri.partition(":")
     if not colon or scheme == "file":
         raise TrackingError(
@@ -147,38 +175,55 @@ def resolve_uri(root: Path, configured: str | None) -> str:
         )
     if scheme != "sqlite":
         return uri
-    path = uri.removeprefix(_SQLITE)
+    path = uri.removeprefix(SQLITE)
     if path == uri or not path or path == ":memory:":
         raise TrackingError(
             f"tracking.uri {without_login(uri)!r}: write sqlite:///<path of a file>"
         )
-    return f"{_SQLITE}{main / path}"
+    return f"{SQLITE}{main / path}"
 
 
 def open_store(settings: TrackingSettings) -> Store:
     """Return the store, after it answered; the experiment is made when it is missing.
 
     Raises:
-        TrackingError: within seconds, when the store cannot be reached or used.
+        StoreAwayError: within seconds, when it does not answer.
+        TrackingError: it cannot be used: no such place, no driver, a wrong login, a damaged
+            database.
     """
-    uri = resolve_uri(settings.root, settings.uri)
+    uri, login = take_apart(resolve_uri(settings.root, settings.uri))
+    require_driver(uri)
+    if settings.uri is not None and holds_login(settings.uri):
+        _warn_of_login(str(settings.root))
     _reach(uri)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     from mlflow import MlflowClient
 
-    with store_errors(uri):
-        client = MlflowClient(uri, uri)  # it makes the tables that are missing
-        if uri.startswith(_SQLITE):
-            database = Path(uri.removeprefix(_SQLITE))
+    artifacts = None  # a server decides itself where they go
+    with store_errors(uri), _alone(uri):
+        if login is not None:
+            use_login(uri, login)
+        if uri.startswith(SQLITE):
+            database = Path(uri.removeprefix(SQLITE))
+            prepare_database(database)
+            artifacts = artifact_root(database)
+        elif scheme_of(uri) == POSTGRES:
+            artifacts = artifact_root(main_checkout(settings.root) / DATABASE)
+        client = MlflowClient(uri, uri)
+        if uri.startswith(SQLITE):
+            database = Path(uri.removeprefix(SQLITE))
             if database.resolve().is_relative_to(main_checkout(settings.root)):
                 anchor(database)  # elsewhere it is not the project's, and stays as it is
-        return Store(uri, client, _experiment(client, uri, settings.experiment))
+        return Store(uri, client, _experiment(client, uri, settings.experiment, artifacts))
 
 
 @contextlib.contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Let whatever MLflow, its database or its connection raise leave as ``TrackingError``."""
+    """Let whatever MLflow, its database or its connection raise leave as ``TrackingError``.
+
+    What led to it is told with it, unless an address with a login stands in there.
+    """
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
 
@@ -186,12 +231,10 @@ def store_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except known as error:
-        raise TrackingError(without_login(f"MLflow at {uri}: {_reason(error)}")) from error
-
-
-def without_login(text: str) -> str:
-    """Return a text in which no address holds a user's name or password any more."""
-    return _LOGIN.sub("***@", text)
+        text = _reason(error)
+        kind = StoreAwayError if _AWAY.search(text) else TrackingError
+        told = kind(without_login(f"MLflow at {uri}: {text}"))
+        raise told from (None if any(map(holds_login, _chain(error))) else error)
 
 
 def runs_page(address: str, store: Store, view: str | None = None) -> str:
@@ -237,7 +280,19 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, DBAPIError) and str(cause) == str(error):
             text = str(cause.orig)
         cause = cause.__cause__
+    if _REFUSED.search(text):
+        return (
+            "the server refuses the login; write it as http://<name>:<password>@<host> in "
+            "MLFLOW_TRACKING_URI, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     return " ".join(text.split()) or type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[str]:
+    """Yield what an error and all that led to it say."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
 
 
 def source_tags(root: Path) -> dict[str, str]:
@@ -260,15 +315,15 @@ def source_tags(root: Path) -> dict[str, str]:
 
 
 def _reach(uri: str) -> None:
-    """Raise TrackingError when a server does not answer or a database's folder is missing."""
-    if uri.startswith(_SQLITE):
-        folder = Path(uri.removeprefix(_SQLITE)).parent
+    """Raise where a server does not answer or a database's folder is missing."""
+    if uri.startswith(SQLITE):
+        folder = Path(uri.removeprefix(SQLITE)).parent
         if not folder.is_dir():
             raise TrackingError(f"MLflow at {uri}: {folder} is no folder")
         if not os.access(folder, os.W_OK):
             raise TrackingError(f"MLflow at {uri}: {folder} may not be written to")
         return
-    if not uri.startswith(("http://", "https://")):
+    if scheme_of(uri) not in HTTP:
         return
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_REACH_TIMEOUT_S):  # noqa: S310
@@ -279,19 +334,60 @@ def _reach(uri: str) -> None:
         reason: object = f"HTTP {error.code}"
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-    raise TrackingError(
-        f"MLflow at {without_login(uri)} does not answer ({reason}); start it, change "
-        "tracking.uri or MLFLOW_TRACKING_URI, or set tracking.enabled to false"
+    _away(uri, reason)
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Keep other processes from opening a store of PostgreSQL's within the block.
+
+    The first one makes MLflow's tables, and two at once would break each other's.
+    """
+    if scheme_of(uri) != POSTGRES:
+        yield
+        return
+    import sqlalchemy
+
+    patience = {"connect_timeout": int(_REACH_TIMEOUT_S)}
+    engine = sqlalchemy.create_engine(
+        uri, poolclass=sqlalchemy.pool.NullPool, connect_args=patience
+    )
+    try:
+        connection = engine.connect()
+    except sqlalchemy.exc.OperationalError as error:
+        if "FATAL:" in str(error.orig) and "database system is" not in str(error.orig):
+            raise  # it answers: a wrong password, no such database
+        _away(uri, " ".join(str(error.orig).split()))
+    with connection:
+        lock = sqlalchemy.text("SELECT pg_advisory_lock(:number)")
+        connection.execute(lock, {"number": _ADVISORY_LOCK})
+        yield
+
+
+@functools.cache
+def _warn_of_login(root: str) -> None:
+    """Say once that a password stands where git may keep it."""
+    _LOG.warning(
+        "%s/params.yaml: tracking.uri holds a login, which git keeps once that file is committed; "
+        "give it in MLFLOW_TRACKING_URI",
+        root,
     )
 
 
-def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
+def _away(uri: str, reason: object) -> NoReturn:
+    raise StoreAwayError(
+        without_login(
+            f"MLflow at {uri} does not answer ({reason}); start it, change tracking.uri or "
+            "MLFLOW_TRACKING_URI, or set tracking.enabled to false"
+        )
+    )
+
+
+def _experiment(client: "MlflowClient", uri: str, name: str, artifacts: Path | None) -> str:
     """Return the id of an experiment, made when it is missing."""
     from mlflow.exceptions import MlflowException
 
-    location = None
-    if uri.startswith(_SQLITE):  # a server decides itself where artifacts go
-        location = artifact_root(Path(uri.removeprefix(_SQLITE))).as_uri()
+    location = None if artifacts is None else artifacts.as_uri()
     found = client.get_experiment_by_name(name)
     if found is None:
         try:

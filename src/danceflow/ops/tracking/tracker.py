@@ -10,10 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from danceflow.errors import TrackingError
-from danceflow.ops.tracking.store import Store, store_errors, without_login
+from danceflow.ops.tracking.address import without_login
+from danceflow.ops.tracking.store import Store, store_errors
+from danceflow.ops.tracking.training import Known
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
     from PIL.Image import Image
 
 _LOG = logging.getLogger(__name__)
@@ -32,6 +35,10 @@ class Tracker(Protocol):
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run, None when nothing is recorded."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the store has taken all that it was given so far."""
 
     def __enter__(self) -> Self: ...
 
@@ -65,6 +72,7 @@ class NoTracker:
     """Tracking is off: records nothing."""
 
     run_id: str | None = None
+    is_complete = True
 
     def __enter__(self) -> Self:
         return self
@@ -97,12 +105,33 @@ class NoTracker:
 
 
 class MlflowTracker:
-    """Mirrors a stage's records into one MLflow run; metrics are sent in batches."""
+    """Mirrors a stage's records into one MLflow run; metrics are sent in batches.
+
+    A point or an image that the run has already is not sent again.
+    """
 
     def __init__(
-        self, store: Store, run_id: str, *, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        run_id: str,
+        *,
+        known: Known | None = None,
+        mend: Callable[[], None] | None = None,
+        ended: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Begin to mirror.
+
+        Args:
+            store: where the run is.
+            run_id: the run.
+            known: what it has of a training; None: what is given is new, whatever its step.
+            mend: sends what the store did not take, from the training's own record.
+            ended: called with the status at the end, before the store is told.
+            clock: seconds.
+        """
         self.store = store
+        self._known, self._mend, self._ended = known, mend, ended
         self.run_id: str | None = run_id
         self._id = run_id
         self._clock = clock
@@ -119,17 +148,26 @@ class MlflowTracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        status = status_of(kind)
+        if self._ended is not None:
+            self._ended(status)
         self.flush()
-        status = "FINISHED"
-        if kind is not None:
-            status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+        if self._mend is not None and not self.is_complete and self._mirror("the rest", self._mend):
+            self._lost.clear()
+            self._pending.clear()
         self._mirror("the end of the run", lambda: self._end(status))
-        if self._lost or self._pending:
+        if not self.is_complete:
             _LOG.warning(
-                "MLflow at %s did not take everything (%s); the files of the run are complete",
+                "MLflow at %s did not take everything (%s); the files of the run are complete, and "
+                "`danceflow sync` sends what is missing",
                 without_login(self.store.uri),
                 ", ".join(dict.fromkeys([*self._lost, *(["metrics"] * bool(self._pending))])),
             )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the store has taken all that it was given so far."""
+        return not self._lost and not self._pending
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters; one that the run has with another value becomes a ``changed.`` tag.
@@ -154,7 +192,11 @@ class MlflowTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers at a step; they are sent every few seconds."""
         now = int(time.time() * 1000)
-        self._pending += [(name, float(value), now, step) for name, value in metrics.items()]
+        self._pending += [
+            (name, float(value), now, step)
+            for name, value in metrics.items()
+            if self._known is None or self._known.lacks(name, step)
+        ]
         if self._clock() >= self._next_flush:
             self.flush()
 
@@ -173,6 +215,8 @@ class MlflowTracker:
 
     def log_image(self, key: str, image: "Image", step: int) -> None:
         """Record an image; it is in MLflow's image grid when the call returns."""
+        if self._known is not None and (key, step) in self._known.images:
+            return
         self._mirror(
             f"image {key}",
             lambda: self.store.client.log_image(
@@ -186,14 +230,7 @@ class MlflowTracker:
         Raises:
             TrackingError: the digest is longer than MLflow takes.
         """
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        if len(digest) > _MAX_DIGEST:
-            raise TrackingError(f"dataset {name}: digest {digest!r} is longer than {_MAX_DIGEST}")
-        entry = DatasetInput(
-            Dataset(name, digest, source_type="dvc", source=json.dumps({"uri": source})),
-            [InputTag("mlflow.data.context", context)],
-        )
+        entry = dataset_input(name, digest, source, context)
         self._mirror(f"dataset {name}", lambda: self.store.client.log_inputs(self._id, [entry]))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
@@ -233,14 +270,130 @@ class MlflowTracker:
         return True
 
 
+class LateTracker:
+    """Mirrors a training into a store that was away when it began, from when it is back.
+
+    What was not mirrored meanwhile is in the training's own record, and sent from there.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], MlflowTracker],
+        ended: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin without a store.
+
+        Args:
+            connect: gives the tracker, once the store has all that was recorded until then.
+            ended: called with the status at the end.
+            clock: seconds.
+        """
+        self._connect, self._ended, self._clock = connect, ended, clock
+        self._tracker: MlflowTracker | None = None
+        self._next_try = clock() + _FLUSH_AFTER_FAILURE_S
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run, None as long as the store is away."""
+        return None if self._tracker is None else self._tracker.run_id
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the store has taken all that it was given so far."""
+        return self._tracker is not None and self._tracker.is_complete
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._next_try = self._clock()
+        self._reached()
+        if self._tracker is not None:
+            self._tracker.__exit__(kind, error, trace)
+            return
+        self._ended(status_of(kind))
+        _LOG.warning(
+            "nothing of the run was recorded; its files are complete, and `danceflow sync` sends "
+            "them when the store is back"
+        )
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters where the store is back."""
+        self._reached().log_params(params)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record numbers at a step where the store is back."""
+        self._reached().log_metrics(metrics, step)
+
+    def log_image(self, key: str, image: "Image", step: int) -> None:
+        """Record an image where the store is back."""
+        self._reached().log_image(key, image, step)
+
+    def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
+        """Record an input where the store is back."""
+        self._reached().log_dataset(name, digest, source, context)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Record a file or a folder where the store is back."""
+        self._reached().log_artifact(path, folder)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run where the store is back."""
+        self._reached().set_tags(tags)
+
+    def _reached(self) -> Tracker:
+        """Return the tracker of the store, or one that records nothing while it is away."""
+        if self._tracker is None and self._clock() >= self._next_try:
+            self._next_try = self._clock() + _FLUSH_AFTER_FAILURE_S
+            try:
+                self._tracker = self._connect()
+            except TrackingError as error:
+                _LOG.warning("%s", error)
+        return NoTracker() if self._tracker is None else self._tracker
+
+
+def status_of(kind: type[BaseException] | None) -> str:
+    """Return in MLflow's words how a block ended that an error of this kind has left, if any."""
+    if kind is None:
+        return "FINISHED"
+    return "FAILED" if issubclass(kind, Exception) else "KILLED"
+
+
+def dataset_input(name: str, digest: str, source: str, context: str) -> "DatasetInput":
+    """Return an input of a run, as MLflow has it.
+
+    Raises:
+        TrackingError: the digest is longer than MLflow takes.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    if len(digest) > _MAX_DIGEST:
+        raise TrackingError(f"dataset {name}: digest {digest!r} is longer than {_MAX_DIGEST}")
+    return DatasetInput(
+        Dataset(name, digest, source_type="dvc", source=json.dumps({"uri": source})),
+        [InputTag("mlflow.data.context", context)],
+    )
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested mappings as dotted names; words stay as they are, other values become JSON."""
+    """Return nested mappings as dotted names; words stay as they are, other values become JSON.
+
+    Logins in addresses are left out: the result is kept in files, by MLflow and by DVC.
+    """
     flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+            text = value if isinstance(value, str) else json.dumps(value)
+            flat[f"{prefix}{name}"] = without_login(text)
     return flat
 
 

@@ -1,0 +1,140 @@
+"""What MLflow lacks of what was made here: sent once, found out by comparing with the store.
+
+Files come first: a store that was away, was changed for another or has lost its runs gets them
+again, although DVC executes no stage. What is complete is not touched.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from danceflow.errors import DataError, TrackingError, UsageError
+from danceflow.ops.files import exclusive_if_free, fingerprint, sha256
+from danceflow.ops.tracking import (
+    TrackingSettings,
+    open_store,
+    resume_run,
+    send_run,
+    store_errors,
+    without_login,
+)
+from danceflow.params.read import load_params
+from danceflow.params.sections import Params
+from danceflow.paths import Paths
+from danceflow.pictures import read_own
+from danceflow.registry.mend import mend_student
+
+_LOG = logging.getLogger(__name__)
+
+RESULT_TAG = "result.sent"
+VERDICT_TAG = "verdict"
+
+
+def sync(root: Path) -> tuple[str, ...]:
+    """Send what the store lacks, and return the ids of the runs that are complete in it now.
+
+    These are the trainings of all work folders in which nobody works, those of experiments among
+    them, and the result that lies in the checkout. The student's files in the registry are compared
+    with its digest, and sent again where they are damaged.
+
+    Args:
+        root: the checkout.
+
+    Raises:
+        UsageError: tracking is off.
+        TrackingError: the store cannot be reached or refuses.
+    """
+    params, paths = load_params(Paths(root).params), Paths(root)
+    settings = TrackingSettings.of(root, params.tracking)
+    if not settings.enabled:
+        raise UsageError("tracking.enabled is false: there is nowhere to send anything to")
+    store = open_store(settings)
+    found = []
+    for pointer in sorted(paths.work("any").parent.glob("*/run.json")):
+        with exclusive_if_free(pointer.parent) as is_free:
+            if not is_free:
+                _LOG.info("%s: a process trains there, and sends its own", pointer.parent)
+            elif not pointer.with_name("metrics.jsonl").is_file():
+                continue  # it was killed before its first update
+            else:
+                found.append(send_run(settings, pointer))
+    if paths.run_pointer.is_file():
+        found.append(send(root, params))
+    if paths.student.is_dir():
+        mend_student(store, settings.registered_model, paths.student)
+    return tuple(dict.fromkeys(run_id for run_id in found if run_id is not None))
+
+
+def send(root: Path, params: Params) -> str | None:
+    """Return the id of the run of a checkout's student, complete; None where tracking is off.
+
+    Args:
+        root: the checkout or worktree that the pipeline ran in.
+        params: its parameters.
+
+    Raises:
+        DataError: the metrics of the result cannot be read.
+        TrackingError: the store cannot be reached or refuses, or there is no training.
+    """
+    paths = Paths(root)
+    settings = TrackingSettings.of(root, params.tracking)
+    run_id = send_run(settings, paths.run_pointer)
+    if run_id is not None and paths.metrics.is_file():
+        _send_result(settings, paths, params, run_id)
+    return run_id
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of ``reports/metrics.json`` under the names that DVC shows them by.
+
+    Such as ``score.t2i`` and ``field_evaluations``.
+    """
+    return dict(_numbers(metrics, ""))
+
+
+def _send_result(settings: TrackingSettings, paths: Paths, params: Params, run_id: str) -> None:
+    """Record scores, verdict, pictures and page of a student with its run, once."""
+    metrics = _read(paths.metrics)
+    files = [path for path in (paths.summary, paths.gate, paths.report_page) if path.is_file()]
+    places = {name: paths.evaluation_images(name) / "grid.png" for name in params.capabilities}
+    grids = {name: path for name, path in places.items() if path.is_file()}
+    digest = fingerprint([sha256(path) for path in (paths.metrics, *files, *grids.values())])
+    store = open_store(settings)
+    with store_errors(store.uri):
+        run = store.client.get_run(run_id).data
+    if run.tags.get(RESULT_TAG) == digest:
+        return
+    with resume_run(settings, paths.run_pointer) as tracker:
+        changed = {k: v for k, v in numbers(metrics).items() if run.metrics.get(k) != v}
+        tracker.log_metrics(changed, params.distill.num_updates)
+        for name, path in grids.items():
+            tracker.log_image(f"test/{name}", read_own(path.read_bytes()), 0)
+        for path in files:
+            tracker.log_artifact(path)
+        if VERDICT_TAG in metrics:
+            tracker.set_tags({VERDICT_TAG: str(metrics[VERDICT_TAG])})
+    if not tracker.is_complete:
+        shown = without_login(store.uri)
+        raise TrackingError(f"MLflow at {shown} did not take all of the result; try again later")
+    with store_errors(store.uri):
+        store.client.set_tag(run_id, RESULT_TAG, digest)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("it holds no object")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run the stage report") from error
+    return found
+
+
+def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)
