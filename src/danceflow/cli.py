@@ -154,6 +154,7 @@ def table(
     from danceflow.report.tables.write import write_table
     from flows.cells import sweep_table
 
+    runtime.require_writable(out)
     found, missing = sweep_table(root, sweep, source.value)
     paths = write_table(out, found, missing, against)
     typer.echo(paths[0].read_text(encoding="utf-8"))
@@ -272,6 +273,8 @@ def bring_teachers(
             raise UsageError(f"{name + equals + path!r}: write it as NAME=PATH")
     paths = Paths(root)
     named = {name: Path(path) for name, _, path in given}
+    runtime.require_writable(paths.teachers.parent)
+    runtime.require_writable(paths.reports)
     bring(family, pipeline, named, paths.teachers, edits=edits)
     with atomic_directory(paths.teachers_images):
         pass  # pictures of other teachers would stay
@@ -347,6 +350,7 @@ def digits() -> None:
     from danceflow.paths import Paths
 
     folder = Paths(root).raw_digits
+    runtime.require_writable(folder)
     count = write_digits(folder)
     typer.echo(f"{folder / TABLE}: {count} rows")
 
@@ -369,6 +373,7 @@ def generate(
     from danceflow.data.sizes import read_size
 
     wanted = None if size is None else read_size(size)
+    runtime.require_writable(out)
     images = _student(source, device).generate(prompts, seed, num_steps, guidance, wanted)
     _save(images, out)
 
@@ -389,6 +394,7 @@ def edit(
     Of the sizes that the student makes, the result has the one of the image's aspect.
     """
     pictures = [_read(image)] * len(instructions)
+    runtime.require_writable(out)
     images = _student(source, device).edit(pictures, instructions, seed, num_steps, guidance)
     _save(images, out)
 
