@@ -22,7 +22,7 @@ test quick: export OMP_NUM_THREADS ?= 1
 # Stages are run as `danceflow stage ...`: the environment's programs come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup run test quick check docs ui team-up team-down teachers clean
+.PHONY: help setup run test quick check audit sbom docs ui team-up team-down teachers clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -51,6 +51,13 @@ check: $(READY) docs  ## check style, types, import direction, the graph and the
 	mypy
 	lint-imports
 	danceflow check
+
+audit: $(READY)  ## look every pinned version up among known vulnerabilities (needs the network)
+	pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+sbom: $(READY)  ## write sbom.json: the software bill of materials, the same for the same pins
+	cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate \
+		--output-file sbom.json constraints.txt
 
 docs: $(READY)  ## build the site of the docs into site/
 	python docs/_site/reference.py

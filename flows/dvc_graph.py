@@ -290,6 +290,7 @@ def open_repository(root: Path) -> Iterator[Any]:
     from dvc.repo import Repo
 
     dvc_command.write_whole()
+    dvc_command.look_at_objects()
     try:
         with Repo(str(root)) as repo:
             yield repo

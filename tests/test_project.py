@@ -5,6 +5,7 @@ Every rule is read off the tree: a file that moves takes its rules along.
 
 import ast
 import functools
+import json
 import os
 import re
 import subprocess
@@ -55,6 +56,23 @@ def test_every_extra_is_pinned() -> None:
 def test_the_pins_that_matter() -> None:
     assert PINS["torch"] == "2.13.0"
     assert tuple(int(part) for part in PINS["fastapi"].split(".")[:2]) < (0, 151)
+
+
+def test_the_bill_of_materials_holds_every_pin_and_is_the_same_each_time(tmp_path: Path) -> None:
+    command = re.search(r"^sbom:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert command is not None
+    words = command[1].replace("\\\n", " ").split()
+    assert words[0] == "cyclonedx-py"
+    written = []
+    for name in ("one.json", "two.json"):
+        arguments = [str(tmp_path / name) if word == "sbom.json" else word for word in words[1:]]
+        subprocess.run([sys.executable, "-m", "cyclonedx_py", *arguments], cwd=ROOT, check=True)
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]
+    bill = json.loads(written[0])
+    held = {_name(part["name"]): part["version"] for part in bill["components"]}
+    assert held == {_name(name): pin for name, pin in PINS.items()}
+    assert bill["metadata"]["component"]["name"] == "danceflow"
 
 
 def test_prefect_waits_long_enough_for_its_server() -> None:
@@ -138,7 +156,8 @@ def _make(*arguments: str) -> str:
 
 def test_make_lists_its_targets() -> None:
     named = re.findall(r"make ([\w-]+) ", _make("help"))
-    assert {"run", "test", "quick", "check", "ui", "teachers", "clean", "help"} <= set(named)
+    expected = "run test quick check audit sbom docs ui team-up team-down teachers clean help"
+    assert set(expected.split()) <= set(named)
 
 
 @pytest.mark.parametrize(

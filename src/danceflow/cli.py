@@ -140,6 +140,7 @@ def run(
     from flows.pipeline import run_pipeline
     from flows.result import result_table
 
+    _require_prefect()
     with at_home(root):
         result = run_pipeline(
             root=root,
@@ -174,6 +175,7 @@ def sweep(
     from flows.home import at_home
     from flows.sweep import cells_table, run_sweep
 
+    _require_prefect()
     with at_home(root):
         cells = run_sweep(file=file.resolve(), root=root, parallel=parallel)
     typer.echo(cells_table(cells))
@@ -215,6 +217,7 @@ def table(
     from danceflow.report.tables.write import write_table
     from flows.cells import sweep_table
 
+    runtime.require_writable(out)
     found, missing = sweep_table(root, sweep, source.value)
     paths = write_table(out, found, missing, against)
     typer.echo(paths[0].read_text(encoding="utf-8"))
@@ -336,6 +339,7 @@ def teachers(
         from flows.home import at_home
         from flows.pipeline import run_teachers
 
+        _require_prefect()
         with at_home(root):
             run_teachers(root)
         return
@@ -375,6 +379,8 @@ def bring_teachers(
             raise UsageError(f"{name + equals + path!r}: write it as NAME=PATH")
     paths = Paths(root)
     named = {name: Path(path) for name, _, path in given}
+    runtime.require_writable(paths.teachers.parent)
+    runtime.require_writable(paths.reports)
     bring(family, pipeline, named, paths.teachers, edits=edits)
     with atomic_directory(paths.teachers_images):
         pass  # pictures of other teachers would stay
@@ -501,6 +507,7 @@ def digits() -> None:
     from danceflow.paths import Paths
 
     folder = Paths(root).raw_digits
+    runtime.require_writable(folder)
     count = write_digits(folder)
     typer.echo(f"{folder / TABLE}: {count} rows")
 
@@ -523,6 +530,7 @@ def generate(
     from danceflow.data.sizes import read_size
 
     wanted = None if size is None else read_size(size)
+    runtime.require_writable(out)
     images = _student(source, device).generate(prompts, seed, num_steps, guidance, wanted)
     _save(images, out)
 
@@ -543,6 +551,7 @@ def edit(
     Of the sizes that the student makes, the result has the one of the image's aspect.
     """
     pictures = [_read(image)] * len(instructions)
+    runtime.require_writable(out)
     images = _student(source, device).edit(pictures, instructions, seed, num_steps, guidance)
     _save(images, out)
 
@@ -870,6 +879,13 @@ def _leave_on_sigterm() -> None:
     process at once, and Prefect's temporary server would stay.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def _require_prefect() -> None:
+    """Check that the Prefect server that is configured answers, before a flow asks it."""
+    from flows.servers import require_api
+
+    require_api()
 
 
 def _checkout() -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,16 @@ class Blind:
         return {}
 
 
-def write_teachers(params: Params, paths: Paths) -> None:
-    """Write teachers of random weights, every one different, and an empty report on them."""
+def write_teachers(params: Params, paths: Paths, words: Sequence[str] = ()) -> None:
+    """Write teachers of random weights, every one different, and an empty report on them.
+
+    Args:
+        params: all sections.
+        paths: of the project.
+        words: what the text encoder knows beside the words of scenes.
+    """
     config = params.family.model_dump(mode="json")
-    family = family_class(params.family.name).new(config, vocabulary(), seed=0)
+    family = family_class(params.family.name).new(config, sorted({*vocabulary(), *words}), seed=0)
     family.save_frozen(paths.teachers / FROZEN_FOLDER)
     for seed, name in enumerate(params.teachers, start=1):
         family.save_backbone(awake(family, seed), paths.teacher(name))

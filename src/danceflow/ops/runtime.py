@@ -9,10 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-from danceflow.errors import DiskSpaceError, UsageError
+from danceflow.errors import DiskSpaceError, UsageError, brief
 
 # Off unless the user chose otherwise; the Makefile sets the same.
 TELEMETRY_OFF = {
@@ -23,17 +24,21 @@ TELEMETRY_OFF = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
+# A bar for every network that is read, however small, would hide the bars of the work.
+_HUB_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
+
 _CHATTY = ("alembic", "datasets", "filelock", "fsspec", "httpx", "matplotlib", "PIL", "urllib3")
 _CHECKOUT_MARK = "DANCEFLOW_CHECKOUT"
 
 
 def start(verbose: bool = False) -> None:
-    """Set telemetry off and logging up; the first thing that every command does.
+    """Set telemetry and others' bars off and logging up; the first thing that every command does.
 
     Args:
         verbose: Also show debug messages.
     """
     set_telemetry_off(os.environ)
+    os.environ.setdefault(_HUB_BARS, "1")
     set_logging_up(verbose)
 
 
@@ -66,6 +71,24 @@ def end_progress_bars() -> None:
 
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
+
+
+def require_writable(folder: Path) -> None:
+    """Check that files can be written to a folder, before work begins; it is made where needed.
+
+    Args:
+        folder: Where results are to go.
+
+    Raises:
+        UsageError: They cannot; it says why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{brief(str(folder))}: cannot be written to: {reason}") from None
 
 
 def require_disk_space(folder: Path, num_bytes: int) -> None:

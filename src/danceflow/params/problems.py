@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from danceflow.errors import unknown_name
+from danceflow.errors import brief, unknown_name
 
 
 class Problem(NamedTuple):
@@ -58,7 +58,7 @@ def kind_of(value: Any) -> str:
     """Return what was found where something else should be."""
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
-    return "nothing" if value is None else json.dumps(value)
+    return "nothing" if value is None else brief(json.dumps(value, default=repr))
 
 
 def _plain(error: ErrorDetails) -> str:

@@ -50,7 +50,9 @@ def parse_params(data: Any, source: str) -> Params:
             continue
         if name in data:
             try:
-                sections[name] = TypeAdapter(section_type).validate_json(json.dumps(data[name]))
+                sections[name] = TypeAdapter(section_type).validate_json(_as_json(data[name]))
+            except TypeError as error:
+                problems.append(Problem(name, str(error)))
             except ValidationError as error:
                 problems += explain(name, section_type, error.errors())
         elif name not in mistyped:
@@ -76,13 +78,25 @@ def parse_section(data: Any, kind: type[_Section], source: str) -> _Section:
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: should hold entries, found {kind_of(data)}")
     try:
-        return kind.model_validate_json(json.dumps(data))
+        return kind.model_validate_json(_as_json(data))
+    except TypeError as error:
+        raise ConfigError(f"{source}: {error}") from None
     except ValidationError as error:
         problems = [
             Problem(problem.path.removeprefix("."), problem.text)
             for problem in explain("", kind, error.errors())
         ]
         raise ConfigError(message(source, problems)) from None
+
+
+def _as_json(data: Any) -> str:
+    """Return data as JSON; raise ``TypeError`` where it holds what a params file cannot."""
+    try:
+        text = json.dumps(data)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"holds what no params file can: {error}") from None
+    return text
 
 
 def read_assignments(texts: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """YAML as DVC reads it: by YAML 1.2, ``1e-3`` is a number and ``no`` is a word.
 
-The only module that knows YAML.
+Only plain data leaves it: what JSON can hold, of a size that a person would write. The only module
+that knows YAML.
 """
 
 import re
@@ -10,6 +11,10 @@ from typing import Any
 import yaml
 
 from danceflow.errors import ConfigError
+
+_MAX_VALUES = 1_000_000  # of a whole file, its aliases written out: nine lines may mean a billion
+_MAX_DEPTH = 100
+_MAX_DIGITS = 400  # what a float can be has fewer
 
 
 def read_yaml(path: Path) -> Any:
@@ -42,13 +47,40 @@ def read_value(text: str) -> Any:
 
 def _load(text: str) -> Any:
     # The loader extends the safe one: it builds plain data only.
-    return yaml.load(text, Loader=_Loader)  # noqa: S506
+    try:
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506
+    except RecursionError:
+        raise yaml.YAMLError("is nested too deeply") from None
+    _require_small(data)
+    return data
+
+
+def _require_small(data: Any) -> None:
+    """Raise ``YAMLError`` where aliases make data endless, or far larger than its file."""
+    waiting, count = [(data, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > _MAX_VALUES or depth > _MAX_DEPTH:
+            raise yaml.YAMLError("is nested too deeply, or its aliases mean too many values")
+        if isinstance(value, dict | list):
+            inner = value.values() if isinstance(value, dict) else value
+            waiting += [(item, depth + 1) for item in inner]
+
+
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 class _Loader(yaml.SafeLoader):
     """Builds plain data with the value rules of YAML 1.2's core schema; a repeated key raises."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    # Without those of dates, sets and bytes, which no parameter is: their tags are errors.
+    yaml_constructors = {  # noqa: RUF012
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in _PLAIN
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
@@ -68,7 +100,15 @@ class _Loader(yaml.SafeLoader):
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))
+    text = loader.construct_scalar(node)
+    try:
+        if len(text) > _MAX_DIGITS:
+            raise ValueError
+        return int(text)
+    except ValueError:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{text[:40]!r} is no number of a usual size", node.start_mark
+        ) from None
 
 
 for _tag, _pattern, _first in (

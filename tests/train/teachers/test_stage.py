@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_project import small_data
 
 from danceflow.errors import ConfigError, WeightsError
-from danceflow.models.package import read_manifest
+from danceflow.models.package import read_manifest, write_manifest
 from danceflow.models.teachers import Teachers
 from danceflow.ops import determinism
 from danceflow.params.read import parse_params
@@ -179,6 +179,55 @@ def test_a_changed_teacher_is_trained_alone_and_starts_where_it_says(
     loaded = Teachers(paths.teachers, "sd3", ["base", "local"], "cpu")
     base, local = (backbone.state_dict() for backbone in loaded.backbones.values())
     assert all(torch.equal(base[name], local[name]) for name in base)
+
+
+def with_another(made: Paths, place: Path, **meta: Any) -> Paths:
+    """The made project, whose teachers hold an adapter on ``base`` that a recipe has added."""
+    shutil.copytree(made.root, place)
+    paths = Paths(place)
+    (paths.teachers / "shaded").mkdir()
+    (paths.teachers / "shaded" / "pytorch_lora_weights.safetensors").write_bytes(b"an adapter")
+    manifest = read_manifest(paths.teachers)
+    names = {"family": manifest["family"], "teachers": [*manifest["teachers"], "shaded"]}
+    write_manifest(paths.teachers, names | {"base": "base"} | meta)
+    return paths
+
+
+def test_a_teacher_that_the_parameters_do_not_name_stays(
+    made: Paths, tmp_path: Path, trained: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    paths = with_another(made, tmp_path / "project")
+    before = read_manifest(paths.teachers)
+    module.run(tiny(), paths)
+    assert trained == []
+    assert read_manifest(paths.teachers) == before
+    assert "kept: shaded (`danceflow teachers --recipe` scores them)" in caplog.text
+    assert "learned beside another" not in caplog.text
+    assert json.loads(paths.teachers_report.read_text())["teachers"].keys() == {"base", "local"}
+
+    data = small_data(CAPABILITIES)
+    data["family"]["text_encoder"] |= {"num_updates": 2, "batch_size": 8}
+    for teacher in data["teachers"].values():
+        teacher |= {"num_samples": 24, "num_updates": 2, "batch_size": 4, "warmup": 1}
+    module.run(parse_params(data, "test"), paths)
+    after = read_manifest(paths.teachers)
+    assert (after["teachers"], after["base"]) == (["base", "local", "shaded"], "base")
+    place = "shaded/pytorch_lora_weights.safetensors"
+    assert after["files"][place] == before["files"][place]
+    assert "shaded learned beside another base/diffusion_pytorch_model" in caplog.text
+
+
+def test_a_teacher_that_stays_is_whole(made: Paths, tmp_path: Path, trained: list[str]) -> None:
+    paths = with_another(made, tmp_path / "project")
+    weights = paths.teacher("shaded") / "pytorch_lora_weights.safetensors"
+    weights.write_bytes(b"another")
+    with pytest.raises(WeightsError, match=r"is damaged, and nothing trains it; restore it"):
+        module.run(tiny(), paths)
+    other = with_another(made, tmp_path / "other", family="zimage")
+    module.run(tiny(), other)
+    assert read_manifest(other.teachers) == read_manifest(made.teachers)
+    assert trained == []
 
 
 def test_teachers_come_after_those_they_start_from(project: Paths, trained: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from html import escape
 
 from danceflow.evaluate.records import START, STUDENT
 from danceflow.report.tables.cells import (
@@ -17,6 +18,7 @@ from danceflow.report.tables.statistics import Estimate
 from danceflow.report.tables.table import MEAN, SORT_RULE, Table, differences, overall
 
 DIFFERENCE = "difference"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|")
 
 
 def markdown(table: Table, missing: Sequence[str] = (), against: str | None = None) -> str:
@@ -123,13 +125,23 @@ def csv_text(table: Table, against: str | None = None) -> str:
         for name, found in row.estimates.items():
             field, *place = name.split("/")
             if field in FIELDS:
-                writer.writerow([table.sweep, row.variant, field, *place, *_numbers(found)])
+                words = map(no_formula, (table.sweep, row.variant, field, *place))
+                writer.writerow([*words, *_numbers(found)])
     if against is not None:
         for variant, shares in differences(table, against).items():
             for name, found in shares.items():
                 place = [DIFFERENCE, name, OVERALL, f"to {against}"]
-                writer.writerow([table.sweep, variant, *place, *_numbers(found)])
+                words = map(no_formula, (table.sweep, variant, *place))
+                writer.writerow([*words, *_numbers(found)])
     return buffer.getvalue()
+
+
+def no_formula(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula: such a one gets an apostrophe first.
+
+    Names of categories come from a user's rows, and a table is opened by others.
+    """
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _numbers(found: Estimate) -> list[str]:
@@ -181,5 +193,12 @@ def _count(found: Estimate | None) -> str:
 
 
 def _grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    line: Callable[[Sequence[str]], str] = lambda cells: f"| {' | '.join(cells)} |"  # noqa: E731
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(map(_plain, cells))} |"
+
     return [line(heads), line(["---", *["--:"] * (len(heads) - 1)]), *map(line, rows)]
+
+
+def _plain(text: str) -> str:
+    """Return a cell that stays one cell and is text, whatever a name holds."""
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")

@@ -3,10 +3,11 @@
 The text encoder learns to read first, then every teacher is trained on its bucket, from scratch or
 from another teacher, as a whole or as a LoRA adapter. An interrupted stage goes on at its last
 checkpoint. The teachers are scored on the validation split of every capability, so that the test
-split stays unseen.
+split stays unseen. Teachers that the parameters do not name, such as one that a recipe added, stay.
 """
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,10 +18,11 @@ from danceflow.data.buckets import VALIDATION
 from danceflow.errors import WeightsError
 from danceflow.models.family import open_family
 from danceflow.models.package import FROZEN_FOLDER, read_manifest, write_manifest
+from danceflow.models.weights import read_json
 from danceflow.ops import keys
-from danceflow.ops.files import atomic_directory, fingerprint, write_json
+from danceflow.ops.files import atomic_directory, fingerprint, sha256, write_json
 from danceflow.params.rules import require_trained_here
-from danceflow.paths import Paths
+from danceflow.paths import MANIFEST, Paths
 from danceflow.train.teachers.scores import score_teachers
 from danceflow.train.teachers.training import text_encoder, train_teacher
 from danceflow.worlds import prepare
@@ -28,23 +30,28 @@ from danceflow.worlds import prepare
 if TYPE_CHECKING:
     from danceflow.params.sections import Params
 
+_LOG = logging.getLogger(__name__)
+
 
 def run(params: "Params", paths: Paths) -> None:
     """Write ``models/teachers``, ``reports/teachers`` and ``reports/teachers.json``.
 
     Raises:
         ConfigError: if a teacher was brought along, or starts from one that is not trained before.
+        WeightsError: if a teacher that is to stay is damaged.
         TrainingError: if a training cannot go on.
     """
     started = time.monotonic()
     require_trained_here(params, str(paths.params))
     with keys.training_teachers(paths):
+        before, others = _others(params, paths)  # told of damage before hours of training
         frozen = text_encoder(params, paths)
         family = open_family(params.family.name, frozen).to(params.run.device)
         trained: dict[str, Path] = {}
         for name in params.teachers:
             trained[name] = train_teacher(params, paths, paths, family, name, trained, frozen.name)
-        _write(params, paths, frozen, trained)
+        _write(params, paths, frozen, trained | others, before)
+        _tell_of_others(others, before, read_manifest(paths.teachers)["files"])
         with atomic_directory(paths.teachers_images):
             pass  # pictures of the teachers before these
         report: dict[str, Any] = {"split": VALIDATION, "num_steps": params.evaluate.num_steps}
@@ -90,7 +97,7 @@ def _add(params: "Params", paths: Paths, manifest: Mapping[str, Any]) -> list[st
     for name in added:
         trained[name] = train_teacher(params, paths, data, family, name, trained, stands_for)
     if added:
-        _write(params, paths, frozen, trained)
+        _write(params, paths, frozen, trained, manifest)
     report = json.loads(paths.teachers_report.read_text())
     score_teachers(params, paths, data, report)
     for name in added:
@@ -109,9 +116,70 @@ def _kept(paths: Paths, name: str, manifest: Mapping[str, Any]) -> Path:
     return work
 
 
-def _write(params: "Params", paths: Paths, frozen: Path, trained: Mapping[str, Path]) -> None:
-    """Write ``models/teachers``: frozen parts, every teacher's weights, the manifest."""
+def _others(params: "Params", paths: Paths) -> tuple[Mapping[str, Any], dict[str, Path]]:
+    """Return the manifest of ``models/teachers`` and what it holds beside the parameters' teachers.
+
+    Of the latter the work folder that holds a copy, by name. Teachers of another family do not
+    stay: no folder holds two.
+    """
+    if not (paths.teachers / MANIFEST).is_file():
+        return {}, {}
+    before = read_json(paths.teachers / MANIFEST)
+    names = [name for name in before.get("teachers", ()) if name not in params.teachers]
+    if names and before.get("family") != params.family.name:
+        _LOG.warning("of family %s, and so removed: %s", before.get("family"), ", ".join(names))
+        return {}, {}
+    for file, digest in before.get("files", {}).items():
+        place = paths.teachers / file
+        if file.split("/")[0] in names and not (place.is_file() and sha256(place) == digest):
+            raise WeightsError(f"{place}: is damaged, and nothing trains it; restore it (git, dvc)")
+    return before, {name: _kept(paths, name, before) for name in names}
+
+
+def _tell_of_others(
+    others: Mapping[str, Path], before: Mapping[str, Any], after: Mapping[str, str]
+) -> None:
+    """Say which teachers stayed, and which of them stand on other weights than they learned on."""
+    if not others:
+        return
+    _LOG.info(
+        "not named by the parameters, and kept: %s (`danceflow teachers --recipe` scores them)",
+        ", ".join(others),
+    )
+    ground = [f"{FROZEN_FOLDER}/"] + ([f"{before['base']}/"] if "base" in before else [])
+    moved = [
+        file
+        for file, digest in before["files"].items()
+        if file.startswith(tuple(ground)) and after.get(file) != digest
+    ]
+    if moved:
+        _LOG.warning(
+            "%s learned beside another %s: train them again with their recipe, in a checkout "
+            "whose models/teachers lacks them, before they are used",
+            ", ".join(others),
+            moved[0],
+        )
+
+
+def _write(
+    params: "Params",
+    paths: Paths,
+    frozen: Path,
+    trained: Mapping[str, Path],
+    before: Mapping[str, Any],
+) -> None:
+    """Write ``models/teachers``: frozen parts, every teacher's weights, the manifest.
+
+    Args:
+        params: all sections.
+        paths: of the checkout.
+        frozen: the parts that all teachers share.
+        trained: by name, whose ``final`` holds the weights.
+        before: the manifest that is replaced; it names the base of adapters that stay.
+    """
     bases = [t.init for t in params.teachers.values() if t.adapter_rank is not None]
+    if "base" in before:
+        bases.append(before["base"])
     meta = {"family": params.family.name, "teachers": list(trained)}
     with atomic_directory(paths.teachers) as folder:
         shutil.copytree(frozen, folder / FROZEN_FOLDER)
