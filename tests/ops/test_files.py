@@ -14,6 +14,7 @@ import pytest
 
 from danceflow.errors import DanceflowError, DiskSpaceError
 from danceflow.ops import files
+from danceflow.ops.processes import process_mark
 
 
 class NativeError(Exception):
@@ -164,14 +165,16 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_processes_that_run_and_that_are_gone() -> None:
-    process = multiprocessing.get_context("fork").Process(target=lambda: None)
-    process.start()
-    process.join()
-    assert process.pid is not None
-    assert not files.is_alive(process.pid)
-    assert files.is_alive(os.getpid())
-    assert files.is_alive(1)
+def test_what_a_process_left_whose_number_another_has_by_now_is_removed(tmp_path: Path) -> None:
+    """As in a container that was restarted: the same numbers, started at another time."""
+    number, _, started = process_mark().partition("-")
+    former = f"{number}-{int(started) - 1}"
+    for mark in (former, number):  # the second as an older version wrote it
+        (tmp_path / f".target.{mark}-ab12.partial").touch()
+    present = tmp_path / f".target.{process_mark()}-ab12.partial"
+    present.touch()
+    files.write_text(tmp_path / "target", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [present.name, "target"]
 
 
 def test_two_writers_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.errors import DanceflowError, DiskSpaceError
+from danceflow.ops.processes import is_running, process_mark
 
 _LOG = logging.getLogger(__name__)
 
@@ -205,17 +206,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def is_alive(process_id: int) -> bool:
-    """Return whether a process of this machine is running."""
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 @contextlib.contextmanager
 def _locked(folder: Path, *, waits: bool) -> Iterator[bool]:
     """Lock a folder and give True; where it is taken, wait for it or give False."""
@@ -276,15 +266,15 @@ def _no_room(error: BaseException | None) -> str | None:
 
 
 def _partial_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    return path.with_name(f".{path.name}.{process_mark()}-{secrets.token_hex(4)}.partial")
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what processes that are gone began to write under this name."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]+\.partial")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.([\d-]+)-[0-9a-f]+\.partial")
     for sibling in path.parent.iterdir():
         found = pattern.fullmatch(sibling.name)
-        if found and not is_alive(int(found[1])):
+        if found and not is_running(found[1]):
             remove(sibling)
 
 
