@@ -14,7 +14,7 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-FLOWS = ("danceflow", "danceflow-sweep", "danceflow-teachers")
+FLOWS = ("danceflow", "danceflow-sweep", "danceflow-teachers", "danceflow-watch")
 """The flows that are looked after; all are started with heartbeats (``flows.home``)."""
 
 SILENT_AFTER_S = 70.0

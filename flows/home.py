@@ -28,7 +28,7 @@ from danceflow.ops.files import exclusive, write_json
 from danceflow.ops.processes import is_running, process_mark
 from danceflow.ops.tracking import main_checkout
 from danceflow.paths import Paths
-from flows.servers import prefect_server
+from flows.servers import prefect_server, require_api
 
 PORT = 4200
 """Where Prefect's page is looked for first."""
@@ -71,10 +71,11 @@ def at_home(root: Path, port: int | None = None) -> Iterator[Home]:
 
     Raises:
         UsageError: the port is taken.
-        StageError: the server does not start.
+        StageError: the server does not start, or the one that is configured does not answer.
     """
     beats = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
     if url := PREFECT_API_URL.value():
+        require_api()
         with _surroundings(beats):
             yield Home(url, lambda: True)
         return

@@ -140,7 +140,6 @@ def run(
     from flows.pipeline import run_pipeline
     from flows.result import result_table
 
-    _require_prefect()
     with at_home(root):
         result = run_pipeline(
             root=root,
@@ -175,7 +174,6 @@ def sweep(
     from flows.home import at_home
     from flows.sweep import cells_table, run_sweep
 
-    _require_prefect()
     with at_home(root):
         cells = run_sweep(file=file.resolve(), root=root, parallel=parallel)
     typer.echo(cells_table(cells))
@@ -339,7 +337,6 @@ def teachers(
         from flows.home import at_home
         from flows.pipeline import run_teachers
 
-        _require_prefect()
         with at_home(root):
             run_teachers(root)
         return
@@ -775,9 +772,12 @@ def watch(
     """
     root = _checkout()
     _leave_on_sigterm()
+    from flows.home import at_home
     from flows.watch import run_watch, watch_table
 
-    typer.echo(watch_table(run_watch(root=root, samples=samples, source=source, days=days)))
+    with at_home(root):
+        watched = run_watch(root=root, samples=samples, source=source, days=days)
+    typer.echo(watch_table(watched))
 
 
 @app.command()
@@ -879,13 +879,6 @@ def _leave_on_sigterm() -> None:
     process at once, and Prefect's temporary server would stay.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-
-
-def _require_prefect() -> None:
-    """Check that the Prefect server that is configured answers, before a flow asks it."""
-    from flows.servers import require_api
-
-    require_api()
 
 
 def _checkout() -> Path:

@@ -84,6 +84,7 @@ def test_one_command_makes_all_that_a_team_needs(prefect_server):
                 "danceflow/on-demand",
                 "danceflow/smoke",
                 "danceflow-sweep/sweep",
+                "danceflow-watch/watch",
             )
         }
         for deployment in found.values():
@@ -91,9 +92,10 @@ def test_one_command_makes_all_that_a_team_needs(prefect_server):
             assert int(beats) == home.HEARTBEAT_S
             assert deployment.enforce_parameter_schema
             assert deployment.work_pool_name == schedule.POOL
-        nightly, demand, smoke, sweep = found.values()
+        nightly, demand, smoke, sweep, watch = found.values()
         assert [item.schedule.cron for item in nightly.schedules] == ["0 2 * * *"]
         assert nightly.entrypoint == "flows/pipeline.py:run_pipeline"
+        assert [item.schedule.cron for item in watch.schedules] == ["0 6 * * *"]
         assert sweep.entrypoint == "flows/sweep.py:run_sweep"
         assert [item.schedules for item in (demand, smoke, sweep)] == [[], [], []]
         assert Path(ROOT / smoke.parameters["recipe"]).is_file()
