@@ -50,6 +50,13 @@ def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+def flip(path: Path) -> None:
+    """Change one bit of the last number, which no format sees by itself."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_conditions_are_those_computed_afresh(made, capability: str) -> None:
     _, paths = made
@@ -170,7 +177,7 @@ def test_code_that_changed_begins_anew_and_the_index_goes_by_what_came_of_it(
 
 
 @pytest.mark.parametrize("name", ["prompts", "latents-00001", "samples-00000"])
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "a bit"])
 def test_a_damaged_shard_is_named_and_the_stage_mends_it(project, name: str, damage: str) -> None:
     params, paths = project
     cache.run(params, paths, "t2i")
@@ -178,6 +185,8 @@ def test_a_damaged_shard_is_named_and_the_stage_mends_it(project, name: str, dam
     whole = shard.read_bytes()
     if damage == "missing":
         shard.unlink()
+    elif damage == "a bit":
+        flip(shard)
     else:
         with shard.open("rb+") as file:
             file.truncate(len(whole) // 2)
@@ -185,6 +194,28 @@ def test_a_damaged_shard_is_named_and_the_stage_mends_it(project, name: str, dam
         ConditionCache(paths.cache("t2i"))
     cache.run(params, paths, "t2i")
     assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["a bit", "without its sum", "another's sum"])
+def test_a_shard_that_changed_in_the_work_folder_is_made_again(
+    project, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    params, paths = project
+    cache.run(params, paths, "t2i")
+    before = content(paths.cache("t2i"))
+    (work,) = paths.work("any").parent.glob("cache-t2i-*/")
+    for name in ("prompts", "latents-00001", "samples-00000"):
+        shard = work / f"{name}.safetensors"
+        if damage == "a bit":
+            flip(shard)
+        elif damage == "without its sum":
+            shard.with_name(f"{shard.name}.sha256").unlink()
+        else:
+            shard.with_name(f"{shard.name}.sha256").write_text("0" * 64)
+    cache.run(params, paths, "t2i")
+    assert content(paths.cache("t2i")) == before
+    told = caplog.text.count("the shard was changed (SHA-256 differs); it is made again")
+    assert told == (0 if damage == "without its sum" else 3)
 
 
 @pytest.mark.parametrize("text", [None, "{", ""])

@@ -2,7 +2,8 @@
 
 Prompt embeddings (one row per distinct prompt), source and target latents, and the teacher's own
 samples with their noise seeds. Rows of one size lie together. Shards are written to the work folder
-first, so an interrupted stage goes on where it stopped.
+first, so an interrupted stage goes on where it stopped. Each has its SHA-256 beside it there: one
+that changed on the disk since is made again.
 """
 
 import json
@@ -25,7 +26,7 @@ from danceflow.models.frozen.reading import one_to_all, told
 from danceflow.models.memory import memory_of
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
-from danceflow.ops.files import atomic_directory, atomic_file, sha256
+from danceflow.ops.files import atomic_directory, atomic_file, sha256, write_text
 from danceflow.paths import MANIFEST
 
 if TYPE_CHECKING:
@@ -128,6 +129,22 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 
     with atomic_file(path) as partial:
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
+    write_text(_sum_of(path), sha256(path))
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a shard is there as it was written; one that is not is told."""
+    known = _sum_of(path)
+    if not (path.exists() and known.exists()):
+        return False
+    if sha256(path) == known.read_text(encoding="utf-8"):
+        return True
+    _LOG.warning("%s: the shard was changed (SHA-256 differs); it is made again", path)
+    return False
 
 
 def _chunks(
@@ -147,7 +164,7 @@ def _write_texts(
 ) -> dict[str, Tensor]:
     """Write and return the prompt tables, a row per prompt."""
     path = work / TEXTS
-    if not path.exists():
+    if not _is_whole(path):
         _warn_of_unknown_words(family, prompts)
         starts = range(0, len(prompts), batch_size)
         _save_texts(
@@ -173,7 +190,7 @@ def _write_seen_texts(
     The rows are those of the first size, then those of the next.
     """
     path = work / TEXTS
-    if not path.exists():
+    if not _is_whole(path):
         prompts = list(dataset["prompt"])
         _warn_of_unknown_words(next(iter(families.values())), sorted(set(prompts)))
         parts = []
@@ -268,7 +285,7 @@ def _write_latents(
     for number, (size, rows) in enumerate(_chunks(groups, _ROWS_PER_SHARD, "latents")):
         name = f"latents-{number:05d}.safetensors"
         names[size].append(name)
-        if (work / name).exists():
+        if _is_whole(work / name):
             continue
         tensors = {
             "prompt_row": prompt_row[rows],
@@ -307,7 +324,7 @@ def _write_teacher_samples(
     for number, (size, rows) in enumerate(_chunks(first, cache.batch_size, "teacher samples")):
         name = f"samples-{number:05d}.safetensors"
         names[size].append(name)
-        if (work / name).exists():
+        if _is_whole(work / name):
             continue
         family = families[size]
         seeds = [seed_for(params.run.seed, f"cache/{capability}", 0, row) for row in rows]

@@ -12,17 +12,31 @@ from torch import Tensor
 from danceflow.data.sizes import Size, draw_group
 from danceflow.errors import DataError, WeightsError
 from danceflow.fields import Condition, uniform, with_source
+from danceflow.ops.files import sha256
 
 INDEX = "index.json"
 TEXTS = "prompts.safetensors"
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file; raise ``DataError`` if it is missing or damaged."""
+def load_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a file.
+
+    Args:
+        path: of a cache.
+        digest: SHA-256 that it must have; None: it was looked at before.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
+        if digest is not None and sha256(path) != digest:
+            raise DataError(
+                f"{path}: the cache is missing or damaged: its SHA-256 differs; make it again: "
+                f"dvc repro --force cache@{path.parent.name}"
+            )
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: the cache is missing or damaged: {error}") from error
@@ -89,19 +103,22 @@ class ConditionCache:
         path = folder / INDEX
         try:
             self.index = json.loads(path.read_text())
-            entries = self.index["sizes"]
+            entries, self._digests = self.index["sizes"], self.index["files"]
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         except KeyError as error:
             raise DataError(
                 f"{path}: has no {error}; run the stage: dvc repro cache@{folder.name}"
             ) from error
-        self.texts = load_tensors(folder / TEXTS)
+        self.texts = self._load(folder / TEXTS)
         self.groups = tuple(self._read(folder, entry) for entry in entries)
 
+    def _load(self, path: Path) -> dict[str, Tensor]:
+        return load_tensors(path, self._digests.get(path.name, ""))
+
     def _read(self, folder: Path, entry: Mapping[str, Any]) -> CachedRows:
-        shards = [load_tensors(folder / name) for name in entry["latents"]]
-        samples = [load_tensors(folder / name)["clean"] for name in entry["teacher_samples"]]
+        shards = [self._load(folder / name) for name in entry["latents"]]
+        samples = [self._load(folder / name)["clean"] for name in entry["teacher_samples"]]
         target = torch.cat([shard["target"] for shard in shards])
         height, width = entry["image_size"]
         return CachedRows(
