@@ -22,7 +22,7 @@ test quick: export OMP_NUM_THREADS ?= 1
 # Stages are run as `danceflow stage ...`: the environment's programs come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup run test quick check ui teachers clean
+.PHONY: help setup run test quick check audit sbom docs ui teachers clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -45,12 +45,23 @@ test: $(READY)  ## run every test, with coverage of src
 quick: $(READY)  ## run the tests of one minute: no stages, no programs
 	python -m pytest -n $(WORKERS) --quick -q $(ARGS)
 
-check: $(READY)  ## check style, types, import direction and the graph
+check: $(READY) docs  ## check style, types, import direction, the graph and the docs
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 	danceflow check
+
+audit: $(READY)  ## look every pinned version up among known vulnerabilities (needs the network)
+	pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+sbom: $(READY)  ## write sbom.json: the software bill of materials, the same for the same pins
+	cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate \
+		--output-file sbom.json constraints.txt
+
+docs: $(READY)  ## build the site of the docs into site/
+	python docs/_site/reference.py
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 ui: $(READY)  ## open the pages of MLflow and Prefect
 	danceflow ui
@@ -59,6 +70,6 @@ teachers: $(READY)  ## train the teachers again (hours on a CPU)
 	danceflow teachers
 
 clean:  ## remove caches and rolling checkpoints; keeps .venv, data, models and reports
-	rm -rf .danceflow .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov
+	rm -rf site .danceflow .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov
 	rm -f .coverage .coverage.*
 	find src flows tests -name __pycache__ -type d -prune -exec rm -rf {} +

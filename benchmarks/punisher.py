@@ -328,7 +328,8 @@ class State:
         pending: logged models that are not ready.
         worktrees: beside the checkout.
         partials: half-written files.
-        held: DVC's list of who reads and writes, empty when nobody does.
+        held: whether DVC's list of who reads and writes names a process that lives; the entries of
+            dead ones are dropped by the next command that they are in the way of.
         git_locks: locks of git that nobody holds.
         stale: what ``dvc status`` says beside "up to date".
         experiments: DVC's hash of the student in each saved one.
@@ -361,7 +362,8 @@ def state_of(root: Path) -> State:
     worktrees = call(root, "git", "worktree", "list", "--porcelain").count("worktree ") - 1
     left = list((root / ".danceflow" / "worktrees").glob("*"))
     holders = root / ".dvc" / "tmp" / "rwlock"
-    text = holders.read_text(encoding="utf-8").strip() if holders.is_file() else ""
+    text = holders.read_text(encoding="utf-8") if holders.is_file() else ""
+    listed = {int(number) for number in re.findall(r'"pid": (\d+)', text)}
     partials = [p for p in root.rglob("*.partial") if ".venv" not in p.parts]
     return State(
         entries,
@@ -370,7 +372,7 @@ def state_of(root: Path) -> State:
         *tracked(root / "mlflow.db"),
         worktrees=max(worktrees, len(left)),
         partials=[str(path.relative_to(root)) for path in partials],
-        held=text not in {"", "{}"},
+        held=any(map(psutil.pid_exists, listed)),
         git_locks=[str(path.relative_to(root)) for path in (root / ".git").rglob("*.lock")],
         stale=call(root, "dvc", "status", "--json").strip(),
         experiments=saved_students(root),
@@ -437,7 +439,7 @@ def faults(found: State, wanted: State, varying: frozenset[str], *, experiment: 
     if found.partials:
         said.append(f"half-written: {', '.join(found.partials)}")
     if found.held:
-        said.append("DVC's list of readers and writers is not empty")
+        said.append("DVC's list of readers and writers names living processes")
     if found.git_locks:
         said.append(f"locks of git: {', '.join(found.git_locks)}")
     if found.stale != wanted.stale:

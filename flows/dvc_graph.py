@@ -106,6 +106,50 @@ def changed_stages(root: Path, thawed: str | None = None) -> frozenset[str]:
         return frozenset(names[address] for address in status)
 
 
+def reasons(root: Path) -> dict[str, tuple[str, ...]]:
+    """Return why stages are stale, by name; parameters apart, which ``locked_parameters`` tells.
+
+    Args:
+        root: a folder of the DVC repository.
+
+    Raises:
+        DvcError: DVC cannot read the repository.
+    """
+    with _repo(root) as repo, _quiet("dvc.repo.status"):
+        names = {stage.addressing: _name(stage) for stage in repo.index.stages}
+        found = {names[address]: tuple(_lines(item)) for address, item in repo.status().items()}
+    return {name: lines for name, lines in found.items() if lines}
+
+
+def locked_parameters(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the parameters that each stage ran with last, by stage and dotted name.
+
+    Args:
+        root: a folder of the DVC repository.
+    """
+    from dvc.utils.serialize import load_yaml
+
+    lock = root / "dvc.lock"
+    stages = load_yaml(str(lock))["stages"] if lock.is_file() else {}
+    return {
+        name: dict(entry.get("params", {}).get("params.yaml", {})) for name, entry in stages.items()
+    }
+
+
+def _lines(entries: Sequence[Any]) -> Iterator[str]:
+    """Give a sentence for everything that DVC says of a stage, but for its parameters."""
+    words = {"changed deps": "its input", "changed outs": "its result"}
+    states = {"deleted": "is missing", "not in cache": "is missing", "new": "is new"}
+    for entry in entries:
+        if isinstance(entry, str):
+            yield f"its {entry.removeprefix('changed ')} changed"
+            continue
+        for kind, paths in entry.items():
+            for path, state in paths.items():
+                if isinstance(state, str):
+                    yield f"{words.get(kind, kind)} {path} {states.get(state, 'changed')}"
+
+
 def holders(root: Path) -> tuple[Holder, ...]:
     """Return the DVC commands that hold files of the repository; none that is gone is among them.
 

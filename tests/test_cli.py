@@ -82,6 +82,30 @@ def _python(code: str) -> list[str]:
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("danceflow pla", ["plan"]),
+        ("danceflow explain distill.num_s", ["distill.num_steps"]),
+        ("danceflow run --dry", ["--dry-run"]),
+    ],
+)
+def test_a_shell_completes_what_is_typed(typed: str, offered: list[str]) -> None:
+    shell = {
+        "_DANCEFLOW_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(typed.count(" ")),
+    }
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("danceflow"))],
+        env={**os.environ, **shell},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == offered, done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["generate", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     """What makes help slow is imports; the clock of a shared machine would say nothing."""
@@ -134,7 +158,7 @@ def test_the_commands_are_frozen() -> None:
     }
     student = ["--device", "--from", "--guidance", "--num-steps", "--out", "--seed"]
     assert found == {
-        "run": ["--name", "--parallel", "--recipe", "--set", "--with-teachers", "-S"],
+        "run": ["--dry-run", "--name", "--parallel", "--recipe", "--set", "--with-teachers", "-S"],
         "sweep": ["--parallel", "file"],
         "table": ["--against", "--from", "--out", "sweep"],
         "stage": ["--capability", "name"],
@@ -152,6 +176,9 @@ def test_the_commands_are_frozen() -> None:
             "-S",
             "recipe",
         ],
+        "recipes": [],
+        "explain": ["name"],
+        "schema": ["--out"],
         "digits": [],
         "generate": [*student, "--size", "prompts"],
         "edit": [*student, "image", "instructions"],

@@ -5,6 +5,7 @@ Every rule is read off the tree: a file that moves takes its rules along.
 
 import ast
 import functools
+import json
 import os
 import re
 import subprocess
@@ -20,17 +21,14 @@ from repository import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
-REQUIRED = [
-    re.split(r"[<>=]", text)[0]
-    for text in (
-        *PROJECT["project"]["dependencies"],
-        *PROJECT["project"]["optional-dependencies"]["dev"],
-    )
-]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+REQUIRED = (*PROJECT["project"]["dependencies"], *EXTRAS["dev"])
+"""What `make setup` installs."""
 
 
-def _name(name: str) -> str:
-    return name.lower().replace("_", "-")
+def _name(requirement: str) -> str:
+    """The name of what a requirement asks for, as `PINS` is searched for it."""
+    return re.split(r"[<>=\[]", requirement)[0].lower().replace("_", "-")
 
 
 def test_pins_are_exact_and_name_no_place() -> None:
@@ -41,13 +39,37 @@ def test_pins_are_exact_and_name_no_place() -> None:
 
 def test_what_is_required_is_pinned_and_installed_so() -> None:
     pins = {_name(name): pin for name, pin in PINS.items()}
-    for name in REQUIRED:
-        assert version(name).partition("+")[0] == pins[_name(name)], name
+    for name in map(_name, REQUIRED):
+        assert version(name).partition("+")[0] == pins[name], name
+
+
+def test_every_extra_is_pinned() -> None:
+    pins = {_name(name) for name in PINS}
+    for extra, requirements in EXTRAS.items():
+        for name in map(_name, requirements):
+            assert name in pins or name == _name(PROJECT["project"]["name"]), (extra, name)
 
 
 def test_the_pins_that_matter() -> None:
     assert PINS["torch"] == "2.13.0"
     assert tuple(int(part) for part in PINS["fastapi"].split(".")[:2]) < (0, 151)
+
+
+def test_the_bill_of_materials_holds_every_pin_and_is_the_same_each_time(tmp_path: Path) -> None:
+    command = re.search(r"^sbom:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert command is not None
+    words = command[1].replace("\\\n", " ").split()
+    assert words[0] == "cyclonedx-py"
+    written = []
+    for name in ("one.json", "two.json"):
+        arguments = [str(tmp_path / name) if word == "sbom.json" else word for word in words[1:]]
+        subprocess.run([sys.executable, "-m", "cyclonedx_py", *arguments], cwd=ROOT, check=True)
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]
+    bill = json.loads(written[0])
+    held = {_name(part["name"]): part["version"] for part in bill["components"]}
+    assert held == {_name(name): pin for name, pin in PINS.items()}
+    assert bill["metadata"]["component"]["name"] == "danceflow"
 
 
 def test_prefect_waits_long_enough_for_its_server() -> None:
@@ -129,7 +151,18 @@ def _make(*arguments: str) -> str:
 
 def test_make_lists_its_targets() -> None:
     named = re.findall(r"make (\w+) ", _make("help"))
-    assert {"run", "test", "quick", "check", "ui", "teachers", "clean", "help"} <= set(named)
+    assert {
+        "run",
+        "test",
+        "quick",
+        "check",
+        "audit",
+        "sbom",
+        "ui",
+        "teachers",
+        "clean",
+        "help",
+    } <= set(named)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +172,8 @@ def test_make_lists_its_targets() -> None:
         ("test", "python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=85"),
         ("quick", "python -m pytest -n 2 --quick"),
         ("check", "danceflow check"),
+        ("check", "DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 mkdocs build"),
+        ("docs", "python docs/_site/reference.py"),
         ("ui", "danceflow ui"),
         ("teachers", "danceflow teachers"),
     ],

@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+import textwrap
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +26,6 @@ app = typer.Typer(
     name="danceflow",
     help="One student from several flow-matching teachers, by on-policy distillation.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -56,6 +56,13 @@ Guidance = Annotated[
 ]
 
 
+def _parameters() -> list[str]:
+    """Return the names that a shell offers."""
+    from danceflow.params.meaning import parameter_names
+
+    return list(parameter_names())
+
+
 @app.callback()
 def _start(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show debug messages.")] = False,
@@ -78,6 +85,9 @@ def run(
         typer.Option("--with-teachers", help="Also train the teachers where they are stale."),
     ] = False,
     parallel: Annotated[int, typer.Option(min=1, help="How many stages may run at once.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say which stages would run, and why.")
+    ] = False,
 ) -> None:
     """Run the whole pipeline as a Prefect flow.
 
@@ -95,6 +105,11 @@ def run(
     load_params(source)
     changed = f"{source} with --set" if values else str(source)
     require_training(parse_params(override(read_yaml(source), values), changed), changed)
+    if dry_run:
+        from flows.dry_run import forecast
+
+        typer.echo("\n".join(map(str, forecast(root, recipe, values))))
+        return
     from flows.pipeline import run_pipeline
     from flows.result import result_table
 
@@ -337,6 +352,57 @@ def plan(
             params, model=model, gpu=gpu, utilisation=utilisation, teachers=_teachers()
         )
     typer.echo(json.dumps(as_data(found), indent=2) if as_json else as_text(found))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes: purpose, hardware and cost."""
+    from danceflow.params.recipes import recipes_below
+
+    root = _checkout()
+    for recipe in recipes_below(root / "recipes"):
+        typer.echo(f"{recipe.path.relative_to(root)}: {recipe.title}")
+        for name, text in (
+            ("for", recipe.purpose),
+            ("needs", recipe.hardware),
+            ("expect", recipe.expected),
+        ):
+            typer.echo(
+                textwrap.fill(text, 96, initial_indent=f"  {name:<8}", subsequent_indent=" " * 10)
+            )
+
+
+@app.command()
+def explain(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A parameter or a section, such as distill.query; default: the sections.",
+            autocompletion=_parameters,
+        ),
+    ] = None,
+) -> None:
+    """Say what a parameter means, takes and decides."""
+    from danceflow.explain import explanation
+    from danceflow.params.yaml12 import read_yaml
+    from danceflow.paths import Paths, find_root
+
+    try:
+        params = read_yaml(Paths(find_root(Path.cwd())).params)
+    except UsageError:  # the meaning is the same everywhere
+        params = None
+    typer.echo(explanation(name, params))
+
+
+@app.command()
+def schema(
+    out: Annotated[Path, typer.Option(help="Folder of the schemas.")] = Path("docs/schema"),
+) -> None:
+    """Write the JSON Schemas that editors read."""
+    from danceflow.params.schema import write_schemas
+
+    for path in write_schemas(out):
+        typer.echo(str(path))
 
 
 @app.command()

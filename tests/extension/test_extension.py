@@ -203,3 +203,11 @@ def test_a_student_is_distilled_and_scored_with_everything_that_was_added(extend
         assert found["fields"]["student"]["field_gap"]["all"] > 0
         assert 0 <= found["fields"]["student"]["metrics"]["brightness"] <= 1
         assert found["scale"] == (1.0 if capability == "paint" else 10.0)
+
+
+def test_a_family_without_a_layout_is_told_by_plan(extended: Path) -> None:
+    params = (extended / "params.yaml").read_text()
+    (extended / "toy.yaml").write_text(params.replace("name: sd3", "name: toy", 1))
+    told = call(extended, "-m", "danceflow.cli", "plan", "toy.yaml")
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
+    assert "family 'toy' has no layout" in told.stderr

@@ -11,6 +11,7 @@ from repository import ROOT
 
 from danceflow.ops.runtime import TELEMETRY_OFF
 from danceflow.params.yaml12 import read_yaml
+from flows.dry_run import Fate, forecast
 
 # Notes its call beside the checkout and writes the stage's outs; no two runs write the same.
 COMMAND = f"""#!{sys.executable}
@@ -87,7 +88,16 @@ def checkout(tmp_path: Path) -> Checkout:
     return made
 
 
+def fates(checkout: Checkout, **overrides: object) -> dict[Fate, list[str]]:
+    """What a dry run says, by what becomes of the stages."""
+    found: dict[Fate, list[str]] = {}
+    for item in forecast(checkout.root, None, overrides):
+        found.setdefault(item.fate, []).append(item.stage)
+    return found
+
+
 def test_a_clone_runs_everything_but_the_frozen_stage_once(checkout: Checkout) -> None:
+    assert set(fates(checkout)) == {Fate.RUNS, Fate.FROZEN}
     assert sorted(checkout.repro()) == [
         "cache --capability global_edit",
         "cache --capability local_edit",
@@ -110,11 +120,15 @@ def test_a_clone_runs_everything_but_the_frozen_stage_once(checkout: Checkout) -
         "reports/gate.json",
         "reports/summary.json",
     ]
+    assert set(fates(checkout)) == {Fate.UP_TO_DATE, Fate.FROZEN}
     assert checkout.repro() == []
 
 
 def test_a_changed_parameter_runs_what_depends_on_it(checkout: Checkout) -> None:
     checkout.repro()
+    told = fates(checkout, **{"gate.max_regression": 0.5})
+    assert told[Fate.RUNS] == ["report"]
+    assert Fate.MAY_RUN not in told
     params = checkout.root / "params.yaml"
     text = params.read_text()
     params.write_text(text.replace("experiment: danceflow", "experiment: other"))
@@ -124,6 +138,10 @@ def test_a_changed_parameter_runs_what_depends_on_it(checkout: Checkout) -> None
     params.write_text(
         text.replace("t2i, teacher: base, guidance: 2.0", "t2i, teacher: base, guidance: 3.0")
     )
+    (cache,) = [item for item in forecast(checkout.root) if item.stage == "cache@t2i"]
+    assert str(cache) == "cache@t2i: runs\n  capabilities.t2i.guidance was 2.0, is 3.0"
+    told = fates(checkout)
+    assert "cache@local_edit" in told[Fate.UP_TO_DATE]
     assert [call for call in checkout.repro() if call.startswith("cache")] == [
         "cache --capability t2i"
     ]
@@ -149,4 +167,5 @@ def test_a_compiled_file_changes_nothing_and_a_source_file_does(checkout: Checko
     compiled.write_bytes(b"x")
     assert checkout.repro() == []
     (checkout.root / "src/danceflow/ops/files.py").write_text("CHANGED = 1\n")
+    assert "its input src/danceflow/ops/files.py changed" in forecast(checkout.root)[0].reasons
     assert "prepare" in checkout.repro()

@@ -189,9 +189,16 @@ def layout_of(name: str) -> Layout:
     """Return the layout of the family ``name``.
 
     Raises:
-        WeightsError: for an unknown name; the message names the nearest.
+        WeightsError: for an unknown name; the message names the nearest. Also for a family that
+            says nothing of its tokens.
     """
-    return cast(Layout, family_class(name).layout)
+    layout: Layout | None = getattr(family_class(name), "layout", None)
+    if layout is None:
+        raise WeightsError(
+            f"family {name!r} has no layout of its tokens, so that its costs cannot be told; give "
+            "its class one (danceflow.models.layout) and plan/models.json its usual model"
+        )
+    return layout
 
 
 def open_family(name: str, folder: Path) -> ModelFamily:

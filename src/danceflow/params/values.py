@@ -3,29 +3,53 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    WithJsonSchema,
+)
+from pydantic_core import core_schema
 
 from danceflow.columns import COLUMN_NAMES, COLUMN_PRESETS
 from danceflow.errors import unknown_name
 
 
-def one_of(kind: str, known: tuple[str, ...]) -> AfterValidator:
-    """Return the check that a word is one of the known ones.
+@dataclass(frozen=True)
+class OneOf:
+    """The check that a word is one of the known ones.
 
-    Args:
+    Attributes:
         kind: What the word stands for, for the message.
         known: All words.
     """
 
-    def check(name: str) -> str:
-        if name not in known:
-            raise ValueError(unknown_name(kind, name, known))
-        return name
+    kind: str
+    known: tuple[str, ...]
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Return what pydantic does with a value: it is a word, then one of these."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the JSON Schema, from which editors offer the words."""
+        return {**handler(schema), "enum": list(self.known)}
+
+    def _check(self, name: str) -> str:
+        if name not in self.known:
+            raise ValueError(unknown_name(self.kind, name, self.known))
+        return name
 
 
 def _address(value: object) -> object:
@@ -97,11 +121,33 @@ PositiveCount = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-NumQueries = Annotated[int | Literal["all"] | None, PlainValidator(_num_queries)]
+NumQueries = Annotated[
+    int | Literal["all"] | None,
+    PlainValidator(_num_queries),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}, {"type": "null"}]}
+    ),
+]
 Address = Annotated[str, BeforeValidator(_address)]
 # The name of an environment variable.
 Variable = Annotated[str | None, BeforeValidator(_variable)]
-Columns = Annotated[Mapping[str, str], PlainValidator(_columns)]
+Columns = Annotated[
+    Mapping[str, str],
+    PlainValidator(_columns),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": list(COLUMN_PRESETS)},
+                {
+                    "type": "object",
+                    "properties": {name: {"type": "string"} for name in COLUMN_NAMES},
+                    "required": ["prompt", "target"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
 Ratio = Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")]
 # A mapping with something in it.
 NotEmpty = AfterValidator(_not_empty)
