@@ -6,12 +6,16 @@
 - ``dvc.lock`` and the list of who reads and writes what (``rwlock``) are written as every file of
   the project: all of it or nothing. DVC empties the file and then writes it, and a process killed
   in between leaves none or half of it. With half a list no DVC command works any more.
+- An object of the cache is looked at by its hash before it is used. DVC takes the content of every
+  write-protected file for what its name says, and would bring a damaged one back as a result. One
+  that differs is named and removed, and its stage runs again.
 """
 
 import contextlib
 import functools
 import io
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +25,7 @@ from typing import Any
 from danceflow.ops.files import atomic_file
 
 THAW = "--thaw"
+_LOG = logging.getLogger("dvc.danceflow")  # DVC shows what its own loggers say
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     from dvc.cli import main as dvc
 
     write_whole()
+    look_at_objects()
     if arguments and arguments[0] == THAW:
         _thaw(arguments[1])
         arguments = arguments[2:]
@@ -46,6 +52,31 @@ def write_whole() -> None:
     dvcfile.modify_yaml = _modify_yaml
     edit = rwlock._edit_rwlock
     rwlock._edit_rwlock = lambda folder, fs, hardlink: edit(folder, _Whole(fs), hardlink)
+
+
+@functools.cache
+def look_at_objects() -> None:
+    """Let DVC within this process compare an object's content with its name, whatever its mode.
+
+    DVC's own record of what it has hashed is used: a file is read again when its time, size or
+    place on the disk changed.
+    """
+    from dvc_data.hashfile.db import HashFileDB
+    from dvc_data.hashfile.db.local import LocalHashFileDB
+    from dvc_objects.errors import ObjectFormatError
+
+    def check(self: Any, oid: str, check_hash: bool = True, _info: Any = None) -> Any:
+        try:
+            return HashFileDB.check(self, oid, check_hash, _info)
+        except ObjectFormatError:
+            _LOG.warning(
+                "%s: an object of DVC's cache was damaged (its MD5 differs); it was removed, and "
+                "is made again where it is needed",
+                self.oid_to_path(oid),
+            )
+            raise
+
+    LocalHashFileDB.check = check
 
 
 class _Whole:

@@ -271,6 +271,7 @@ def _repo(root: Path) -> Iterator[Any]:
     from dvc.repo import Repo
 
     dvc_command.write_whole()
+    dvc_command.look_at_objects()
     try:
         with Repo(str(root)) as repo:
             yield repo

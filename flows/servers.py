@@ -5,6 +5,10 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
+from danceflow.errors import StageError
+from danceflow.ops.tracking import without_login
+
+_ANSWER_S = 10.0
 _UI_API_URL = ("PREFECT_UI_API_URL", "PREFECT_SERVER_UI_API_URL")
 
 
@@ -28,6 +32,28 @@ class Server:
             stdout=subprocess.DEVNULL if quiet else None,
             start_new_session=True,
         )
+
+
+def require_api() -> None:
+    """Check that the Prefect server that is configured answers; without one there is none to ask.
+
+    Raises:
+        StageError: it does not; a flow would end with Prefect's own traceback.
+    """
+    import httpx
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        return
+    try:
+        httpx.get(f"{url.rstrip('/')}/health", timeout=_ANSWER_S)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise StageError(
+            f"Prefect at {without_login(url)} does not answer ({error}); start it, or unset "
+            "PREFECT_API_URL (`prefect config unset PREFECT_API_URL`): a run then has a server of "
+            "its own"
+        ) from None
 
 
 def prefect_server(port: int) -> Server:

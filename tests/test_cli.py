@@ -311,6 +311,29 @@ def test_sweep_checks_the_file_and_calls_the_flow(
     assert calls[0] == ("run_sweep", (), {"file": file, "root": checkout, "parallel": 3})
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "a red circle", "--out"),
+        ("edit", "picture.png", "turn it", "--out"),
+        ("table", "s.yaml", "--out"),
+    ],
+)
+@pytest.mark.parametrize("place", ["taken", "taken/below", "loop", "a" * 300])
+def test_an_output_that_cannot_be_written_is_one_error_before_the_work(
+    checkout: Path, danceflow: Danceflow, command: tuple[str, ...], place: str
+) -> None:
+    (checkout / "taken").write_text("a file")
+    (checkout / "loop").symlink_to("loop")
+    (checkout / "s.yaml").write_text("name: s\nseeds: [0]\n")
+    Image.new("RGB", (8, 8)).save(checkout / "picture.png")
+    code, _, err = danceflow(*command, place)
+    assert code == 2
+    assert "Traceback" not in err
+    assert ": cannot be written to: " in err
+    assert (checkout / "taken").read_text() == "a file"
+
+
 @pytest.mark.parametrize("command", [["run"], ["sweep", "s.yaml"]])
 def test_sigterm_leaves_as_an_exit_does(checkout: Path, command: list[str]) -> None:
     """What waits for the exit, such as the end of Prefect's temporary server, still happens."""

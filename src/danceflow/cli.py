@@ -113,6 +113,7 @@ def run(
     from flows.pipeline import run_pipeline
     from flows.result import result_table
 
+    _require_prefect()
     result = run_pipeline(
         root=root,
         recipe=recipe,
@@ -142,6 +143,7 @@ def sweep(
     cells_of(read_sweep(file), str(file))
     from flows.sweep import cells_table, run_sweep
 
+    _require_prefect()
     typer.echo(cells_table(run_sweep(file=file.resolve(), root=root, parallel=parallel)))
 
 
@@ -250,6 +252,7 @@ def teachers(
         _leave_on_sigterm()
         from flows.pipeline import run_teachers
 
+        _require_prefect()
         run_teachers(root)
         return
     from danceflow.ops import determinism
@@ -534,6 +537,13 @@ def _leave_on_sigterm() -> None:
     process at once, and Prefect's temporary server would stay.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def _require_prefect() -> None:
+    """Check that the Prefect server that is configured answers, before a flow asks it."""
+    from flows.servers import require_api
+
+    require_api()
 
 
 def _checkout() -> Path:

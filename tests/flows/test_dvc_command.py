@@ -79,3 +79,27 @@ def test_the_list_of_readers_and_writers_is_never_half_written(
 
 def test_an_exit_code_is_dvcs(repository: Path) -> None:
     assert repro(repository, "nothing").wait() == 255
+
+
+def objects(repository: Path, content: bytes) -> Path:
+    """Return the object of DVC's cache that holds this content."""
+    files = (repository / ".dvc" / "cache" / "files").rglob("*")
+    (found,) = (path for path in files if path.is_file() and path.read_bytes() == content)
+    return found
+
+
+@pytest.mark.parametrize("damage", [b"two\n", b"on", b""])
+def test_a_damaged_object_is_named_and_made_again(repository: Path, damage: bytes) -> None:
+    """DVC would take it for what it says it is, as it is write-protected, and call it a result."""
+    assert repro(repository, "first").wait() == 0
+    place = objects(repository, b"one\n")
+    place.chmod(0o644)
+    place.write_bytes(damage)
+    place.chmod(0o444)
+    (repository / "a").unlink()
+    command = [*DVC, "repro", "--single-item", "first"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert f"{place}: an object of DVC's cache was damaged" in done.stderr
+    assert "first ran" in done.stdout
+    assert (repository / "a").read_text() == "one\n"
+    assert place.read_bytes() == b"one\n"

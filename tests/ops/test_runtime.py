@@ -73,6 +73,31 @@ def test_too_little_disk_space_is_told_before_work_begins(tmp_path: Path) -> Non
     assert str(folder) in str(caught.value)
 
 
+def test_a_place_that_cannot_be_written_to_is_told_before_work_begins(tmp_path: Path) -> None:
+    runtime.require_writable(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "folder"]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere/at/all")
+    names = ("file", "file/below", "loop", "loop/below", "gone", "a" * 300, "a\0b", "a/" * 3000)
+    for place in (*(tmp_path / name for name in names), Path("/proc/no"), Path("/dev/null/x")):
+        with pytest.raises(UsageError, match=r"cannot be written to: \S") as caught:
+            runtime.require_writable(place)
+        assert len(str(caught.value)) < 300
+
+
+def test_bars_of_others_are_off_unless_chosen() -> None:
+    code = (
+        "from danceflow.ops import runtime\n"
+        "runtime.start()\n"
+        "from huggingface_hub.utils import are_progress_bars_disabled as off\n"
+        "print(off())"
+    )
+    assert _python(code, HF_HUB_DISABLE_PROGRESS_BARS="") == "False"
+    unset = f"import os; os.environ.pop('HF_HUB_DISABLE_PROGRESS_BARS', None)\n{code}"
+    assert _python(unset) == "True"
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
