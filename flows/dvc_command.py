@@ -76,7 +76,8 @@ def look_at_objects() -> None:
             )
             raise
 
-    LocalHashFileDB.check = check
+    local: Any = LocalHashFileDB
+    local.check = check
 
 
 class _Whole:
