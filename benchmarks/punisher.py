@@ -199,7 +199,7 @@ def globbed(*patterns: str) -> Callable[[Path], set[str]]:
 
 
 WRITES: Mapping[str, Write] = {
-    "checkpoint": Write(globbed(".danceflow/work/distill-*/.checkpoint.pt.*.partial"), 4),
+    "checkpoint": Write(globbed(".danceflow/work/distill-*/.checkpoint.*.partial"), 4),
     "dvc commit": Write(globbed(".dvc/cache/files/md5/*"), 40, 0.02),
     "store": Write(globbed("mlflow.db", ".mlflow.db*", ".danceflow/.mlflow*"), 1, 8.0, "no store"),
     "experiment": Write(globbed(".danceflow/worktrees/*"), 1, 2.0, "finished", EXPERIMENT),

@@ -219,6 +219,12 @@ def test_nothing_runs_in_the_page(hostile: Hostile) -> None:
         assert script not in text
 
 
+def test_tables_of_bad_rows_reckon_nothing(hostile: Hostile) -> None:
+    for bad in hostile.bad:
+        for value in bad.values():
+            assert not value.startswith(("=", "+", "-", "@", "\t", "\r", "|")), bad
+
+
 def test_tables_of_sweeps_reckon_and_run_nothing() -> None:
     cells = [cell("=1+1", 0, 0.5, 1.0), cell("<b>", 1, 0.5, 1.0)]
     for item in cells:

@@ -145,7 +145,7 @@ def test_clean_removes_old_work_and_says_so(finished) -> None:
     )
     old = paths.work("distill-00000000000000aa")
     old.mkdir()
-    (old / "checkpoint.pt").write_bytes(b"x" * 2_000_000)
+    (old / "checkpoint.safetensors").write_bytes(b"x" * 2_000_000)
     for folder in (old, kept):
         for path in (folder, *folder.rglob("*")):
             os.utime(path, (0, 0))
@@ -153,5 +153,5 @@ def test_clean_removes_old_work_and_says_so(finished) -> None:
     assert said[0] == f"removed {old} (2.0 MB)"
     assert said[-1].startswith("1 work folders removed, 2,000,000 bytes freed; ")
     assert not old.exists()
-    assert (kept / "checkpoint.pt").is_file()
+    assert (kept / "checkpoint.safetensors").is_file()
     assert checkout.dvc("repro") == []

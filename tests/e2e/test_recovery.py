@@ -78,7 +78,9 @@ def test_a_server_that_is_away_and_then_a_full_disk(finished) -> None:
     assert not checkout.paths.student.exists()
 
     text = the_error(checkout.call(sys.executable, "-c", LITTLE_ROOM, str(ROOM), *training))
-    assert re.match(r"\S+/checkpoint\.pt: larger than .* lets a file be; nothing was kept", text)
+    assert re.match(
+        r"\S+/checkpoint\.safetensors: larger than .* lets a file be; nothing was kept", text
+    )
     assert not checkout.paths.student.exists()
     assert not checkout.paths.distill_report.exists()
     assert nothing_half_written(checkout)

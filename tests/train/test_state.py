@@ -1,6 +1,9 @@
 """Checkpoints that are whole or not there, and the moving average in closed form."""
 
+from pathlib import Path
+
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -11,7 +14,7 @@ CONTENT = {"step": 3, "seconds": 1.5, "recent": [0.5], "weights": {"a": torch.ar
 
 
 def test_a_checkpoint_comes_back(tmp_path) -> None:
-    path = tmp_path / "work" / "checkpoint.pt"
+    path = tmp_path / "work" / "checkpoint.safetensors"
     save_checkpoint(path, CONTENT)
     loaded = load_checkpoint(path)
     assert loaded is not None
@@ -19,36 +22,77 @@ def test_a_checkpoint_comes_back(tmp_path) -> None:
     assert {k: v for k, v in loaded.items() if k != "weights"} == {
         k: v for k, v in CONTENT.items() if k != "weights"
     }
-    assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
+    assert [p.name for p in path.parent.iterdir()] == ["checkpoint.safetensors"]
 
 
 def test_no_checkpoint_is_no_error(tmp_path) -> None:
-    assert load_checkpoint(tmp_path / "checkpoint.pt") is None
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors") is None
 
 
 def test_a_write_that_fails_leaves_the_former_checkpoint(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, CONTENT)
     before = path.read_bytes()
 
-    def failing(_content, file) -> None:
-        file.write(b"half")
+    def failing(_tensors, file: Path, metadata: object) -> None:
+        file.write_bytes(b"half")
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(torch, "save", failing)
+    monkeypatch.setattr(safetensors.torch, "save_file", failing)
     with pytest.raises(RuntimeError, match="killed"):
         save_checkpoint(path, {"step": 4})
     assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda _: b"", lambda _: b"x" * 99])
-def test_a_damaged_checkpoint_is_told_with_the_way_out(tmp_path, damage) -> None:
-    path = tmp_path / "checkpoint.pt"
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda _: b"",
+        lambda _: b"x" * 99,
+        lambda b: b + b"x",
+        lambda b: flipped(b, len(b) - 1),  # within a tensor
+        lambda b: flipped(b, b.index(b"seconds")),
+        lambda b: flipped(b, 3),
+    ],
+)
+def test_a_damaged_checkpoint_is_put_aside_and_told(tmp_path, damage, caplog) -> None:
+    path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, CONTENT)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(WeightsError, match=r"checkpoint.pt: .* delete it to start over"):
-        load_checkpoint(path)
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    assert load_checkpoint(path) is None
+    assert f"{path}: the checkpoint is damaged" in caplog.text
+    assert (tmp_path / "checkpoint.safetensors.damaged").read_bytes() == damaged
+    assert not path.exists()
+    save_checkpoint(path, CONTENT)
+    assert load_checkpoint(path) is not None
+
+
+def test_everything_comes_back_as_it_was(tmp_path) -> None:
+    one = torch.arange(6.0).reshape(2, 3)
+    tensors = [one, one, one.T, one[0], torch.tensor(3), torch.ones(0, 2), one.bfloat16(), one > 2]
+    content = {
+        "tensors": tensors,
+        "by number": {0: {"step": torch.tensor(1.0)}, 1: {}},
+        "plain": [None, True, 0.1, 1e-320, float("inf"), 2**70, "\u00fc", (1, [2], ())],
+    }
+    save_checkpoint(tmp_path / "c", content)
+    found = load_checkpoint(tmp_path / "c")
+    assert found is not None
+    assert found["plain"] == content["plain"]
+    assert found["by number"].keys() == {0, 1}
+    for before, after in zip(tensors, found["tensors"], strict=True):
+        assert before.dtype == after.dtype
+        assert torch.equal(before, after)
+    with pytest.raises(TypeError):
+        save_checkpoint(tmp_path / "d", {"a": object()})
+    assert b"pickle" not in (tmp_path / "c").read_bytes()
 
 
 def moved(values: list[float], decay: float) -> Ema:

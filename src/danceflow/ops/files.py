@@ -30,6 +30,7 @@ _FULL = {
     errno.EDQUOT: "no space left on the disk: the quota is used up",
     errno.EFBIG: "larger than the disk, or a limit such as ulimit -f, lets a file be",
 }
+_UNWRITABLE = (errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
 # What native writers (safetensors, arrow, sqlite) say without an error number.
 _FULL_TEXT = {
     "no space left on device": errno.ENOSPC,
@@ -241,12 +242,16 @@ def _writing(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
             raise DanceflowError(f"{path}: cannot be written: {error.strerror}") from error
         partial = _partial_name(path)
         try:
             yield partial
-        except PermissionError as error:
+        except OSError as error:
+            if not isinstance(error, PermissionError) and error.errno not in _UNWRITABLE:
+                raise
             raise DanceflowError(f"{path}: cannot be written: {error.strerror}") from error
         finally:
             remove(partial)

@@ -1,38 +1,114 @@
-"""Rolling checkpoints: everything a training needs to go on bit for bit, written atomically."""
+"""Rolling checkpoints: everything a training needs to go on bit for bit, written atomically.
 
+A file is safetensors: tensors, and beside them in its head plain data as JSON and the SHA-256 of
+both. Nothing is unpickled, and a byte that changed on the disk is seen.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.ops.files import atomic_file
 
+_LOG = logging.getLogger(__name__)
+
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` to ``path``; the former file stays until the new one is whole."""
-    # A file of Python's own: torch's writer does not say that a disk is full.
-    with atomic_file(path) as partial, partial.open("wb") as file:
-        torch.save(content, file)
+    """Write ``content`` to ``path``; the former file stays until the new one is whole.
+
+    Args:
+        path: the file.
+        content: tensors and plain data, in mappings, lists and tuples of any depth.
+
+    Raises:
+        TypeError: something else is in it.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_packed(content, tensors))
+    head = {"content": text, "sha256": _digest(text, tensors)}
+    with atomic_file(path) as partial:
+        save_file(tensors, partial, metadata=head)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return the content of ``path``, or ``None`` if there is no such file.
+    """Return the content of ``path``, or ``None`` if there is no such file, or a damaged one.
 
-    Raises:
-        WeightsError: if the file is damaged; the message says how to start over.
+    A damaged file is put aside and told: what it held is computed again, with the same result.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not path.exists():
         return None
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch's own text advises to load the file unsafely.
-        raise WeightsError(
-            f"{path}: the checkpoint is damaged and cannot be read; delete it to start over"
-        ) from error
+        with safe_open(path, "pt") as file:
+            head = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(head["content"], tensors) != head["sha256"]:
+            raise ValueError("its SHA-256 differs")
+        content: dict[str, Any] = _unpacked(json.loads(head["content"]), tensors)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        _LOG.warning(
+            "%s: the checkpoint is damaged (%s): put aside as %s; what it held is computed again",
+            path,
+            error,
+            aside.name,
+        )
+        return None
     return content
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return a value as JSON can hold it; its tensors go to ``tensors``."""
+    if isinstance(value, Tensor):
+        name = f"{len(tensors):06d}"
+        tensors[name] = _apart(value, tensors)
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"map": [[key, _packed(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_packed(item, tensors) for item in value]}
+    return value
+
+
+def _apart(value: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return a tensor as it is written: in main memory, in one piece, sharing it with no other."""
+    value = value.detach().cpu().contiguous()
+    places = {known.untyped_storage().data_ptr() for known in tensors.values()}
+    return value.clone() if value.untyped_storage().data_ptr() in places else value
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "map":
+        return {key: _unpacked(item, tensors) for key, item in inner}
+    items = [_unpacked(item, tensors) for item in inner]
+    return items if kind == "list" else tuple(items)
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of plain data and tensors, 64 hexadecimal digits."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Ema:

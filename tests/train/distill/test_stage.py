@@ -48,7 +48,7 @@ def test_a_killed_stage_goes_on_bit_for_bit(project: Paths, made: Paths, tmp_pat
     try:
         deadline = time.monotonic() + 200
         record = distill.training_key(params, project).folder(project)
-        while not ((record / "checkpoint.pt").exists() and len(_lines(record)) > 8):
+        while not ((record / "checkpoint.safetensors").exists() and len(_lines(record)) > 8):
             assert process.poll() is None, "the stage ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -56,7 +56,7 @@ def test_a_killed_stage_goes_on_bit_for_bit(project: Paths, made: Paths, tmp_pat
     finally:
         process.kill()
         process.wait()
-    checkpoint = load_checkpoint(record / "checkpoint.pt")
+    checkpoint = load_checkpoint(record / "checkpoint.safetensors")
     assert checkpoint is not None
     assert 0 < checkpoint["step"] < 60
     assert not project.student.exists()

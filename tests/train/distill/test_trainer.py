@@ -109,7 +109,7 @@ def test_a_training_resumed_twice_is_the_uninterrupted_one(
         part.stop_at = stop_at
         with pytest.raises(KeyboardInterrupt):
             part.train()
-        checkpoint = load_checkpoint(tmp_path / "parts" / "checkpoint.pt")
+        checkpoint = load_checkpoint(tmp_path / "parts" / "checkpoint.safetensors")
         assert checkpoint is not None
         assert checkpoint["step"] == 2 * (stop_at // 2)
     parts = trained(made, teachers, tmp_path / "parts", **options)
@@ -197,12 +197,18 @@ def test_a_compiled_training_is_the_uncompiled_one(
         run.package(tmp_path / run.work.name / "student", {})
 
 
-def test_a_damaged_checkpoint_is_told(made: Paths, teachers: Teachers, tmp_path: Path) -> None:
-    trained(made, teachers, tmp_path, num_updates=2)
-    file = tmp_path / "checkpoint.pt"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match=f"{file}: the checkpoint is damaged"):
-        trainer(made, teachers, tmp_path, num_updates=2)
+def test_a_damaged_checkpoint_is_told_and_trained_again(
+    made: Paths, teachers: Teachers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = weights(trained(made, teachers, tmp_path, num_updates=2))
+    lines = (tmp_path / "metrics.jsonl").read_text().count("\n")
+    file = tmp_path / "checkpoint.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(bytes(data))
+    assert same(weights(trained(made, teachers, tmp_path, num_updates=2)), whole)
+    assert f"{file}: the checkpoint is damaged (its SHA-256 differs)" in caplog.text
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == lines
 
 
 # ---------------------------------------------------------------------------------------------
@@ -538,7 +544,7 @@ def test_a_number_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     found.stop_at = 3
     with pytest.raises(KeyboardInterrupt):
         found.train()
-    before = (tmp_path / "checkpoint.pt").read_bytes()
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
     spoilt = trainer(made, teachers, tmp_path)
     for cached in spoilt.caches.values():
         spoilt_rows = torch.full((100, *cached.texts["prompt_embeds"].row_shape), float("nan"))
@@ -547,13 +553,13 @@ def test_a_number_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
         TrainingError, match="update 2, .* cached prompts or sources are not finite"
     ):
         spoilt.train()
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     spoilt = trainer(made, teachers, tmp_path)
     with torch.no_grad():
         spoilt.trainable[-1].fill_(float("nan"))
     with pytest.raises(TrainingError, match="update 2, .*: the student's (rollout|velocities)"):
         spoilt.train()
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     whole = trained(made, teachers, tmp_path / "whole")
     assert same(weights(trained(made, teachers, tmp_path)), weights(whole))
 

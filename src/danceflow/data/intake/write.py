@@ -29,6 +29,7 @@ QUARANTINE = "quarantine.csv"
 
 SPLITS = ("train", "validation", "test")
 _NUM_SKIP_REASONS = 50
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|")
 
 
 def write(data: "DataParams", paths: "Paths", trouble: FactsTrouble = no_trouble) -> dict[str, Any]:
@@ -143,4 +144,9 @@ def _write_quarantine(path: Path, bad: Sequence[BadRow]) -> None:
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("place", "field", "reason"))
-        writer.writerows((row.place, row.field, row.reason) for row in bad)
+        writer.writerows(map(_cell_text, (row.place, row.field, row.reason)) for row in bad)
+
+
+def _cell_text(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula: names of files may begin as one."""
+    return f"'{text}" if text.startswith(_FORMULA) else text

@@ -108,7 +108,7 @@ class Trainer:
         needs_ema = method.objective.needs_ema
         self.ema_field = self._ema_field(teachers.memory) if needs_ema else None
         self.step, self.seconds, size, self.meter = 0, 0.0, 0, Meter()
-        if (saved := load_checkpoint(work / "checkpoint.pt")) is not None:
+        if (saved := load_checkpoint(work / "checkpoint.safetensors")) is not None:
             self.backbone.load_state_dict(saved["student"], strict=False)
             self.optimizer.load_state_dict(saved["optimizer"])
             self.ema.load_state_dict(saved["ema"])
@@ -286,7 +286,7 @@ class Trainer:
 
     def _checkpoint(self, seconds: float) -> None:
         save_checkpoint(
-            self.work / "checkpoint.pt",
+            self.work / "checkpoint.safetensors",
             {
                 "step": self.step,
                 "seconds": seconds,

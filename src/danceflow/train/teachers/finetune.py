@@ -68,7 +68,7 @@ def finetune(
     optimizer = make_optimizer(config.optimizer, params, config.learning_rate, config.weight_decay)
     ema = Ema(backbone, config.ema_decay)
     field = family.field(backbone)
-    path = work / "checkpoint.pt"
+    path = work / "checkpoint.safetensors"
     start, seconds, curve_size = 0, 0.0, 0
     recent: list[float] = []
     if (saved := load_checkpoint(path)) is not None:
