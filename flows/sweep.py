@@ -35,6 +35,7 @@ from danceflow.paths import Paths
 from danceflow.report.tables.cells import CELL_FILE, CellRecord, scores_of, write_cell
 from danceflow.stages import STAGES
 from flows import dvc_graph, dvc_stage, links
+from flows.beginning import begin
 from flows.cells import (
     PlannedCell,
     SweepFailedError,
@@ -47,7 +48,7 @@ from flows.cells import (
 from flows.dvc_stage import Outcome, StageResult, StageStoppedError
 from flows.experiment import experiment, snapshot
 from flows.parameters import AtOnce, Seconds, SweepFile
-from flows.pipeline import STEADY, begin
+from flows.pipeline import STEADY
 from flows.processes import ProcessGroups
 
 KEPT = "kept"  # a finished cell was found
