@@ -25,6 +25,7 @@ from danceflow.paths import Paths
 from danceflow.registry.history import MAX_REASON, Approval, Change, now
 from danceflow.registry.promotion import Standing
 from flows import promote
+from flows.beginning import begin
 from flows.notify import News, tell
 from flows.parameters import Seconds
 
@@ -75,8 +76,6 @@ def run_promotion(
         ConflictError: somebody else changed the champion meanwhile.
         UsageError: there is no such version, or it is the champion already.
     """
-    from flows.pipeline import begin  # which asks for approvals, too
-
     place = begin(root)
     standing = promote.proposed(place, version)
     params = load_params(Paths(place).params)

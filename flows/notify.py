@@ -72,7 +72,7 @@ class News:
     def body(self) -> bytes:
         """Return it as the JSON that addresses get."""
         data = {"model": self.model, "version": self.version, "text": self.text, **self.details}
-        kind = f"danceflow.{self.event.replace(' ', '_')}"
+        kind = f"student.{self.event.replace(' ', '_')}"
         return json.dumps({"type": kind, "timestamp": now(), "data": data}).encode()
 
 

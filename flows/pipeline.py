@@ -4,7 +4,6 @@ DVC says what is stale and records what was made; Prefect says when, repeats wha
 passing reason, and shows it live. ``dvc repro`` does the same without Prefect.
 """
 
-import logging
 import os
 import queue
 from collections.abc import Mapping
@@ -25,15 +24,15 @@ from danceflow.ops.tracking import TrackingSettings, open_store
 from danceflow.params.read import load_params
 from danceflow.params.rules import require_trained_here, require_weights
 from danceflow.params.sections import Params
-from danceflow.paths import Paths, find_root
+from danceflow.paths import Paths
 from danceflow.registry.promotion import Standing
 from flows import approval, dvc_graph, dvc_remote, dvc_stage, links, promote, sync
+from flows.beginning import begin
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, check_raw, experiment, plan
-from flows.home import stay_home
 from flows.parameters import AtOnce, Name, Overrides, Recipe, Seconds
-from flows.processes import ProcessGroups, end_with_parent
+from flows.processes import ProcessGroups
 from flows.result import picture, result_table, sample_sheets
 
 NUM_RETRIES = 2
@@ -93,18 +92,6 @@ def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bo
         error, (DanceflowError, *dvc_stage.BUGS)
     )
 
-
-class _OneLine(logging.Filter):
-    """Takes the traceback from errors that say everything in their message."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return True: every record stays."""
-        if record.exc_info and isinstance(record.exc_info[1], DanceflowError):
-            record.exc_info = None
-        return True
-
-
-_ONE_LINE = _OneLine()
 
 STEADY: dict[str, Any] = {
     "retries": NUM_RETRIES,
@@ -268,18 +255,6 @@ def run_teachers(root: Path | None = None) -> tuple[StageResult, ...]:
     with ProcessGroups() as processes:
         nodes = dvc_graph.ancestry(dvc_graph.stage_graph(root, settings.thawed), "teachers")
         return _run_stages(root, nodes, processes, None, settings)
-
-
-def begin(root: Path | None) -> Path:
-    """Return the checkout to work on, once Prefect's log is set up for this flow.
-
-    A flow that a schedule has started ends with it.
-    """
-    stay_home()
-    end_with_parent()
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_ONE_LINE)
-    return find_root(Path.cwd()) if root is None else root.resolve()
 
 
 def _run(

@@ -37,6 +37,7 @@ from danceflow.report.metrics import metrics_of
 from danceflow.report.tables.cells import CELL_FILE, CellRecord, scores_of, write_cell
 from danceflow.stages import STAGES
 from flows import dvc_graph, dvc_stage, links
+from flows.beginning import begin
 from flows.cells import (
     PlannedCell,
     SweepFailedError,
@@ -49,7 +50,7 @@ from flows.cells import (
 from flows.dvc_stage import Outcome, StageResult, StageStoppedError
 from flows.experiment import experiment, snapshot
 from flows.parameters import AtOnce, Seconds, SweepFile
-from flows.pipeline import STEADY, begin
+from flows.pipeline import STEADY
 from flows.processes import ProcessGroups
 
 KEPT = "kept"  # a finished cell was found

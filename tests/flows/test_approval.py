@@ -116,9 +116,9 @@ def test_a_person_approves_on_a_form_and_is_remembered(tmp_path, mlflow_template
     assert (last.approval.by, last.approval.reason) == ("Ada", "looked at forty hands")
     told = [(item["type"], item["data"]["version"]) for item in hooks.told()]
     assert told == [
-        ("danceflow.promoted", 1),
-        ("danceflow.approval_wanted", 2),
-        ("danceflow.promoted", 2),
+        ("student.promoted", 1),
+        ("student.approval_wanted", 2),
+        ("student.promoted", 2),
     ]
     assert str(waiting.id) in hooks.told()[1]["data"]["page"]
     assert hooks.told()[2]["data"]["approval"]["by"] == "Ada"

@@ -37,7 +37,7 @@ def test_an_address_is_told_as_json(hooks, tmp_path, caplog):
     assert {"webhook-id", "webhook-timestamp"} <= headers.keys()
     assert not {"authorization", "webhook-signature"} & headers.keys()
     told = json.loads(body)
-    assert told["type"] == "danceflow.promoted"
+    assert told["type"] == "student.promoted"
     assert told["data"] == {
         "model": "student",
         "version": 3,

@@ -20,6 +20,15 @@ def test_a_process_is_running_until_it_has_ended():
         process_mark(process.pid)
 
 
+def test_a_process_that_nobody_has_asked_about_yet_has_ended_all_the_same():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    mark = process_mark(process.pid)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
+    assert not is_running(mark)
+    process.wait()
+
+
 def test_the_same_number_with_another_start_is_another_process():
     """As after the restart of a container, in which every process has the number that it had."""
     number, _, started = process_mark().partition("-")

@@ -80,7 +80,7 @@ def test_only_what_nobody_uploads_is_taken_away(trained, owner, stays):
     tags = None
     if owner is not None:
         owner["process"] = owner["process"] or process_mark()
-        tags = {"danceflow.uploaded_by": json.dumps(owner)}
+        tags = {"student.uploaded_by": json.dumps(owner)}
     store.client.create_logged_model(store.experiment_id, name="student", tags=tags)
     clear_uploads(store)
     assert logged(store) == (["PENDING"] if stays else [])

@@ -28,11 +28,16 @@ def process_mark(process_id: int | None = None) -> str:
 def is_running(mark: str) -> bool:
     """Return whether the process that a mark stands for is still running.
 
+    One that has ended and that its parent has not asked about yet, a zombie, is not.
+
     Args:
         mark: what ``process_mark`` returned; a number alone stands for none.
     """
+    import psutil
+
     number = mark.partition("-")[0]
     try:
-        return number.isdigit() and process_mark(int(number)) == mark
-    except ProcessLookupError:
+        is_it = number.isdigit() and process_mark(int(number)) == mark
+        return is_it and psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
         return False

@@ -18,7 +18,7 @@ from danceflow.registry.open import ARTIFACT, DIGEST_TAG
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-_OWNER_TAG = "danceflow.uploaded_by"
+_OWNER_TAG = "student.uploaded_by"
 # Of what nobody can be asked about: older ones say no process, others ran on another machine.
 _UPLOAD_TAKES_S = {True: 86_400.0, False: 3_600.0}
 
