@@ -159,6 +159,7 @@ def test_the_number_of_steps_comes_from_the_student_or_the_caller(noisy_folder):
     ("arguments", "message"),
     [
         ({"prompts": ["red", " "]}, "prompt 1 is empty"),
+        ({"prompts": ["red", "red \ud800"]}, "prompt 1 holds half a character"),
         ({"prompts": ["red"], "num_steps": 0}, "at least 1"),
         ({"prompts": ["red"], "guidance": -1.0}, "guidance"),
         ({"prompts": ["red"], "guidance": float("nan")}, "guidance"),

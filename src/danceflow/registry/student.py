@@ -166,6 +166,10 @@ class Student:
         for place, (prompt, image) in enumerate(zip(prompts, sources, strict=True)):
             if not prompt.strip():
                 raise UsageError(f"prompt {place} is empty")
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                raise UsageError(f"prompt {place} holds half a character") from None
             for note in self.notes(prompt, is_edit=image is not None):
                 _LOG.warning("prompt %d %s", place, note)
             source = self._source(place, image)
