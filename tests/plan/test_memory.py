@@ -210,4 +210,5 @@ def test_a_student_is_written_from_float16_in_main_memory(project: Paths) -> Non
     assert item(plan, "to make the student's start", "moments") == 4 * held_by(merged)
     shared = h100_plan()
     assert [moment.name for moment in shared.moments] == ["to write the student"]
-    assert shared.peak("main") == shared.held("main") + shared.moments[0].num_bytes
+    moment = shared.held("main") + shared.moments[0].num_bytes
+    assert shared.peak("main") == max(moment, shared.evaluate_held("main"))

@@ -1,7 +1,6 @@
 """Training on pictures of two sizes: each on its own grid, each part weighed as it was, resumed
 exactly; and all stages from the rows to the student's use."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from shaped_rows import CAPABILITIES, SQUARE, WIDE, prepared, shaped_data
 from tiny_models import awake
 from tiny_project import Blind, as_a_stage_runs, write_teachers
 from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family
+from training_record import read_metrics
 
 from danceflow.data import cache
 from danceflow.data.cached_rows import ConditionCache
@@ -136,10 +136,7 @@ def same(one, other) -> bool:
 
 
 def record(work: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in x.items() if k not in ("seconds", "images_per_second")} for x in lines
-    ]
+    return read_metrics(work / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("kind", ["made", "stock"])
