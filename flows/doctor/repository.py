@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from danceflow.errors import DanceflowError
-from danceflow.ops.files import is_alive
+from danceflow.ops.files import exclusive_if_free
 from danceflow.ops.tracking.place import git_says
 from danceflow.paths import Paths
 from flows import dvc_remote
@@ -106,11 +106,11 @@ def leftovers(root: Path) -> Iterator[Finding]:
         root: the checkout.
     """
     paths, found = Paths(root), 0
-    dead = [
-        folder.name
-        for folder in paths.worktrees.glob("*.*")
-        if folder.suffix[1:].isdigit() and not is_alive(int(folder.suffix[1:]))
-    ]
+    dead = []
+    for folder in sorted(place for place in paths.worktrees.glob("*.*") if place.is_dir()):
+        with exclusive_if_free(folder) as is_left:  # whoever works in it has its lock
+            if is_left:
+                dead.append(folder.name)
     if dead:
         found += 1
         text = f"worktrees of experiments that were killed: {_some(dead)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows import dvc_remote
+from danceflow.ops.files import exclusive
 from flows.doctor import repository
 from flows.doctor.finding import Finding, Level
 
@@ -96,17 +97,17 @@ def test_what_may_not_be_written_to_fails(checkout: Path, monkeypatch: pytest.Mo
 
 
 def test_leftovers_of_killed_processes_are_told(checkout: Path, tmp_path: Path) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    (checkout / ".danceflow" / "worktrees" / f"trial.{ended.pid}").mkdir(parents=True)
-    (checkout / ".danceflow" / "worktrees" / f"alive.{os.getpid()}").mkdir()
+    place = checkout / ".danceflow" / "worktrees"
+    for name in ("trial.a1", "alive.b2"):
+        (place / name).mkdir(parents=True)
     git(checkout, "worktree", "add", "--quiet", "--detach", str(tmp_path / "gone"))
     subprocess.run(["rm", "-r", str(tmp_path / "gone")], check=True)
     lock = checkout / ".git" / "index.lock"
     lock.touch()
     os.utime(lock, (0, 0))
-    texts = [text for _, text in bad(repository.leftovers(checkout))]
-    assert texts[0] == f"worktrees of experiments that were killed: trial.{ended.pid}"
+    with exclusive(place / "alive.b2"):
+        texts = [text for _, text in bad(repository.leftovers(checkout))]
+    assert texts[0] == "worktrees of experiments that were killed: trial.a1"
     assert str(tmp_path / "gone") in texts[1]
     assert str(lock) in texts[2]
 
