@@ -107,10 +107,10 @@ def leftovers(root: Path) -> Iterator[Finding]:
     """
     paths, found = Paths(root), 0
     dead = []
-    for folder in sorted(place for place in paths.worktrees.glob("*.*") if place.is_dir()):
-        with exclusive_if_free(folder) as is_left:  # whoever works in it has its lock
+    for place in sorted(item for item in paths.worktrees.glob("*.*") if item.is_dir()):
+        with exclusive_if_free(place) as is_left:  # whoever works in it has its lock
             if is_left:
-                dead.append(folder.name)
+                dead.append(place.name)
     if dead:
         found += 1
         text = f"worktrees of experiments that were killed: {_some(dead)}"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import dvc_remote
 from danceflow.ops.files import exclusive
+from flows import dvc_remote
 from flows.doctor import repository
 from flows.doctor.finding import Finding, Level
 
