@@ -266,7 +266,7 @@ def test_one_capability_an_update_asks_its_own_teacher_alone(
     counting = {name: CountingField(field) for name, field in found.teachers.items()}
     found.teachers = counting
     found.train()
-    routed = [found.router.route(step)[0][0].name for step in range(6)]
+    routed = [found.rows.router.route(step)[0][0].name for step in range(6)]
     assert set(routed) == set(CAPABILITIES)
     for name, field in counting.items():
         assert field.num_evaluations == 4 * routed.count(name)
@@ -546,7 +546,7 @@ def test_a_number_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
         found.train()
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     spoilt = trainer(made, teachers, tmp_path)
-    for cached in spoilt.caches.values():
+    for cached in spoilt.rows.caches.values():
         spoilt_rows = torch.full((100, *cached.texts["prompt_embeds"].row_shape), float("nan"))
         cached.texts["prompt_embeds"] = MappedTable([spoilt_rows])
     with pytest.raises(
