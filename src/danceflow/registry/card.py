@@ -8,8 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from danceflow.ops.tracking import Store, store_errors, without_login
-from danceflow.registry.evidence import if_there
+from danceflow.ops.tracking import Store, known, store_errors, without_login
 from danceflow.registry.open import DIGEST_TAG
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def publish(store: Store, version: "ModelVersion", evidence: "Evidence", answer:
         TrackingError: the store cannot be reached.
     """
     with store_errors(store.uri):
-        run = version.run_id and if_there(lambda: store.client.get_run(version.run_id))
+        run = version.run_id and known(lambda: store.client.get_run(version.run_id))
         if run is not None and run.info.lifecycle_stage == "active":
             text = json.dumps(answer.as_json(), indent=2, ensure_ascii=False) + "\n"
             store.client.log_text(run.info.run_id, text, VERDICT_FILE)

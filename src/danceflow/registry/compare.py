@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import UsageError
-from danceflow.ops.tracking import Store, store_errors
+from danceflow.ops.tracking import Store, known, store_errors
 from danceflow.registry.evidence import stored
-from danceflow.registry.history import known
 from danceflow.report.bootstrap import difference, interval, pair
 from danceflow.report.evidence import Evidence, Scored
 

@@ -11,8 +11,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from danceflow.ops.tracking import Store
-from danceflow.registry.history import known, runs, this_process
+from danceflow.ops.tracking import Store, known
+from danceflow.registry.history import runs, this_process
 from danceflow.registry.open import ARTIFACT, DIGEST_TAG
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ which one it was registered by. Tags hold no score, so they do not grow with the
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from danceflow.errors import DanceflowError, DataError, TrackingError, UsageError
-from danceflow.ops.tracking import Store, store_errors
+from danceflow.ops.tracking import Store, known, store_errors
 from danceflow.registry.open import DIGEST_TAG, fetched, find_entry
 from danceflow.report.evidence import Evidence, Scored
 from danceflow.report.gate import Rival
@@ -202,7 +202,7 @@ def _places(store: Store, version: "ModelVersion") -> list[str]:
         return []
     run_id, folder = version.run_id, f"{_FOLDER}/{student[:16]}"
     with store_errors(store.uri):
-        files = if_there(lambda: store.client.list_artifacts(run_id, folder))
+        files = known(lambda: store.client.list_artifacts(run_id, folder))
     return [item.path for item in files or ()]
 
 
@@ -214,7 +214,7 @@ def _read(store: Store, run_id: str, place: str) -> Evidence | None:
         DataError: it is damaged.
     """
     with store_errors(store.uri), store.as_current(), tempfile.TemporaryDirectory() as folder:
-        file = if_there(lambda: store.client.download_artifacts(run_id, place, folder))
+        file = known(lambda: store.client.download_artifacts(run_id, place, folder))
         if file is None:
             return None
         text = Path(file).read_bytes()
@@ -225,15 +225,3 @@ def _read(store: Store, run_id: str, place: str) -> Evidence | None:
 
 def _digest(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
-
-
-def if_there(ask: Callable[[], T]) -> T | None:
-    """Return MLflow's answer, or None when it knows no such thing."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return ask()
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None

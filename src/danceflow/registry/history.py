@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 from danceflow.errors import DanceflowError, TrackingError, UsageError
 from danceflow.ops.processes import is_running, process_mark
-from danceflow.ops.tracking import Store
+from danceflow.ops.tracking import Store, known
 
 Action = Literal["promote", "rollback", "moved by hand", "mended", "refused"]
 
@@ -296,18 +296,6 @@ def line_of(changes: Sequence[Change]) -> list[int]:
 def now() -> str:
     """Return the time, UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def known(ask: Callable[[], T]) -> T | None:
-    """Return the registry's answer, or None when it knows no such thing."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return ask()
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
 
 
 def steadily(write: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ from getpass import getuser
 from typing import TYPE_CHECKING
 
 from danceflow.errors import UsageError
-from danceflow.ops.tracking import Store, store_errors
+from danceflow.ops.tracking import Store, known, store_errors
 from danceflow.registry.card import fitting, publish
 from danceflow.registry.evidence import Again, current, rival_of
 from danceflow.registry.history import (
@@ -24,7 +24,6 @@ from danceflow.registry.history import (
     ConflictError,
     Entry,
     History,
-    known,
     line_of,
     now,
     steadily,

@@ -27,6 +27,7 @@ from danceflow.ops.tracking.runs import (
 from danceflow.ops.tracking.store import (
     Store,
     TrackingSettings,
+    known,
     open_store,
     resolve_uri,
     run_page,
@@ -54,6 +55,7 @@ __all__ = [
     "dvc_digests",
     "flatten",
     "holds_login",
+    "known",
     "main_checkout",
     "mark_experiment",
     "open_store",

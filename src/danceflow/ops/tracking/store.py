@@ -8,11 +8,11 @@ import re
 import sqlite3
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from danceflow.errors import StoreAwayError, TrackingError
 from danceflow.ops.tracking.address import (
@@ -62,6 +62,8 @@ _AWAY = re.compile(
 )
 _ADVISORY_LOCK = 4_061_977  # any number, the same in every process that opens a store
 _GLOBAL_STORE = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+
+T = TypeVar("T")
 
 
 class TrackingSection(Protocol):
@@ -235,6 +237,18 @@ def store_errors(uri: str) -> Iterator[None]:
         kind = StoreAwayError if _AWAY.search(text) else TrackingError
         told = kind(without_login(f"MLflow at {uri}: {text}"))
         raise told from (None if any(map(holds_login, _chain(error))) else error)
+
+
+def known(ask: Callable[[], T]) -> T | None:
+    """Return MLflow's answer, or None when it knows no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def runs_page(address: str, store: Store, view: str | None = None) -> str:
