@@ -37,9 +37,13 @@ def test_the_same_number_with_another_start_is_another_process():
     assert not is_running(f"{number}-{int(started) - 1}")
 
 
-@pytest.mark.parametrize("mark", ["", "1", f"{os.getpid()}", "nobody", "-1-5", "99999999999999-1"])
+@pytest.mark.parametrize("mark", ["", "1", "nobody", "-1-5", "99999999999999-1"])
 def test_what_is_no_mark_stands_for_no_process(mark):
     assert not is_running(mark)
+
+
+def test_a_number_alone_stands_for_no_process():
+    assert not is_running(str(os.getpid()))
 
 
 def test_a_clock_that_is_set_changes_no_mark(monkeypatch):
