@@ -174,6 +174,8 @@ def test_the_commands_are_frozen() -> None:
             *("--recipe", "--set", "--wait-for-approval", "--with-teachers", "-S"),
         ],
         "sweep": ["--parallel", "file"],
+        "experiments": [],
+        "sync": [],
         "table": ["--against", "--from", "--out", "sweep"],
         "stage": ["--capability", "name"],
         "check": [],

@@ -181,9 +181,10 @@ def sweep(
 
 @app.command()
 def experiments() -> None:
-    """Show the last commit's experiments: scores, shares of the teachers' and what was changed.
+    """Show the experiments of the last commit.
 
-    A line has room in a terminal of 120 columns; `dvc exp show` has every parameter, too.
+    A line tells scores, shares of the teachers' scores and what was changed. It has room in a
+    terminal of 120 columns; `dvc exp show` has every parameter, too.
     """
     root = _checkout()
     from flows.overview import experiments_table
@@ -225,9 +226,9 @@ def table(
 
 @app.command()
 def sync() -> None:
-    """Send MLflow what it lacks of the runs here, such as after its server was away.
+    """Send MLflow what it lacks of the runs here.
 
-    What is complete there is not touched.
+    That is so after its server was away. What is complete there is not touched.
     """
     root = _checkout()
     from flows.sync import sync as send_all
