@@ -15,9 +15,11 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-# Two workers for the tests, a thread each, so that they do not fight for the cores.
+# Two workers for the tests, a thread each, so that they do not fight for the cores; threads that a
+# stage asks for sleep while they wait.
 WORKERS ?= 2
 test quick: export OMP_NUM_THREADS ?= 1
+test quick: export OMP_WAIT_POLICY ?= PASSIVE
 
 # Stages are run as `danceflow stage ...`: the environment's programs come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
