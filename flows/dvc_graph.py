@@ -183,6 +183,8 @@ def holders(root: Path) -> tuple[Holder, ...]:
 def experiments(root: Path) -> list[dict[str, Any]]:
     """Return a mapping of DVC's columns for the present state, the last commit and its experiments.
 
+    What a row does not have is None.
+
     Args:
         root: a folder of the DVC repository.
 
@@ -196,7 +198,11 @@ def experiments(root: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = dvc.api.exp_show(str(root))
     except DvcException as error:
         raise DvcError(f"DVC in {root}: {_chain(error)}") from error
-    return rows
+    # DVC's words for a file that lacks the value and for one that cannot be read.
+    return [
+        {name: None if value in ("None", "!") else value for name, value in row.items()}
+        for row in rows
+    ]
 
 
 def _is_running(process_id: int, command: str) -> bool:

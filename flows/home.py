@@ -62,12 +62,14 @@ class Home:
 
 
 @contextlib.contextmanager
-def at_home(root: Path, port: int | None = None) -> Iterator[Home]:
+def at_home(root: Path, port: int | None = None, *, is_asked: bool = True) -> Iterator[Home]:
     """Let Prefect work within the block with the configured server, else with the project's own.
 
     Args:
         root: the checkout.
         port: of the project's server, if this is what starts it; None: any that is free.
+        is_asked: whether the block needs its answers; if not, a configured one that is away is
+            a warning.
 
     Raises:
         UsageError: the port is taken.
@@ -75,7 +77,12 @@ def at_home(root: Path, port: int | None = None) -> Iterator[Home]:
     """
     beats = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
     if url := PREFECT_API_URL.value():
-        require_api()
+        try:
+            require_api()
+        except StageError as error:
+            if is_asked:
+                raise
+            _LOG.warning("%s", error)
         with _surroundings(beats):
             yield Home(url, lambda: True)
         return

@@ -6,6 +6,7 @@ compares runs by, and which parameters an experiment has otherwise than the comm
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from flows import dvc_graph
@@ -17,12 +18,14 @@ _ALONE = ("verdict", "field_evaluations", "seconds")
 _HEADINGS = ("experiment", "verdict", "evaluations", "seconds", "changed")
 _TEXT = ("experiment", "verdict", "changed")
 _GAP = "  "
+_BELOW = " " * 6
 
 
 def experiments_table(root: Path) -> str:
     """Return the present state, the last commit and its experiments, a line each.
 
-    A capability's column holds the student's score and its share of the teacher's.
+    A capability's column holds the student's score and its share of the teacher's. Changed
+    parameters for which a line has no room stand below it.
 
     Args:
         root: the checkout.
@@ -57,7 +60,12 @@ def _line(cells: Sequence[str], heads: Sequence[str], widths: Sequence[int]) -> 
         for cell, head, width in zip(cells, heads, widths, strict=False)
     ]
     text = _GAP.join([*parts, cells[-1]]).rstrip()
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
+    if len(text) <= WIDTH:
+        return text
+    figures = _GAP.join(parts).rstrip()
+    cut = figures if len(figures) <= WIDTH else f"{figures[: WIDTH - 1]}…"
+    below = wrap(cells[-1], WIDTH - len(_BELOW), break_on_hyphens=False)
+    return "\n".join([cut, *(_BELOW + line for line in below)])
 
 
 def _name(row: Mapping[str, Any]) -> str:

@@ -27,8 +27,8 @@ _LOG = logging.getLogger(__name__)
 def serve_pages(root: Path, params: Params, mlflow_port: int, prefect_port: int) -> None:
     """Serve both pages on this machine until interrupted.
 
-    Servers elsewhere have pages of their own, whose addresses are told. So has a Prefect server
-    that another command of the project has started.
+    Servers elsewhere have pages of their own, whose addresses are told; that one is away is a
+    warning. So has a Prefect server that another command of the project has started.
 
     Args:
         root: The checkout.
@@ -55,7 +55,7 @@ def serve_pages(root: Path, params: Params, mlflow_port: int, prefect_port: int)
         _LOG.warning("%s", error)
     servers = {} if is_elsewhere else {"MLflow": mlflow_server(mlflow_port, uri)}
     try:
-        with at_home(root, prefect_port) as home:
+        with at_home(root, prefect_port, is_asked=False) as home:
             _LOG.info("Prefect: %s", home.page)
             keep_running(servers, {"Prefect": home.is_alive})
     except KeyboardInterrupt:

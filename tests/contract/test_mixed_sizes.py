@@ -15,6 +15,7 @@ from tiny_stock import qwen_image_pipeline, stock_family
 
 from danceflow.data.buckets import images_of, read_bucket
 from danceflow.errors import WeightsError
+from danceflow.evaluate import gallery
 from danceflow.evaluate import score as marks
 from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.gallery import Answers, draw_gallery
@@ -263,7 +264,10 @@ def test_a_grid_keeps_the_shapes_of_its_pictures() -> None:
         assert (np.ptp(ys) + 1, np.ptp(xs) + 1) == (factor * height, factor * width)
 
 
-def test_a_gallery_shows_rows_of_both_sizes(made, tmp_path: Path) -> None:
+def test_a_gallery_shows_rows_of_both_sizes(
+    made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "_NUM_ROWS", 2)  # of the six with the first noise
     task, images = made.tasks["local_edit"], made.images["local_edit"]
     places = list(range(task.num_rows))
     answers = {
@@ -272,7 +276,7 @@ def test_a_gallery_shows_rows_of_both_sizes(made, tmp_path: Path) -> None:
     }
     draw_gallery(tmp_path, task, "teacher:local", answers)
     rows = read_tiles(tmp_path)
-    assert len(rows) == 6 + 4  # the first of each category, and those that were lost
+    assert [row.kind for row in rows] == ["standard"] * 2 + ["lost"] * 4
     with Image.open(tmp_path / "tiles.png") as sheet:
         assert sheet.size == (5 * 28, len(rows) * 28)
     assert (tmp_path / "grid.png").is_file()

@@ -179,8 +179,10 @@ def test_prefect_shows_the_result(first_run) -> None:
 
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts()
-    (table,) = (item for item in artifacts if item.data == first_run.table.removesuffix("\n"))
+    # What the command printed, and a line of links.
+    (table,) = (item for item in artifacts if str(item.data).startswith(first_run.table))
     assert (table.key, table.type) == ("danceflow-result", "markdown")
+    assert str(table.flow_run_id) in table.data.removeprefix(first_run.table)
     same_run = [item for item in artifacts if item.flow_run_id == table.flow_run_id]
     (picture,) = (item for item in same_run if item.type == "image")
     assert picture.key == "danceflow-samples"

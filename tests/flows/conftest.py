@@ -1,8 +1,12 @@
 """A tiny DVC repository whose stages are shell commands."""
 
+import http.server
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,29 @@ def run(root: Path, *command: str) -> str:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and a closed terminal end what the tests start, also where the tests ignore them.
+
+    Tests in the background ignore SIGINT, those under nohup SIGHUP, and so would their children.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def answering() -> Iterator[str]:
+    """The address of an API that answers."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/api"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

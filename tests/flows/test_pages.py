@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -50,18 +50,10 @@ def test_when_one_ends_so_does_the_other(started: list[subprocess.Popen[bytes]])
 
 
 def team() -> AbstractContextManager[object]:
-    """A Prefect server is configured."""
+    """A Prefect server is configured; that it is away hides no other page."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    return temporary_settings({PREFECT_API_URL: "http://team:4200/api"})
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """SIGINT interrupts, also where the tests were started in the background and ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+    return temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"})
 
 
 def test_when_one_that_ran_already_ends_so_do_the_others(
@@ -120,7 +112,8 @@ def test_a_server_elsewhere_is_not_started(
     with team():
         pages.serve_pages(tmp_path, params.model_copy(update={"tracking": tracking}), 5001, 4201)
     assert list(found) == names
-    assert "Prefect: http://team:4200" in caplog.messages
+    assert "Prefect: http://127.0.0.1:9" in caplog.messages
+    assert "Prefect at http://127.0.0.1:9/api does not answer" in caplog.text
     if names:
         place = f"sqlite:///{tmp_path}/x.db"
         assert found["MLflow"].environment["MLFLOW_BACKEND_STORE_URI"] == place

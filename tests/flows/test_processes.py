@@ -109,6 +109,7 @@ with ProcessGroups(grace_s=0.5) as groups, contextlib.ExitStack() as stack:
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_a_flow_that_is_killed_leaves_no_group(number):
     flow = subprocess.Popen([sys.executable, "-c", FLOW, STUBBORN, WILLING], stdout=subprocess.PIPE)

@@ -69,6 +69,7 @@ def test_deployments_need_a_server(monkeypatch):
 def test_one_command_makes_all_that_a_team_needs(prefect_server):
     """Twice: the second call changes nothing. And the server refuses what cannot be right."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
     from prefect.exceptions import PrefectHTTPStatusError
 
     from flows import automations, home
@@ -109,4 +110,5 @@ def test_one_command_makes_all_that_a_team_needs(prefect_server):
             with pytest.raises(PrefectHTTPStatusError, match="409") as error:
                 client.create_flow_run_from_deployment(deployment.id, parameters=wrong)
             assert told in error.value.response.text
-        assert client.read_flow_runs() == []
+        asked = DeploymentFilter(id=DeploymentFilterId(any_=[demand.id, sweep.id]))
+        assert client.read_flow_runs(deployment_filter=asked) == []

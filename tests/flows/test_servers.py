@@ -1,23 +1,10 @@
 """What is said of servers that are not there."""
 
-import http.server
-import threading
-from collections.abc import Iterator
-
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from danceflow.errors import StageError
 from flows.servers import require_api
-
-
-@pytest.fixture
-def answering() -> Iterator[str]:
-    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/api"
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.mark.parametrize(

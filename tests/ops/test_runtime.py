@@ -74,8 +74,10 @@ def test_too_little_disk_space_is_told_before_work_begins(tmp_path: Path) -> Non
 
 
 def test_a_place_that_cannot_be_written_to_is_told_before_work_begins(tmp_path: Path) -> None:
-    runtime.require_writable(tmp_path / "new" / "folder")
-    assert [path.name for path in tmp_path.rglob("*")] == ["new", "folder"]
+    (tmp_path / "kept").mkdir()
+    for name in ("new/folder", "kept", "kept/new"):
+        runtime.require_writable(tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "gone").symlink_to("nowhere/at/all")

@@ -227,7 +227,7 @@ def check_the_columns(project) -> None:
     assert all(len(line) <= 120 for line in lines)
     (line,) = [line for line in lines if line.startswith("  trial-dance-s0")]
     assert line.split()[1:10] == [*["0.6", "67%"] * 3, "-", "60", "40"]
-    assert "capabilities.global_edit.weight=0.0" in line
+    assert "capabilities.global_edit.weight=0.0" in lines[lines.index(line) + 1]
 
 
 def check_the_stores(project, settings, file: Path) -> None:

@@ -4,6 +4,7 @@ Nothing here happens at import time. A command calls ``start``. What decides a s
 ``danceflow.ops.determinism``.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -74,21 +75,30 @@ def end_progress_bars() -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Check that files can be written to a folder, before work begins; it is made where needed.
+    """Check that files can be written to a folder, before work begins; nothing is left there.
 
     Args:
-        folder: Where results are to go.
+        folder: Where results are to go; it is made with the first of them.
 
     Raises:
         UsageError: They cannot; it says why.
     """
+    missing: list[Path] = []
     try:
+        for place in (folder, *folder.parents):
+            if place.is_dir():
+                break
+            missing.append(place)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{brief(str(folder))}: cannot be written to: {reason}") from None
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError, ValueError):  # not made, or others use it already
+                place.rmdir()
 
 
 def require_disk_space(folder: Path, num_bytes: int) -> None:
