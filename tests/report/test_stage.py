@@ -97,7 +97,8 @@ def test_the_metrics_are_what_runs_are_compared_by(reported) -> None:
     assert found["score"] == {name: row["student"] for name, row in summary.items()}
     kept = {name: row["retention"] for name, row in summary.items()}
     assert found["retention"] == {name: share for name, share in kept.items() if share is not None}
-    assert (found["verdict"], found["field_evaluations"]) == ("fail", 580)
+    assert found["verdict"] == json.loads(paths.gate.read_text())["decision"] == "unknown"
+    assert found["field_evaluations"] == 580
     seconds = json.loads(paths.summary.read_text())["stages"].values()
     assert found["seconds"] == round(sum(seconds))
 
