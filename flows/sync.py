@@ -29,6 +29,7 @@ from danceflow.registry.mend import mend_student
 _LOG = logging.getLogger(__name__)
 
 RESULT_TAG = "result.sent"
+PICTURE_TAG = "picture.sent"  # with a dot and the capability
 VERDICT_TAG = "verdict"
 
 
@@ -99,18 +100,21 @@ def _send_result(settings: TrackingSettings, paths: Paths, params: Params, run_i
     metrics = _read(paths.metrics)
     files = [path for path in (paths.summary, paths.gate, paths.report_page) if path.is_file()]
     places = {name: paths.evaluation_images(name) / "grid.png" for name in params.capabilities}
-    grids = {name: path for name, path in places.items() if path.is_file()}
-    digest = fingerprint([sha256(path) for path in (paths.metrics, *files, *grids.values())])
+    grids = {name: sha256(path) for name, path in places.items() if path.is_file()}
+    digest = fingerprint([*map(sha256, (paths.metrics, *files)), *grids.values()])
     store = open_store(settings)
     with store_errors(store.uri):
         run = store.client.get_run(run_id).data
     if run.tags.get(RESULT_TAG) == digest:
         return
+    # MLflow keeps every image that it is sent; another gate on the same pictures is a new result.
+    sent = {f"{PICTURE_TAG}.{name}": content for name, content in grids.items()}
+    new = [name for name in grids if run.tags.get(f"{PICTURE_TAG}.{name}") != grids[name]]
     with resume_run(settings, paths.run_pointer) as tracker:
         changed = {k: v for k, v in numbers(metrics).items() if run.metrics.get(k) != v}
         tracker.log_metrics(changed, params.distill.num_updates)
-        for name, path in grids.items():
-            tracker.log_image(f"test/{name}", read_own(path.read_bytes()), 0)
+        for name in new:
+            tracker.log_image(f"test/{name}", read_own(places[name].read_bytes()), 0)
         for path in files:
             tracker.log_artifact(path)
         if VERDICT_TAG in metrics:
@@ -119,7 +123,8 @@ def _send_result(settings: TrackingSettings, paths: Paths, params: Params, run_i
         shown = without_login(store.uri)
         raise TrackingError(f"MLflow at {shown} did not take all of the result; try again later")
     with store_errors(store.uri):
-        store.client.set_tag(run_id, RESULT_TAG, digest)
+        for tag, content in {**sent, RESULT_TAG: digest}.items():
+            store.client.set_tag(run_id, tag, content)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

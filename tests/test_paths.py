@@ -40,6 +40,7 @@ def test_the_stages_write_where_the_paths_say() -> None:
         paths.gate,
         paths.report_page,
         paths.summary,
+        paths.metrics,
     }
     assert {paths.root / out.path for stage in STAGES.values() for out in stage.outs} == known
 

@@ -2,14 +2,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from scored import evidence_of
 
 from danceflow.errors import WeightsError
 from danceflow.ops.tracking import open_store, start_run
 from danceflow.registry.mend import mend_student
 from danceflow.registry.open import open_student
 from danceflow.registry.register import register_student
-
-SUMMARY = {"capabilities": {"t2i": {"student": 0.5, "teacher": 1.0, "retention": 0.5}}}
 
 
 def spoil(file: Path, how: str) -> None:
@@ -25,7 +24,7 @@ def test_a_damaged_artifact_is_told_and_sent_again(tracking, tmp_path, student_f
     with start_run(tracking, tmp_path / "run.json", name="n", key="k", params={}) as tracker:
         run_id = tracker.run_id
     assert not mend_student(store, "student", student_folder)  # it is not registered
-    entry = register_student(store, lambda: run_id, student_folder, "student", SUMMARY)
+    entry = register_student(store, lambda: run_id, student_folder, "student", evidence_of(0.5))
     assert not mend_student(store, "student", student_folder)
     place = store.client.get_model_version_download_uri("student", entry.version.version)
     (file,) = Path(urlsplit(place).path).glob("artifacts/student/weights.json")

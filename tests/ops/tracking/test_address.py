@@ -22,6 +22,7 @@ from danceflow.ops.tracking.address import (
         ("postgresql+psycopg2://ann:secret@db/x", "postgresql+psycopg2://***@db/x"),
         ("postgresql://db/x?user=ann&password=secret", "postgresql://db/x?user=ann&password=***"),
         ("GET http://h/p?api_token=secret&a=1 failed", "GET http://h/p?api_token=***&a=1 failed"),
+        ("http://h/runs?viewStateShareKeyring=secret", "http://h/runs?viewStateShareKeyring=***"),
         ("https://s3/x?X-Amz-Signature=secret", "https://s3/x?X-Amz-Signature=***"),
         ("two: http://a:secret@h and http://b:secret@h", "two: http://***@h and http://***@h"),
         ('{"uri": "http://a:secret@h"}', '{"uri": "http://***@h"}'),
@@ -38,6 +39,7 @@ def test_no_login_is_shown(text: str, shown: str) -> None:
     [
         "sqlite:////home/me@work/mlflow.db",
         "http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning",
+        "http://h/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=danceflow",
         "a@b: tokens: 3, key=value",
     ],
 )

@@ -16,14 +16,12 @@ from danceflow.errors import TrackingError
 from danceflow.ops.tracking import TrackingSettings, open_store
 from danceflow.ops.tracking.database import prepare_database
 
-FORK = multiprocessing.get_context("fork")  # MLflow is imported already
+# Not this process itself: what Prefect leaves in it lets no fork of it end well. MLflow is imported
+# once, in the process that all others are forked from.
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "danceflow.ops.tracking"])
 
 pytestmark = pytest.mark.pipeline
-
-
-@pytest.fixture(autouse=True)
-def _imported() -> None:
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 @pytest.fixture
@@ -40,12 +38,8 @@ def settings(database: Path) -> TrackingSettings:
     return TrackingSettings(database.parent, True, None, "scenes", "student")
 
 
-def _open(root: Path) -> None:
-    open_store(TrackingSettings(root, True, None, "scenes", "student"))
-
-
 def test_eight_processes_make_one_store(database: Path) -> None:
-    others = [FORK.Process(target=_open, args=(database.parent,)) for _ in range(8)]
+    others = [FORK.Process(target=open_store, args=(settings(database),)) for _ in range(8)]
     for process in others:
         process.start()
     for process in others:
@@ -116,7 +110,7 @@ def _second(config) -> str:
 def test_an_older_schema_is_brought_up_to_date_and_kept_as_it_was(database, mlflow_template):
     older(database, mlflow_template)
     ((before,),) = ask(database, "SELECT version_num FROM alembic_version")
-    others = [FORK.Process(target=_open, args=(database.parent,)) for _ in range(2)]
+    others = [FORK.Process(target=open_store, args=(settings(database),)) for _ in range(2)]
     for process in others:
         process.start()
     for process in others:

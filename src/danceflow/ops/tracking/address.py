@@ -18,8 +18,9 @@ POSTGRES = "postgresql"
 _HIDDEN = "***"
 # Up to the last @ before a slash; else, of what looks like user:password, up to the last one.
 _LOGIN = re.compile(r"(?<=://)(?:[^/\s]*|[^/\s@]*:[^\s@]*)@")
+# The key of a view on MLflow's page is its name.
 _SECRET = re.compile(
-    r"([?&;][^=&;\s]*(?:token|passw|pwd|secret|key|sig|auth|credential)[^=&;\s]*=)[^&;\s\"'<>]+",
+    r"([?&;](?!viewStateShareKey=)[^=&;\s]*(?:token|passw|pwd|secret|key|sig|auth|credential)[^=&;\s]*=)[^&;\s\"'<>]+",
     re.IGNORECASE,
 )
 _DRIVERS = {"": "psycopg2", "psycopg2": "psycopg2", "psycopg": "psycopg"}

@@ -209,8 +209,10 @@ def _connect(settings: TrackingSettings, pointer: Path, record: RunPointer) -> M
             _LOG.warning("not mirrored: %s", error)
         store.client.update_run(run_id, status="RUNNING")
 
-    def mend() -> None:
-        send_missing(store, run_id, training, Known.of(store, run_id))
+    def mend() -> Known:
+        found = Known.of(store, run_id)
+        send_missing(store, run_id, training, found)
+        return found
 
     def ended(status: str) -> None:
         _note_end(pointer, status)

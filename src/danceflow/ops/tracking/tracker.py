@@ -27,6 +27,7 @@ _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
 _MAX_DIGEST = 36
 _MAX_PENDING = 200_000
+_METRICS = "metrics"
 
 
 class Tracker(Protocol):
@@ -116,7 +117,7 @@ class MlflowTracker:
         run_id: str,
         *,
         known: Known | None = None,
-        mend: Callable[[], None] | None = None,
+        mend: Callable[[], Known] | None = None,
         ended: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -126,7 +127,8 @@ class MlflowTracker:
             store: where the run is.
             run_id: the run.
             known: what it has of a training; None: what is given is new, whatever its step.
-            mend: sends what the store did not take, from the training's own record.
+            mend: sends what the store did not take, from the training's own record, and returns
+                what the run has then. The record holds every metric that is logged.
             ended: called with the status at the end, before the store is told.
             clock: seconds.
         """
@@ -137,7 +139,7 @@ class MlflowTracker:
         self._clock = clock
         self._pending: list[tuple[str, float, int, int]] = []
         self._next_flush = clock() + _FLUSH_EVERY_S
-        self._lost: list[str] = []
+        self._lost: list[tuple[str, tuple[str, int] | None]] = []  # an image with key and step
 
     def __enter__(self) -> Self:
         return self
@@ -152,16 +154,16 @@ class MlflowTracker:
         if self._ended is not None:
             self._ended(status)
         self.flush()
-        if self._mend is not None and not self.is_complete and self._mirror("the rest", self._mend):
-            self._lost.clear()
-            self._pending.clear()
+        if self._mend is not None and not self.is_complete:
+            self._mirror("the rest", partial(self._make_good, self._mend))
         self._mirror("the end of the run", lambda: self._end(status))
         if not self.is_complete:
+            lost = [what for what, _ in self._lost]
             _LOG.warning(
                 "MLflow at %s did not take everything (%s); the files of the run are complete, and "
                 "`danceflow sync` sends what is missing",
                 without_login(self.store.uri),
-                ", ".join(dict.fromkeys([*self._lost, *(["metrics"] * bool(self._pending))])),
+                ", ".join(dict.fromkeys([*lost, *([_METRICS] * bool(self._pending))])),
             )
 
     @property
@@ -205,11 +207,11 @@ class MlflowTracker:
         self._next_flush = self._clock() + _FLUSH_EVERY_S
         while self._pending:
             batch = self._pending[:_METRICS_PER_BATCH]
-            if not self._mirror("metrics", partial(self._send, batch), retried=True):
+            if not self._mirror(_METRICS, partial(self._send, batch), retried=True):
                 self._next_flush = self._clock() + _FLUSH_AFTER_FAILURE_S
                 if len(self._pending) > _MAX_PENDING:
                     self._pending.clear()
-                    self._lost.append("metrics")
+                    self._lost.append((_METRICS, None))
                 return
             del self._pending[: len(batch)]
 
@@ -222,6 +224,7 @@ class MlflowTracker:
             lambda: self.store.client.log_image(
                 self._id, image, key=key, step=step, synchronous=True
             ),
+            image=(key, step),
         )
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
@@ -254,10 +257,29 @@ class MlflowTracker:
 
         self.store.client.log_batch(self._id, metrics=[Metric(*entry) for entry in batch])
 
+    def _make_good(self, mend: Callable[[], Known]) -> None:
+        """Let the record make good what was lost; what it does not hold stays lost."""
+        known = mend()
+        self._pending = [
+            entry for entry in self._pending if entry[3] not in known.points.get(entry[0], ())
+        ]
+        self._lost = [
+            (what, image)
+            for what, image in self._lost
+            if what != _METRICS and image not in known.images
+        ]
+
     def _end(self, status: str) -> None:
         self.store.client.set_terminated(self._id, status)
 
-    def _mirror(self, what: str, send: Callable[[], None], *, retried: bool = False) -> bool:
+    def _mirror(
+        self,
+        what: str,
+        send: Callable[[], None],
+        *,
+        retried: bool = False,
+        image: tuple[str, int] | None = None,
+    ) -> bool:
         """Send something and return whether the store took it; training goes on if it did not."""
         try:
             with store_errors(self.store.uri):
@@ -265,7 +287,7 @@ class MlflowTracker:
         except TrackingError as error:
             _LOG.warning("not mirrored: %s: %s", what, error)
             if not retried:
-                self._lost.append(what)
+                self._lost.append((what, image))
             return False
         return True
 
