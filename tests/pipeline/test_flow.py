@@ -1,6 +1,7 @@
 """The flow on a real Prefect server, real DVC and a real MLflow store."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from danceflow.errors import ConfigError, StoreAwayError, TrackingError, UsageError
 from danceflow.ops.tracking import open_store
+from danceflow.paths import Paths
 from danceflow.registry.promotion import CHAMPION, Promotions
 from flows.dvc_stage import Outcome, StageFailedError, StageStoppedError
 
@@ -266,11 +269,25 @@ def test_a_server_that_is_away_costs_no_stage_and_gets_the_run_later(
         "seconds": 7.0,
     }
     assert len(store.client.get_metric_history(run_id, "loss/t2i")) == 1
-    images = [item.path for item in store.client.list_artifacts(run_id, "images")]
-    assert any("test~t2i+step+0+" in path for path in images)
+
+    def pictures() -> int:
+        images = [item.path for item in store.client.list_artifacts(run_id, "images")]
+        return sum("test~t2i+step+0+" in path and path.endswith(".png") for path in images)
+
+    assert pictures() == 1
     (again,) = sync(project.root)
     assert again == run_id
     assert store.client.get_run(run_id).info.end_time == run.info.end_time
+    metrics = Paths(project.root).metrics
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"seconds": 8}))
+    assert sync(project.root) == (run_id,)
+    assert store.client.get_run(run_id).data.metrics["seconds"] == 8.0
+    assert pictures() == 1  # another result of the same pictures
+    grid = Paths(project.root).evaluation_images("t2i") / "grid.png"
+    grid.unlink()  # it may be a link into DVC's cache
+    Image.new("RGB", (9, 9), "red").save(grid)
+    assert sync(project.root) == (run_id,)
+    assert pictures() == 2
     assert project.began() == []
 
 
