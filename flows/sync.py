@@ -24,7 +24,8 @@ from danceflow.params.read import load_params
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.pictures import read_own
-from danceflow.registry.mend import mend_student
+from danceflow.registry.mend import mend_evidence, mend_student
+from danceflow.report.evidence import Evidence, read_evidence
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,14 +38,15 @@ def sync(root: Path) -> tuple[str, ...]:
     """Send what the store lacks, and return the ids of the runs that are complete in it now.
 
     These are the trainings of all work folders in which nobody works, those of experiments among
-    them, and the result that lies in the checkout. The student's files in the registry are compared
-    with its digest, and sent again where they are damaged.
+    them, and the result that lies in the checkout. The student's files in the registry and its
+    evidence are compared with their digests, and sent again where they are damaged.
 
     Args:
         root: the checkout.
 
     Raises:
         UsageError: tracking is off.
+        DataError: the result or an evaluation in the checkout is damaged.
         TrackingError: the store cannot be reached or refuses.
     """
     params, paths = load_params(Paths(root).params), Paths(root)
@@ -65,6 +67,8 @@ def sync(root: Path) -> tuple[str, ...]:
         found.append(send(root, params))
     if paths.student.is_dir():
         mend_student(store, settings.registered_model, paths.student)
+        if (evidence := _evidence(paths)) is not None:
+            mend_evidence(store, settings.registered_model, paths.student, evidence)
     return tuple(dict.fromkeys(run_id for run_id in found if run_id is not None))
 
 
@@ -125,6 +129,16 @@ def _send_result(settings: TrackingSettings, paths: Paths, params: Params, run_i
     with store_errors(store.uri):
         for tag, content in {**sent, RESULT_TAG: digest}.items():
             store.client.set_tag(run_id, tag, content)
+
+
+def _evidence(paths: Paths) -> Evidence | None:
+    """Return the evidence that lies in a checkout; None where a stage has still to make some."""
+    if not paths.summary.is_file():
+        return None
+    summary = _read(paths.summary).get("capabilities", {})
+    if not all(paths.evaluation(name).is_file() for name in summary):
+        return None
+    return read_evidence(paths, summary, summary)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

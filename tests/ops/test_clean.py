@@ -70,6 +70,15 @@ def test_a_folder_that_is_used_again_is_young(paths: Paths, name: str) -> None:
     assert clean(paths, 14).kept == (folder,)
 
 
+def test_a_time_to_come_counts_as_now(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock was a year ahead when the folder was used, and was set right since."""
+    folder = work(paths, "distill", days=-365)
+    assert clean(paths, 14).kept == (folder,)
+    later = time.time() + 15 * DAY
+    monkeypatch.setattr("danceflow.ops.clean.time.time", lambda: later)
+    assert clean(paths, 14).removed == {folder: 1000}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_process_works_in_stays_however_old(paths: Paths, name: str) -> None:
     folder = work(paths, name, days=100)

@@ -1,14 +1,17 @@
 import http.server
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -442,6 +445,32 @@ def test_a_later_stage_resumes_the_run(tracking, pointer, record):
     assert run.info.status == "FINISHED"
     assert run.data.metrics["evaluate/t2i"] == 0.5
     assert num_runs(tracking) == 1
+
+
+def test_what_was_recorded_last_counts_though_the_clock_was_set_back(
+    tracking, pointer, record, monkeypatch
+):
+    with begin(tracking, pointer):
+        pass
+    for seconds, score, colour in ((0, 0.5, "red"), (3600, 0.25, "blue"), (7200, 0.125, "lime")):
+        clock = SimpleNamespace(
+            time=lambda behind=seconds: time.time() - behind, monotonic=time.monotonic
+        )
+        monkeypatch.setattr("danceflow.ops.tracking.tracker.time", clock)
+        with resume_run(tracking, pointer) as run:
+            run.log_metrics({"score.t2i": score}, step=20)
+            run.log_image("test/t2i", Image.new("RGB", (8, 8), colour), step=0)
+    client = open_store(tracking).client
+    assert client.get_run(run.run_id).data.metrics["score.t2i"] == 0.125
+    images = [item.path for item in client.list_artifacts(run.run_id, "images")]
+    moments = {
+        int(found[1]): path
+        for path in images
+        if (found := re.search(r"test~t2i.*timestamp\+(\d+)\+.*\.png", path))
+    }
+    assert len(moments) == 3
+    with Image.open(client.download_artifacts(run.run_id, moments[max(moments)])) as last:
+        assert last.convert("RGB").getpixel((0, 0)) == (0, 255, 0)
 
 
 @pytest.mark.parametrize("tracked", [True, False])

@@ -18,7 +18,7 @@ from registry_commands import (
 
 from danceflow.errors import TrackingError, UsageError
 from danceflow.ops.tracking import TrackingSettings, open_store
-from danceflow.registry import promotion
+from danceflow.registry import history, promotion
 from danceflow.registry.history import Approval, Change, ConflictError, History, line_of
 from danceflow.registry.promotion import CHALLENGER, CHAMPION, PREVIOUS, WITHDRAWN_TAG
 
@@ -93,6 +93,18 @@ def test_previous_is_the_champion_before_and_goes_with_it(promotions):
     promotions._store.client.delete_registered_model_alias(NAME, PREVIOUS)
     promotions.consider(enter(promotions, 1)[0], None, auto_promote=False)
     assert live(promotions) == (3, 1)
+
+
+def test_a_clock_that_goes_back_changes_no_order(promotions, monkeypatch):
+    enter(promotions, 3)
+    times = iter(["2031-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00", "1970-01-01T00:00:00"])
+    monkeypatch.setattr(history, "now", lambda: next(times))
+    for number in (1, 2, 3):
+        promotions.promote(number, None)
+    assert [change.version for change in promotions.history()] == [1, 2, 3]
+    monkeypatch.undo()
+    assert promotions.rollback().version == 2
+    check_whole(promotions)
 
 
 def test_a_refused_version_waits_for_a_person(promotions):

@@ -4,9 +4,10 @@ from urllib.parse import urlsplit
 import pytest
 from scored import evidence_of
 
-from danceflow.errors import WeightsError
+from danceflow.errors import DataError, TrackingError, WeightsError
 from danceflow.ops.tracking import open_store, start_run
-from danceflow.registry.mend import mend_student
+from danceflow.registry.evidence import EVIDENCE_TAG, current
+from danceflow.registry.mend import mend_evidence, mend_student
 from danceflow.registry.open import open_student
 from danceflow.registry.register import register_student
 
@@ -35,3 +36,28 @@ def test_a_damaged_artifact_is_told_and_sent_again(tracking, tmp_path, student_f
     assert mend_student(store, "student", student_folder)
     (image,) = open_student("models:/student/1", tracking).generate(["green"])
     assert image.getpixel((0, 0)) == (0, 128, 0)
+
+
+@pytest.mark.parametrize("how", ["changed", "truncated", "gone"])
+def test_damaged_evidence_is_told_and_sent_again(
+    tracking, tmp_path, student_folder, caplog, how
+) -> None:
+    store, evidence = open_store(tracking), evidence_of(1.0)
+    assert not mend_evidence(store, "student", student_folder, evidence)  # it is not registered
+    with start_run(tracking, tmp_path / "run.json", name="n", key="k", params={}) as tracker:
+        run_id = tracker.run_id
+    register_student(store, lambda: run_id, student_folder, "student", evidence)
+    assert not mend_evidence(store, "student", student_folder, evidence)
+    version = store.client.get_model_version("student", "1")
+    place = urlsplit(store.client.get_run(run_id).info.artifact_uri).path
+    spoil(Path(place) / version.tags[EVIDENCE_TAG], how)
+    words = "is gone from run" if how == "gone" else "its content is not what was written"
+    with pytest.raises((DataError, TrackingError)) as told:
+        current(store, version)
+    assert words in str(told.value)
+    assert "`danceflow sync` in" in " ".join(str(told.value).split())
+    # By another evaluation it was not registered: that one mends nothing.
+    assert not mend_evidence(store, "student", student_folder, evidence_of(0.5))
+    assert mend_evidence(store, "student", student_folder, evidence)
+    assert "the evaluation of version 1 of student was damaged" in caplog.text
+    assert current(store, version) == evidence

@@ -2,10 +2,12 @@
 
 import logging
 import stat
+from datetime import datetime, timedelta
 
 import pytest
 
 from danceflow.errors import DataError, UsageError
+from danceflow.service import served
 from danceflow.service.served import ServedLog, ServedRow, read_served, served_files
 
 
@@ -47,6 +49,23 @@ def test_files_are_rotated_and_the_oldest_removed(tmp_path) -> None:
     assert sum(file.stat().st_size for file in files) <= 3000 + 400
     kept = [item.time for item in read_served(tmp_path)]
     assert kept == [row(number).time for number in range(60 - len(kept), 60)]
+
+
+def test_a_clock_that_is_set_back_loses_no_new_sample(tmp_path, monkeypatch) -> None:
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) - timedelta(days=1)
+
+    log = ServedLog(tmp_path, 1.0, max_file=1000, max_bytes=3000)
+    for number in range(30):
+        log.write([row(number)])
+    monkeypatch.setattr(served, "datetime", Yesterday)
+    for one in (log, ServedLog(tmp_path, 1.0, max_file=1000, max_bytes=3000)):
+        for number in range(30, 60):
+            one.write([row(number)])
+        kept = [item.time for item in read_served(tmp_path)]
+        assert kept == [row(number).time for number in range(60 - len(kept), 60)]
 
 
 def test_two_services_may_write_to_one_folder(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""The files of deploy/ and of the hosted workflow: right by their schemas, and true."""
+"""The files of deploy/ and of the hosted workflows: right by their schemas, and true."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from danceflow import cli
 from flows.team.settings import DATABASES
 
 DEPLOY = ROOT / "deploy"
-WORKFLOW = ROOT / ".github" / "workflows" / "ci.yaml"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 OWN_IMAGE = re.compile(r"danceflow:\$\{DANCEFLOW_TARGET:-cpu\}")
 SCHEMAS = "check_jsonschema/builtin_schemas/vendor"
 SECRETS = re.compile(r"PASSWORD|SECRET|TOKEN|LOGIN|AUTH_STRING|API_KEY|PAGES_KEY")
@@ -42,7 +42,7 @@ SERVICES = COMPOSE["services"]
     [
         ("compose-spec", DEPLOY / "compose.yaml"),
         ("compose-spec", DEPLOY / "compose.cuda.yaml"),
-        ("github-workflows", WORKFLOW),
+        *(("github-workflows", path) for path in WORKFLOWS),
     ],
 )
 def test_a_file_is_right_by_its_schema(schema: str, path: Path) -> None:
@@ -79,8 +79,9 @@ def test_images_are_pinned() -> None:
         ("base", "cpu"),
         ("base", "cuda"),
     ]
-    for used in re.findall(r"uses: (\S+)", WORKFLOW.read_text()):
-        assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+\.\d+\.\d+", used)
+    for path in WORKFLOWS:
+        for used in re.findall(r"uses: (\S+)", path.read_text()):
+            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+\.\d+\.\d+", used)
 
 
 def test_ports_are_on_this_machine_alone() -> None:
@@ -139,6 +140,19 @@ def test_an_image_holds_code_alone() -> None:
     assert all((ROOT / name).exists() for name in kept)
 
 
+def test_the_pins_are_audited_every_week_and_when_they_change() -> None:
+    workflow = read(ROOT / ".github" / "workflows" / "audit.yaml")
+    begins = workflow["on"]
+    assert all("constraints.txt" in begins[event]["paths"] for event in ("push", "pull_request"))
+    assert re.fullmatch(r"\d+ \d+ \* \* \d", begins["schedule"][0]["cron"])
+    steps = workflow["jobs"]["audit"]["steps"]
+    commands = [step["run"] for step in steps if "run" in step]
+    assert commands == ["make setup", "make sbom", "make audit"]
+    (kept,) = (step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", ""))
+    assert re.search(rf"^sbom:.*\n(\t.*\n)+?\t+--output-file {kept} ",
+                     (ROOT / "Makefile").read_text(), re.MULTILINE)  # fmt: skip
+
+
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Every command of the files, by where it stands."""
     for name, service in SERVICES.items():
@@ -149,10 +163,11 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                     yield name, part.strip().removeprefix("exec ").split()
             else:
                 yield name, command
-    for job, steps in read(WORKFLOW)["jobs"].items():
-        for step in steps["steps"]:
-            for line in step.get("run", "").splitlines():
-                yield job, line.split(" | ")[0].split()
+    for path in WORKFLOWS:
+        for job, steps in read(path)["jobs"].items():
+            for step in steps["steps"]:
+                for line in step.get("run", "").splitlines():
+                    yield job, line.split(" | ")[0].split()
 
 
 @pytest.mark.parametrize(("place", "command"), list(commands()))

@@ -1,6 +1,7 @@
 """Removes work folders that nobody has used for a long time."""
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ def clean(paths: "Paths", num_days: int) -> Cleaned:
     Raises:
         WeightsError: the student that is there is damaged.
     """
-    limit = time.time() - num_days * _DAY_S
+    now = time.time()
+    limit = now - num_days * _DAY_S
     student = _training_of(paths.student)
     removed: dict[Path, int] = {}
     busy, kept = [], []
@@ -57,7 +59,7 @@ def clean(paths: "Paths", num_days: int) -> Cleaned:
         with exclusive_if_free(keys.guard_of(folder)) as is_free:
             if not is_free:
                 busy.append(folder)
-            elif _last_used(folder) > limit:
+            elif _last_used(folder, now) > limit:
                 kept.append(folder)
             else:
                 removed[folder] = _size(folder)
@@ -89,9 +91,19 @@ def _folders(paths: "Paths") -> list[Path]:
     return [path for path in place.glob("*") if path.is_dir() and keys.is_work(path.name)]
 
 
-def _last_used(folder: Path) -> float:
-    """Return the time of the last change in a folder; who uses it touches it."""
-    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+def _last_used(folder: Path, now: float) -> float:
+    """Return the time of the last change in a folder; who uses it touches it.
+
+    A time that is still to come is that of a clock that was wrong. It counts as now and is set so:
+    the folder would grow old only after that time.
+    """
+    newest = 0.0
+    for path in (folder, *folder.rglob("*")):
+        changed = path.stat().st_mtime
+        if changed > now:
+            os.utime(path, (now, now))
+        newest = max(newest, min(changed, now))
+    return newest
 
 
 def _size(folder: Path) -> int:

@@ -40,7 +40,7 @@ class Again(Protocol):
 
 
 def keep(store: Store, run_id: str, student: str, evidence: Evidence) -> str:
-    """Add evidence to a run and return its place there; what is there stays as it is.
+    """Add evidence to a run and return its place there; what is there stays, unless it is damaged.
 
     Args:
         store: where the run is.
@@ -51,13 +51,36 @@ def keep(store: Store, run_id: str, student: str, evidence: Evidence) -> str:
     Raises:
         TrackingError: the store refuses.
     """
-    text = evidence.as_text()
-    folder = f"{_FOLDER}/{student[:16]}"
-    place = f"{folder}/{evidence.identity}-{_digest(text.encode())}.json"
-    with store_errors(store.uri):
-        if all(item.path != place for item in store.client.list_artifacts(run_id, folder)):
-            store.client.log_text(run_id, text, place)
+    place = place_of(student, evidence)
+    if not is_kept(store, run_id, place):
+        with store_errors(store.uri):
+            store.client.log_text(run_id, evidence.as_text(), place)
     return place
+
+
+def place_of(student: str, evidence: Evidence) -> str:
+    """Return where evidence is kept in a run: its content decides, so nothing is overwritten.
+
+    Args:
+        student: digest of the student that it is about.
+        evidence: what was found.
+    """
+    digest = _digest(evidence.as_text().encode())
+    return f"{_FOLDER}/{student[:16]}/{evidence.identity}-{digest}.json"
+
+
+def is_kept(store: Store, run_id: str, place: str) -> bool:
+    """Return whether evidence lies at a place of a run as it was written.
+
+    Raises:
+        TrackingError: the store cannot be reached.
+    """
+    with store_errors(store.uri):
+        files = store.client.list_artifacts(run_id, place.rpartition("/")[0])
+    if all(item.path != place for item in files):
+        return False
+    content = _content(store, run_id, place)
+    return content is not None and _is_own(content, place)
 
 
 def current(store: Store, version: "ModelVersion") -> Evidence:
@@ -77,8 +100,8 @@ def current(store: Store, version: "ModelVersion") -> Evidence:
     found = _read(store, str(version.run_id), place)
     if found is None:
         raise TrackingError(
-            f"{what}: its evaluation {place} is gone from run {version.run_id}; `danceflow run` in "
-            "the checkout that it comes from adds it again"
+            f"{what}: its evaluation {place} is gone from run {version.run_id}; `danceflow sync` "
+            "in the checkout that it comes from adds it again"
         )
     return found
 
@@ -213,14 +236,27 @@ def _read(store: Store, run_id: str, place: str) -> Evidence | None:
         TrackingError: the store cannot be reached.
         DataError: it is damaged.
     """
+    content = _content(store, run_id, place)
+    if content is None:
+        return None
+    if not _is_own(content, place):
+        raise DataError(
+            f"run {run_id}, {place}: its content is not what was written; `danceflow sync` in the "
+            "checkout that it comes from sends it again"
+        )
+    return Evidence.read(content, f"run {run_id}, {place}")
+
+
+def _content(store: Store, run_id: str, place: str) -> bytes | None:
+    """Return the bytes at a place of a run, None if there are none."""
     with store_errors(store.uri), store.as_current(), tempfile.TemporaryDirectory() as folder:
         file = known(lambda: store.client.download_artifacts(run_id, place, folder))
-        if file is None:
-            return None
-        text = Path(file).read_bytes()
-    if not place.endswith(f"-{_digest(text)}.json"):
-        raise DataError(f"run {run_id}, {place}: its content is not what was written")
-    return Evidence.read(text, f"run {run_id}, {place}")
+        return None if file is None else Path(file).read_bytes()
+
+
+def _is_own(content: bytes, place: str) -> bool:
+    """Return whether bytes are those that a place is named by."""
+    return place.endswith(f"-{_digest(content)}.json")
 
 
 def _digest(text: bytes) -> str:

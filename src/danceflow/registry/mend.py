@@ -1,4 +1,7 @@
-"""A registered student whose files in the store are damaged or gone gets them again."""
+"""A registered student whose files in the store are damaged or gone gets them again.
+
+So does its evidence: both are compared by their digests.
+"""
 
 import logging
 import shutil
@@ -8,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from danceflow.errors import TrackingError
 from danceflow.ops.tracking import Store, store_errors
+from danceflow.registry.evidence import EVIDENCE_TAG, is_kept, keep, place_of
 from danceflow.registry.open import ARTIFACT, DIGEST_TAG, folder_digest
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+    from danceflow.report.evidence import Evidence
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,12 +34,42 @@ def mend_student(store: Store, name: str, folder: Path) -> bool:
         TrackingError: the registry refuses.
     """
     digest = folder_digest(folder)
-    with store_errors(store.uri):
-        versions = store.client.search_model_versions(
-            f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
-        )
-    mended = [_mend(store, version, folder, digest) for version in versions]
+    mended = [_mend(store, version, folder, digest) for version in _versions(store, name, digest)]
     return any(mended)
+
+
+def mend_evidence(store: Store, name: str, folder: Path, evidence: "Evidence") -> bool:
+    """Return whether the evidence of a student was damaged or gone in the store, and is not now.
+
+    Args:
+        store: the registry.
+        name: the registered model.
+        folder: a student; nothing is done where it is not registered.
+        evidence: that of the checkout; nothing is done where it was registered by another one.
+
+    Raises:
+        TrackingError: the registry refuses.
+    """
+    digest = folder_digest(folder)
+    place, is_mended = place_of(digest, evidence), False
+    for version in _versions(store, name, digest):
+        run_id = str(version.run_id)
+        if version.tags.get(EVIDENCE_TAG) == place and not is_kept(store, run_id, place):
+            keep(store, run_id, digest, evidence)
+            is_mended = True
+            _LOG.warning(
+                "the evaluation of version %s of %s was damaged in the store; sent again",
+                version.version,
+                version.name,
+            )
+    return is_mended
+
+
+def _versions(store: Store, name: str, digest: str) -> "list[ModelVersion]":
+    """Return the versions that hold a student."""
+    wanted = f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
+    with store_errors(store.uri):
+        return list(store.client.search_model_versions(wanted))
 
 
 def _mend(store: Store, version: "ModelVersion", folder: Path, digest: str) -> bool:

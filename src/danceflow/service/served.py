@@ -21,6 +21,7 @@ from danceflow.errors import DataError, UsageError
 
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}\.jsonl")
+_STAMP = len("20260101T000000000000")
 _MAX_LINE = 64 << 20
 
 
@@ -115,8 +116,7 @@ class ServedLog:
         path = self._path
         is_full = path is not None and path.exists() and path.stat().st_size >= self._max_file
         if path is None or is_full:
-            now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-            path = self._path = self._folder / f"{now}-{secrets.token_hex(4)}.jsonl"
+            path = self._path = self._folder / _next_name(served_files(self._folder))
         # One write of whole lines: a process that is killed leaves at most the last one cut.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
@@ -133,6 +133,18 @@ class ServedLog:
                 return
             total -= file.stat().st_size
             file.unlink(missing_ok=True)
+
+
+def _next_name(files: Sequence[Path]) -> str:
+    """Return a name for a file of now that stands behind all others, though the clock was set back.
+
+    The file would else be the oldest, and be removed first.
+    """
+    number = int(datetime.now(UTC).strftime("%Y%m%d%H%M%S%f"))
+    if files:
+        number = max(number, int(files[-1].name[:_STAMP].replace("T", "")) + 1)
+    digits = f"{number:020d}"
+    return f"{digits[:8]}T{digits[8:]}-{secrets.token_hex(4)}.jsonl"
 
 
 def served_files(folder: Path) -> list[Path]:

@@ -34,7 +34,13 @@ from danceflow.ops.tracking.tracker import (
     flatten,
     log_params,
 )
-from danceflow.ops.tracking.training import SENT_TAG, Known, TrainingRecord, send_missing
+from danceflow.ops.tracking.training import (
+    SENT_TAG,
+    Known,
+    TrainingRecord,
+    latest_moment,
+    send_missing,
+)
 from danceflow.params.yaml12 import read_yaml
 
 _LOG = logging.getLogger(__name__)
@@ -167,7 +173,8 @@ def resume_run(settings: TrackingSettings, pointer: Path) -> Tracker:
     run_id = _sent(store, pointer, settings.root)
     with store_errors(store.uri):
         store.client.update_run(run_id, status="RUNNING")
-    return MlflowTracker(store, run_id)
+        after = latest_moment(store, run_id)
+    return MlflowTracker(store, run_id, after=after)
 
 
 def send_run(settings: TrackingSettings, pointer: Path) -> str | None:

@@ -117,6 +117,7 @@ class MlflowTracker:
         run_id: str,
         *,
         known: Known | None = None,
+        after: int = 0,
         mend: Callable[[], Known] | None = None,
         ended: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -127,6 +128,8 @@ class MlflowTracker:
             store: where the run is.
             run_id: the run.
             known: what it has of a training; None: what is given is new, whatever its step.
+            after: time of what the run has, in milliseconds. Of two values of one step MLflow goes
+                by the later one, and the clock may have been set back.
             mend: sends what the store did not take, from the training's own record, and returns
                 what the run has then. The record holds every metric that is logged.
             ended: called with the status at the end, before the store is told.
@@ -137,6 +140,7 @@ class MlflowTracker:
         self.run_id: str | None = run_id
         self._id = run_id
         self._clock = clock
+        self._after = after
         self._pending: list[tuple[str, float, int, int]] = []
         self._next_flush = clock() + _FLUSH_EVERY_S
         self._lost: list[tuple[str, tuple[str, int] | None]] = []  # an image with key and step
@@ -193,7 +197,7 @@ class MlflowTracker:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers at a step; they are sent every few seconds."""
-        now = int(time.time() * 1000)
+        now = self._now()
         self._pending += [
             (name, float(value), now, step)
             for name, value in metrics.items()
@@ -222,7 +226,7 @@ class MlflowTracker:
         self._mirror(
             f"image {key}",
             lambda: self.store.client.log_image(
-                self._id, image, key=key, step=step, synchronous=True
+                self._id, image, key=key, step=step, timestamp=self._now(), synchronous=True
             ),
             image=(key, step),
         )
@@ -244,6 +248,10 @@ class MlflowTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
         self._mirror("tags", lambda: self._tag(tags))
+
+    def _now(self) -> int:
+        """Return the time of what is recorded now, in milliseconds."""
+        return max(int(time.time() * 1000), self._after + 1)
 
     def _tag(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -20,7 +20,7 @@ FOLDER = "training"  # of the record itself among a run's artifacts
 
 _METRICS_PER_BATCH = 1000
 _GRID = re.compile(r"(.+)-(\d+)\.png")
-_IMAGE = re.compile(r"images/(.+?)[+%]step[+%](\d+)[+%]timestamp.*compressed\.webp")
+_IMAGE = re.compile(r"images/(.+?)[+%]step[+%](\d+)[+%]timestamp[+%](\d+).*compressed\.webp")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,23 @@ class Known:
             return False
         steps.add(step)
         return True
+
+
+def latest_moment(store: Store, run_id: str) -> int:
+    """Return the time of the last number or image of a run, in milliseconds; 0: it has none.
+
+    Args:
+        store: where it is.
+        run_id: of the run.
+    """
+    client = store.client
+    times = [
+        int(point.timestamp)
+        for name in client.get_run(run_id).data.metrics
+        for point in client.get_metric_history(run_id, name)
+    ]
+    found = (_IMAGE.fullmatch(item.path) for item in client.list_artifacts(run_id, "images"))
+    return max([0, *times, *(int(match[3]) for match in found if match)])
 
 
 def training_metrics(row: Mapping[str, Any]) -> dict[str, float]:
