@@ -10,7 +10,6 @@ import fcntl
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from danceflow.ops.files import exclusive, write_json
 from danceflow.ops.processes import is_running, process_mark
 from danceflow.ops.tracking import main_checkout
 from danceflow.paths import Paths
+from flows.ports import free_ports, is_free
 from flows.servers import prefect_server, require_api
 
 PORT = 4200
@@ -144,8 +144,8 @@ def _running(folder: Path) -> Home | None:
 
 def _started(folder: Path, port: int | None) -> Home:
     """Start the project's server and return it."""
-    number = _free_port() if port is None else port
-    if port is not None and not _is_free(port):
+    number = next(free_ports(1)) if port is None else port
+    if port is not None and not is_free(port):
         raise UsageError(f"port {port} is taken; choose another one for Prefect")
     server = prefect_server(number)
     keeper = subprocess.Popen(
@@ -186,23 +186,7 @@ def answers(url: str) -> bool:
 
 def usual_port() -> int | None:
     """Return the port at which Prefect's page is looked for; None where it is taken."""
-    return PORT if _is_free(PORT) else None
-
-
-def _free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as place:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            place.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+    return PORT if is_free(PORT) else None
 
 
 @contextlib.contextmanager

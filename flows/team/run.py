@@ -13,9 +13,10 @@ from danceflow.errors import DanceflowError, UsageError
 from danceflow.ops.files import exclusive
 from danceflow.paths import Paths
 from flows import dvc_remote
+from flows.ports import HOST, is_free
 from flows.team import processes
 from flows.team.services import Service, services
-from flows.team.settings import HOST, REMOTE, SERVICES, Team, is_free, load, prepare
+from flows.team.settings import REMOTE, SERVICES, Team, load, prepare
 
 _LOG = logging.getLogger(__name__)
 _WATCH_S = 5.0

@@ -13,9 +13,10 @@ from danceflow.errors import DanceflowError
 from danceflow.ops.files import write_text
 from danceflow.ops.runtime import TELEMETRY_OFF
 from flows.dvc_stage import stage_environment
+from flows.ports import HOST
 from flows.servers import prefect_server
 from flows.team import postgres, storage
-from flows.team.settings import BUCKET, DATABASES, HOST, POOL, USER, Team
+from flows.team.settings import BUCKET, DATABASES, POOL, USER, Team
 
 _PYTHON = (sys.executable, "-m")
 _REACH_TIMEOUT_S = 5.0

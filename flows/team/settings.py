@@ -1,20 +1,18 @@
 """Where a team's servers keep what, on which ports they listen, and by which passwords."""
 
 import json
-import random
 import secrets
 import shlex
-import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from danceflow.errors import DanceflowError, UsageError, unknown_name
 from danceflow.ops.files import exclusive, write_json
 from danceflow.paths import Paths
+from flows.ports import HOST, free_ports
 from flows.team.private import write_private
 
-HOST = "127.0.0.1"
 USER = "danceflow"
 """Of PostgreSQL, of MLflow and of Prefect."""
 BUCKET = "danceflow"
@@ -24,7 +22,6 @@ POOL = "danceflow"
 """The work pool of ``prefect.yaml``."""
 REGION = "us-east-1"
 DATABASES = ("mlflow", "mlflow_auth", "prefect")
-_PORTS = range(20_000, 32_000)
 SERVICES = ("postgres", "s3", "mlflow", "prefect", "worker", "model")
 
 PROXIED = {
@@ -127,7 +124,7 @@ def prepare(root: Path, ports: Mapping[str, int] | None = None) -> Team:
         known = _read(folder / "ports.json")
         chosen = {name: int(str(port)) for name, port in known.items()} | dict(ports or {})
         missing = [name for name in SERVICES if name not in chosen]
-        chosen |= dict(zip(missing, _free_ports(len(missing), set(chosen.values())), strict=True))
+        chosen |= dict(zip(missing, free_ports(len(missing), set(chosen.values())), strict=True))
         if len(set(chosen.values())) < len(chosen):
             raise UsageError(f"two services on one port: {chosen}; give each its own")
         if chosen != known:
@@ -183,27 +180,3 @@ def _read(path: Path) -> dict[str, object]:
     if not isinstance(found, dict):
         raise DanceflowError(f"{path}: is no list of names and values")
     return found
-
-
-def _free_ports(count: int, taken: set[int]) -> Iterator[int]:
-    """Yield ports on which nobody listens, all different.
-
-    They stay with a service for ever, and so lie below those that the system gives to whoever
-    opens a connection: a restart would find such a one taken now and then.
-    """
-    found = 0
-    for port in random.sample(_PORTS, len(_PORTS)):
-        if found < count and port not in taken and is_free(port):
-            found += 1
-            yield port
-
-
-def is_free(port: int) -> bool:
-    """Return whether nobody listens on a port of this machine's own address."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((HOST, port))
-        except OSError:
-            return False
-    return True

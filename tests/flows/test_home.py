@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ def test_a_server_that_is_configured_is_used_and_nothing_is_made(
 
 
 def test_a_port_that_is_taken_is_told(checkout: Path) -> None:
-    with home.socket.socket() as place:
+    with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         place.listen(1)
         number = place.getsockname()[1]

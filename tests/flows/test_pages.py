@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from repository import ROOT
 from danceflow.errors import DanceflowError
 from danceflow.params.read import load_params
 from flows import pages
+from flows.ports import free_ports, is_free
 from flows.servers import Server, prefect_server
 
 SLEEP = Server((sys.executable, "-c", "import time; time.sleep(600)"))
@@ -136,22 +136,6 @@ def test_an_address_that_the_user_has_given_stays(monkeypatch: pytest.MonkeyPatc
 # ----------------------------------------------------------------------------- the real servers
 
 
-def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as place:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            place.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
 def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 180
     while not condition():
@@ -182,7 +166,7 @@ def test_however_the_command_ends_nothing_of_the_servers_is_left(
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     for name in ("PREFECT_API_URL", "PREFECT_UI_API_URL", "PREFECT_SERVER_UI_API_URL"):
         monkeypatch.delenv(name, raising=False)
-    mlflow, prefect = free_port(), free_port()
+    mlflow, prefect = free_ports(2)
     command = [sys.executable, "-m", "danceflow.cli", "ui"]
     ports = ["--mlflow-port", str(mlflow), "--prefect-port", str(prefect)]
     with (tmp_path / "output").open("wb") as output:

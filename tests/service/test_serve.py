@@ -24,6 +24,7 @@ from danceflow.pictures import png_base64, png_bytes
 from danceflow.registry.open import DIGEST_TAG, folder_digest, open_folder
 from danceflow.registry.register import _log_model
 from danceflow.service.token import VARIABLE
+from flows.ports import free_ports
 
 TOKEN = "the-token-of-this-test"
 DANCEFLOW = (sys.executable, "-m", "danceflow.cli")
@@ -49,12 +50,6 @@ def enter(store: Store, tracking: TrackingSettings, folder: Path, number: int) -
 def pictures(answer: httpx.Response) -> list[bytes]:
     assert answer.status_code == 200, answer.text
     return [base64.b64decode(item["image"]) for item in answer.json()["images"]]
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 def test_a_process_follows_the_champion_and_ends_what_it_began(
@@ -136,7 +131,7 @@ def files(made: "list[Image.Image]") -> list[bytes]:
 
 def mlflow_serves(store: Store, folder: Path, asked: dict, edit: dict) -> list[list[bytes]]:
     """What ``mlflow models serve`` answers to the same two requests."""
-    port = free_port()
+    (port,) = free_ports(1)
     command = (sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/student@champion",
                "--env-manager", "local", "--port", str(port), "--workers", "1")  # fmt: skip
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store.uri, "OMP_NUM_THREADS": "1"}

@@ -1,6 +1,5 @@
 """What is decided once for a team's servers."""
 
-import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from danceflow.errors import DanceflowError, UsageError
-from flows.team.settings import SERVICES, is_free, load, prepare, read_ports
+from flows.team.settings import SERVICES, load, prepare, read_ports
 
 
 def test_it_is_decided_once_and_written_for_its_owner_alone(tmp_path: Path) -> None:
@@ -68,10 +67,3 @@ def test_a_broken_file_is_named_and_not_quoted(tmp_path: Path, content: str) -> 
     with pytest.raises(DanceflowError, match=r"passwords\.json") as caught:
         load(tmp_path)
     assert "Planted" not in str(caught.value)
-
-
-def test_a_port_on_which_somebody_listens_is_not_free() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert not is_free(port)
-    assert is_free(port)

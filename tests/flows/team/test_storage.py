@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from danceflow.errors import DanceflowError
-from flows.team.settings import is_free
+from flows.ports import is_free
 from flows.team.storage import create_bucket
 
 pytestmark = pytest.mark.pipeline

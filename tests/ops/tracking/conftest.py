@@ -11,10 +11,11 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from flows.ports import free_ports
 
 
 class Line(socketserver.ThreadingTCPServer):
@@ -62,18 +63,13 @@ def _close(end: socket.socket) -> None:
     end.close()
 
 
-def _free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        return int(free.getsockname()[1])
-
-
 class Server:
     """MLflow's server with basic auth on loopback."""
 
     user, password, quoted = "admin", "pl@nted/s3cret:word", "pl%40nted%2Fs3cret%3Aword"
 
     def __init__(self, folder: Path) -> None:
-        self.port, self._port = _free_port(), _free_port()
+        self.port, self._port = free_ports(2)
         self.line: Line | None = None
         self.folder = folder
         config = folder / "auth.ini"
