@@ -1,8 +1,8 @@
 """Prefect's database and server belong to the project; the user's stay as they are."""
 
 import os
-import subprocess
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
