@@ -13,10 +13,11 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 from repository import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -44,6 +45,16 @@ def test_what_is_required_is_pinned_and_installed_so() -> None:
     pins = {_name(name): pin for name, pin in PINS.items()}
     for name in map(_name, REQUIRED):
         assert version(name).partition("+")[0] == pins[name], name
+
+
+def test_no_pin_asks_for_a_newer_python_than_the_project() -> None:
+    """Pins are noted on one machine's Python; another has an earlier patch of the same release."""
+    least = PROJECT["project"]["requires-python"].partition(",")[0].removeprefix(">=")
+    pins = {_name(name) for name in PINS}
+    for found in distributions():
+        asked = found.metadata["Requires-Python"]
+        if asked and _name(found.name) in pins:
+            assert f"{least}.0" in SpecifierSet(asked), (found.name, asked)
 
 
 def test_every_extra_is_pinned() -> None:
