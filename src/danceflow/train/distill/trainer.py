@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from danceflow.models.memory import Memory, recompute_activations
 from danceflow.models.package import save_package
 from danceflow.models.start import start_student
 from danceflow.models.teachers import Teachers
+from danceflow.ops.group import current
 from danceflow.ops.tracking import Tracker
 from danceflow.train.distill.balance import LossBalance
 from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, MAX_ROWS, Ledger
@@ -42,7 +44,7 @@ from danceflow.train.distill.replay import Replay, Visits
 from danceflow.train.distill.router import Router
 from danceflow.train.distill.rows import Drawn, UpdateRows, sizes_by_rows
 from danceflow.train.log import Meter, MetricsFile, log_losses
-from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
+from danceflow.train.optim import make_optimizer, schedule, set_learning_rate, sum_gradients
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class Trainer:
         self.families = {size: teachers.family.sized(*size) for size in self.sizes}
         self.family = self.families[self.sizes[0]]
         self.tracker, self.observer, self.work = tracker, observer, work
+        self.group = current()
         self.device = torch.device(params.run.device)
         found = asked(params)
         capabilities = found.capabilities
@@ -108,17 +111,26 @@ class Trainer:
         needs_ema = method.objective.needs_ema
         self.ema_field = self._ema_field(teachers.memory) if needs_ema else None
         self.step, self.seconds, size, self.meter = 0, 0.0, 0, Meter()
-        if (saved := load_checkpoint(work / "checkpoint.safetensors")) is not None:
+        if (saved := self._saved()) is not None:
             self.backbone.load_state_dict(saved["student"], strict=False)
             self.optimizer.load_state_dict(saved["optimizer"])
             self.ema.load_state_dict(saved["ema"])
-            self.meter.load_state_dict(saved["meter"])
-            self.replay.load_state_dict(saved["replay"])
+            if self.group.is_main:
+                self.meter.load_state_dict(saved["meter"])
+            self.replay.load_state_dict(saved["replay"], self.group)
             self.balance.load_state_dict(saved["balance"])
             self.ledger.load_state_dict(saved["ledger"])
             self.step, self.seconds, size = saved["step"], saved["seconds"], saved["metrics_size"]
             _LOG.info("resuming at update %d", self.step)
-        self.metrics = MetricsFile(work / "metrics.jsonl", size)
+        file = work / "metrics.jsonl"
+        self.metrics = MetricsFile(file, size) if self.group.is_main else None
+
+    def _saved(self) -> dict[str, Any] | None:
+        """Return the last checkpoint, on every process; main may put a damaged one aside."""
+        path = self.work / "checkpoint.safetensors"
+        saved = load_checkpoint(path) if self.group.is_main else None
+        is_there = self.group.told(saved is not None)
+        return load_checkpoint(path) if is_there and saved is None else saved
 
     def _ema_field(self, memory: Memory) -> VelocityField:
         copied = copy.deepcopy(self.backbone).eval().requires_grad_(False)
@@ -156,9 +168,11 @@ class Trainer:
                     "seconds": self.seconds + elapsed,
                 }
                 updating, waited = 0.0, self.rows.waited
-                loss = log_losses(self.meter, self.metrics, self.tracker, self.step, common)
-                require_finite(loss, "loss", self.step)
-                bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
+                self.meter.collect(self.group)
+                if self.metrics is not None:
+                    loss = log_losses(self.meter, self.metrics, self.tracker, self.step, common)
+                    require_finite(loss, "loss", self.step)
+                    bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
             self._observe(force=last)
             if self.step % self.config.checkpoint_every == 0 or last:
                 self._checkpoint(self.seconds + time.monotonic() - began)
@@ -209,14 +223,28 @@ class Trainer:
                 (loss * weight * piece).backward()
                 self.meter.add(name, chunk.sigma, rows)
                 self.balance.add(name, rows)
+        sums = self._sum_over_processes()
         norm = float(nn.utils.clip_grad_norm_(self.trainable, self.config.clip_norm))
         require_finite(norm, "gradient norm", self.step)
         if any(part.capability in self.must_differ for part in parts):
             require_gradient(norm, self.step)
         self.optimizer.step()
         self.ema.update(self.backbone)
-        self.balance.close_update()
+        self.balance.close_update(sums)
         return norm
+
+    def _sum_over_processes(self) -> dict[str, tuple[float, float]]:
+        """Sum gradients and costs of the update, and return the sums for the loss balance."""
+        sums = self.balance.sums()
+        if self.group.size == 1:
+            return sums
+        names, costs = self.balance.capabilities, self.ledger.of_update()
+        losses = [value for name in names for value in sums.get(name, (0.0, 0.0))]
+        numbers = torch.tensor([*costs, *losses], dtype=torch.float32, device=self.device)
+        found = sum_gradients(self.trainable, numbers, self.group).tolist()
+        self.ledger.add_others([round(a) - b for a, b in zip(found, costs, strict=False)])
+        pairs = zip(found[len(costs) :: 2], found[len(costs) + 1 :: 2], strict=True)
+        return {name: pair for name, pair in zip(names, pairs, strict=True) if pair[1]}
 
     def _target_of(self, name: str) -> str:
         """Return who says what a capability's rows are to become, for messages."""
@@ -228,14 +256,24 @@ class Trainer:
 
     def _collect(self, size: Size, drawn: Sequence[Drawn], progress: float) -> list[Visits]:
         """Return the states of rows of one size, capability by capability."""
-        counts = [len(item.rows) for item in drawn]
-        seeds = [
+        whole = [
             seed_for(self.config.seed, f"sample/{item.capability}", self.step, index)
             for item in drawn
-            for index in range(len(item.rows))
+            for index in range(item.num_samples)
         ]
+        runs = [item.num_samples for item in drawn]
+        starts = accumulate(runs, initial=0)
+        places = [
+            start + i for item, start in zip(drawn, starts, strict=False) for i in item.samples
+        ]
+        if not places:
+            return []
         # Rows in pinned memory are copied while the processor goes on.
-        conditions = [item.condition.to(self.device, non_blocking=True) for item in drawn]
+        conditions = [
+            item.condition.to(self.device, non_blocking=True)
+            for item in drawn
+            if item.condition is not None
+        ]
         clean = [
             item.clean.to(self.device, non_blocking=True)
             for item in drawn
@@ -247,15 +285,18 @@ class Trainer:
                 condition=Condition.cat(conditions),
                 grid=self.grids[size],
                 shape=self.families[size].latent_shape,
-                seeds=seeds,
+                seeds=[whole[place] for place in places],
                 clean=lambda _kind: torch.cat(clean),
                 progress=progress,
-                runs=counts,
+                runs=runs,
+                whole=(whole, places),
             )
         )
+        parts = queries.parts([len(item.samples) for item in drawn])
         return [
-            Visits(item.capability, item.share, part)
-            for item, part in zip(drawn, queries.parts(counts), strict=True)
+            Visits(item.capability, item.share * (len(item.samples) / item.num_samples), part)
+            for item, part in zip(drawn, parts, strict=True)
+            if item.samples
         ]
 
     def _observe(self, *, force: bool) -> None:
@@ -271,7 +312,7 @@ class Trainer:
         }
         self.ema.copy_to(self.backbone)
         scores = self.observer.observe(self.student, self.step, score=score, draw=draw)
-        if scores:
+        if scores and self.metrics is not None:
             self.metrics.append(
                 {
                     "step": self.step,
@@ -285,6 +326,11 @@ class Trainer:
                     param.copy_(live[name])
 
     def _checkpoint(self, seconds: float) -> None:
+        """Write what all processes hold; it does not tell how many they were."""
+        self.meter.collect(self.group)
+        waiting = self.replay.state_dict(self.group)
+        if self.metrics is None:
+            return
         save_checkpoint(
             self.work / "checkpoint.safetensors",
             {
@@ -299,7 +345,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema.state_dict(),
                 "meter": self.meter.state_dict(),
-                "replay": self.replay.state_dict(),
+                "replay": waiting,
                 "balance": self.balance.state_dict(),
                 "ledger": self.ledger.state_dict(),
             },
