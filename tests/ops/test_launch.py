@@ -55,6 +55,11 @@ CASES = {
     "budget": {"max_field_evaluations": 150, "num_updates": 9, "query": "curriculum"},
 }
 REPLAY = COMMON | {"updates_per_rollout": 4, "num_updates": 8, "checkpoint_every": 4}
+SHARDED = {
+    "sharded": COMMON | {"batch_size": 5},
+    "sharded average": COMMON | {"objective": "dmd-ema", "batch_size": 1},
+    "sharded from a whole": REPLAY,
+}
 RELATIVE = 1e-5
 
 
@@ -84,6 +89,8 @@ def found(project: Path, tmp_path_factory: pytest.TempPathFactory, ranks: None) 
     jobs = {
         "caches": CAPABILITIES,
         "trainings": {name: case(name) for name in CASES} | {"replay": REPLAY},
+        "sharded": SHARDED,
+        "begun": REPLAY,
         "finetune": {"num_updates": 2, "batch_size": 5, "num_samples": 40},
         "pictures": True,
     }
@@ -96,9 +103,9 @@ def found(project: Path, tmp_path_factory: pytest.TempPathFactory, ranks: None) 
         in_group.run_jobs(folders[1], project)
         paths = Paths(project)
         teachers = Teachers(paths.teachers, "sd3", ["base", "local"], "cpu")
-        begun = trainer_of(paths, teachers, folders[2] / "replay", REPLAY, Stopping)
-        with pytest.raises(KeyboardInterrupt):
-            begun.train()
+        for name in ("replay", "sharded from a whole"):
+            with pytest.raises(KeyboardInterrupt):
+                trainer_of(paths, teachers, folders[2] / name, REPLAY, Stopping).train()
     run = small_params(run__num_processes=2).run
     launch.launch(run, "in_group", [str(folders[2]), str(project)], "jobs")
     results = {
@@ -107,14 +114,27 @@ def found(project: Path, tmp_path_factory: pytest.TempPathFactory, ranks: None) 
     return folders, results
 
 
-@pytest.mark.parametrize("name", [*CASES, "replay"])
+@pytest.mark.parametrize("name", [*CASES, *SHARDED, "replay"])
 def test_a_training_is_the_same_in_two_processes(found: Any, name: str) -> None:
-    """And where it began in one process and went on in two: ``replay``."""
+    """And where it began in one process and went on in two: ``replay``, and into shards."""
     one, two = (results[name] for results in found[1].values())
     assert len({key.partition(" ")[0] for key in one}) > 1
     assert two == pytest.approx(one, rel=RELATIVE)
+    assert any((found[0][2] / name).glob("shards-*")) == (name in SHARDED)
     evaluations = [key for key in one if key.endswith("evaluations")]
     assert [two[key] for key in evaluations] == [one[key] for key in evaluations]
+
+
+def test_one_process_ends_what_two_have_begun_in_shards(found: Any, project: Path) -> None:
+    folder = found[0][2] / "begun"
+    [shards] = folder.glob("shards-*")
+    assert shards.name == "shards-00000004"
+    assert len(list(shards.glob("*.distcp"))) == 2
+    paths = Paths(project)
+    teachers = Teachers(paths.teachers, "sd3", ["base", "local"], "cpu")
+    with as_a_stage_runs():
+        ended = in_group.trained(paths, teachers, folder, REPLAY)
+    assert ended == pytest.approx(found[1][1]["replay"], rel=RELATIVE)
 
 
 def test_teachers_and_pictures_are_the_same(found: Any) -> None:

@@ -6,6 +6,8 @@ says what is to be done, and ``found.json`` what came of it.
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from danceflow.models.teachers import Teachers
 from danceflow.ops import group
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
+from danceflow.train.distill import sharding
 from danceflow.train.distill.trainer import Trainer
 from danceflow.train.teachers.finetune import finetune
 from danceflow.train.teachers.stream import PoolStream
@@ -39,12 +42,26 @@ def run_jobs(folder: Path, project: Path) -> None:
         cache.run(small_params(CAPABILITIES, cache__batch_size=2), Paths(folder), capability)
     for name, changes in jobs.get("trainings", {}).items():
         found[name] = trained(Paths(project), teachers, folder / name, changes)
+    for name, changes in jobs.get("sharded", {}).items():
+        with every_student_sharded():
+            found[name] = trained(Paths(project), teachers, folder / name, changes)
+    if group.current().size > 1 and "begun" in jobs:
+        with every_student_sharded(), suppress(KeyboardInterrupt):
+            trainer_of(Paths(project), teachers, folder / "begun", jobs["begun"], Stopping).train()
     if "finetune" in jobs:
         found["finetune"] = finetuned(Paths(project), folder / "finetune", jobs["finetune"])
     if "pictures" in jobs:
         found["pictures"] = pictures(Paths(project), teachers)
     if group.current().is_main:
         (folder / FOUND).write_text(json.dumps(found))
+
+
+@contextmanager
+def every_student_sharded() -> Iterator[None]:
+    """However small it is, in more than one process."""
+    before, sharding.SHARDED_FROM = sharding.SHARDED_FROM, 0
+    yield
+    sharding.SHARDED_FROM = before
 
 
 class Stopping(Trainer):
@@ -70,10 +87,12 @@ def trained(
     paths: Paths, teachers: Teachers, work: Path, changes: dict[str, Any]
 ) -> dict[str, Any]:
     """The losses by capability, the gradient norms and the costs, update by update."""
-    trainer_of(paths, teachers, work, changes).train()
-    numbers: dict[str, Any] = {}
+    trainer = trainer_of(paths, teachers, work, changes)
+    trainer.train()
     if not group.current().is_main:
         return {}
+    weights = trainer.backbone.state_dict().items()
+    numbers: dict[str, Any] = {f"at the end {n}": float(w.double().norm()) for n, w in weights}
     for line in (work / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         at = f"{row['step']:04d}"

@@ -109,6 +109,17 @@ def current() -> Group:
     return _current
 
 
+@contextmanager
+def each_for_itself() -> Iterator[None]:
+    """Let every process do everything that it is asked within the block, as if it was alone."""
+    global _current  # noqa: PLW0603
+    before, _current = _current, ALONE
+    try:
+        yield
+    finally:
+        _current = before
+
+
 def is_member() -> bool:
     """Return whether this process was started as one of a group."""
     return PARENT in os.environ

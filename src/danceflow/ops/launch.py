@@ -72,6 +72,7 @@ def launch(run: "RunParams", module: str, arguments: Sequence[str], what: str) -
         try:
             launch_command(launch_command_parser().parse_args(words))
         except ChildFailedError as error:
+            sys.stderr.write("\n")  # a progress bar of a process that was ended may stand there
             _tell(error.failures, run.num_processes, what)
         except SignalException as error:
             _end_by(error.sigval)
