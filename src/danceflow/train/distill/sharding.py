@@ -143,10 +143,10 @@ def save_shards(
     ema: Ema,
 ) -> str:
     """Return the name of a new folder in ``work`` in which every process has written its shards."""
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     name = f"shards-{step:08d}"
-    checkpoint.save(_tensors(backbone, optimizer, ema), checkpoint_id=work / name)
+    save(_tensors(backbone, optimizer, ema), checkpoint_id=work / name)
     return name
 
 
@@ -173,14 +173,17 @@ def load_shards(
         ema: its average.
         groups: the optimiser's settings.
     """
-    from torch.distributed import checkpoint, is_initialized
+    from torch.distributed import is_initialized
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    found = checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
+    found = FileSystemReader(folder).read_metadata().state_dict_metadata
     moments: dict[int, dict[str, Tensor]] = {}
     for key, entry in found.items():
         kind, _, rest = key.partition("/")
-        if kind == "optimizer":
+        if kind == "optimizer" and isinstance(entry, TensorStorageMetadata):
             number, _, name = rest.partition("/")
             param = params[int(number)]
             empty = (
@@ -189,7 +192,7 @@ def load_shards(
             moments.setdefault(int(number), {})[name] = empty.detach()
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     tensors = _tensors(backbone, optimizer, ema)
-    checkpoint.load(tensors, checkpoint_id=folder, no_dist=not is_initialized())
+    load(tensors, checkpoint_id=folder, no_dist=not is_initialized())
 
 
 def load_whole(
