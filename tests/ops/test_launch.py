@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import in_group
 import psutil
 import pytest
 from in_group import CAPABILITIES, Stopping, trainer_of
+from meeting import run_params
 from params_files import dump_yaml
 from repository import ROOT
 from tiny_project import as_a_stage_runs, cached_project, small_data, small_params
@@ -155,13 +157,32 @@ def test_a_cache_has_the_same_bytes_whoever_wrote_it(found: Any) -> None:
             assert (two.cache(capability) / name).read_bytes() == same
 
 
-def test_an_error_is_told_once(ranks: None, capfd) -> None:
+def test_an_error_is_told_once(ranks: None, tmp_path: Path, capfd) -> None:
     """With the words and the exit code that one process would have had; nothing else is printed."""
     with pytest.raises(StageError) as caught:
-        launch.launch(small_params(run__num_processes=2).run, "failing", [], "a stage")
+        launch.launch(run_params(), "meeting", [str(tmp_path), "fails"], "a stage")
     assert str(caught.value) == "distill: its parts do not fit"
     assert caught.value.exit_code == ConfigError.exit_code
-    assert "Traceback" not in capfd.readouterr().err
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    assert "exitcode" not in printed
+
+
+def test_processes_of_two_machines_meet(ranks: None, tmp_path: Path) -> None:
+    """Which are two starters on this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    machines = {NUM_MACHINES: "2", MAIN_ADDRESS: address}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "meeting", str(tmp_path), "well", "start"],
+            env={**os.environ, **machines, MACHINE_RANK: str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+    assert [machine.wait(timeout=200) for machine in started] == [0, 0]
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["[0, 1] 0"] * 2
 
 
 def failure(folder: Path, exit_code: int, **content: Any) -> ProcessFailure:
@@ -253,6 +274,7 @@ def test_a_process_that_dies_ends_all_and_a_retry_goes_on(project: Path, tmp_pat
     assert re.match(who, errors[0])
     assert "running the stage again goes on where it was saved last" in errors[0]
     assert "Traceback" not in told
+    assert "exitcode" not in told
     assert not any(process.is_running() for process in group.values())
 
     stage, same = began(root)

@@ -48,11 +48,13 @@ def launch(run: "RunParams", module: str, arguments: Sequence[str], what: str) -
             code that the process alone would have had.
     """
     machines = _machines(os.environ, run.num_processes)
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it is told here, once
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # it is told here, once
     surroundings = {
         PARENT: process_mark(),
         "ACCELERATE_USE_CPU": str(run.device == "cpu").lower(),
