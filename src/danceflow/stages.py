@@ -5,7 +5,6 @@ check`` holds it equal to the table and to the code.
 """
 
 import importlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,16 +239,17 @@ def run_stage(name: str, item: str | None = None, root: Path | None = None) -> N
         with group.joined(params.run), files.disk_errors(paths.root):
             stage.load()(params, paths, *arguments)
         return
-    started, full_name = time.monotonic(), "@".join([name, *arguments])
+    full_name, meter = "@".join([name, *arguments]), timings.Meter()
     if stage.is_shared and params.run.num_processes > 1:
         words = ["stage", name, *(word for item in arguments for word in (f"--{stage.axis}", item))]
         launch.launch(params.run, "danceflow.cli", words, f"stage {full_name!r}")
     else:
         function = stage.load()
         determinism.prepare(params.run)
+        meter = timings.Meter()
         with files.disk_errors(paths.root):
             function(params, paths, *arguments)
-    timings.record(paths.scratch, full_name, time.monotonic() - started)
+    timings.record(paths.scratch, full_name, meter.read())
 
 
 def _items(stage: Stage, item: str | None, params: Params) -> tuple[str, ...]:
