@@ -6,6 +6,7 @@ any other: ``Together`` sees to it. Checkpoints are written in shards, and read 
 processes (torch.distributed.checkpoint).
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,7 +193,9 @@ def load_shards(
             moments.setdefault(int(number), {})[name] = empty.detach()
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     tensors = _tensors(backbone, optimizer, ema)
-    load(tensors, checkpoint_id=folder, no_dist=not is_initialized())
+    with warnings.catch_warnings():  # that a single process reads is meant
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(tensors, checkpoint_id=folder, no_dist=not is_initialized())
 
 
 def load_whole(
