@@ -103,7 +103,7 @@ def test_teacher_samples_follow_from_their_seeds(made, capability: str) -> None:
 def test_a_capability_without_sources_has_blank_ones(made) -> None:
     _, paths = made
     (blank,) = ConditionCache(paths.cache("t2i")).groups
-    assert blank.source is None
+    assert blank.sources == ()
     condition = blank.condition(torch.tensor([0, 3]))
     assert isinstance(condition, Condition)
     assert not condition.tensors["source"].any()

@@ -83,9 +83,9 @@ def state(family: Any, *, source: bool) -> tuple[Any, Any, Tokens]:
     """One state, its condition, and the tokens that the plan says it has."""
     given: dict[str, Any] = {}
     if source:
-        given["source_BCHW"] = torch.randn(1, *family.latent_shape)
+        given["sources"] = torch.randn(1, *family.latent_shape)
         if family.sees_source:
-            given["images_B3HW"] = torch.rand(1, 3, *family.image_size)
+            given["images"] = torch.rand(1, 3, *family.image_size)
     condition = family.condition(["a red circle"], **given)
     prompt = condition.tensors["prompt_embeds"].shape[1]
     if family.name == "qwen_image" and source:

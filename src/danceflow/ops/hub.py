@@ -16,7 +16,7 @@ from danceflow.errors import HubError, UsageError
 from danceflow.ops.tracking.address import holds_login, without_login
 
 if TYPE_CHECKING:
-    from huggingface_hub.utils import HfUri
+    from huggingface_hub import HfUri
 
 SCHEME = "hf://"
 
@@ -123,8 +123,8 @@ def push_folder(folder: Path, repository: str, *, private: bool, message: str) -
 
 
 def _read(address: str) -> "HfUri":
+    from huggingface_hub import parse_hf_uri
     from huggingface_hub.errors import HfUriError
-    from huggingface_hub.utils import parse_hf_uri
 
     shown = without_login(address)
     if holds_login(address):

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.evaluate.metrics import METRICS
 from danceflow.evaluate.records import LOST, STANDARD, START, STUDENT, TEACHER
 from danceflow.report.curves import Curves
@@ -169,9 +170,9 @@ def _galleries(
     found: dict[str, list[_Gallery]] = {"conflict": [], "pictures": [], "robustness": []}
     for name, rows in tiles.items():
         kinds = {row.kind: [r for r in rows if r.kind == row.kind] for row in rows}
-        has_source = any("source" in row.pictures for row in rows)
-        source = {"source": "Source"} if has_source else {}
-        target = {"target": "Exact target" if has_source else "One right answer"}
+        shown = {column for row in rows for column in row.pictures}
+        source = {column: human(column) for column in SOURCE_COLUMNS if column in shown}
+        target = {"target": "Exact target" if source else "One right answer"}
         own = {conflict["own_teacher"][name]: human(conflict["own_teacher"][name])}
         start, student = {START: human(START)}, {STUDENT: human(STUDENT)}
         scale = conflict["scale"][name]

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.errors import DataError
 from danceflow.evaluate.records import TILES, TILES_INDEX
 from danceflow.pictures import data_uri, png_bytes, read_own
 
-_ALWAYS = ("source", "target")
+_ALWAYS = (*SOURCE_COLUMNS, "target")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class TileRow:
         kind: ``standard``, another variant, or ``lost``.
         category: of the prompt.
         prompt: what was asked.
-        pictures: PNG data URIs by column: ``source``, ``target`` and the fields that were asked.
+        pictures: PNG data URIs by column: sources, ``target`` and the fields that were asked.
         scores: by field.
     """
 
