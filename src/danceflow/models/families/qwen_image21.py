@@ -52,8 +52,17 @@ _FEED_FORWARD = tuple(f"img_mlp.{part}" for part in ("proj", "gate_layer", "out"
 
 
 def _counted(state: State) -> Tokens:
-    images = 2 * state.image if state.has_source else state.image
-    return Tokens(images, state.prompt)
+    text, target = state.prompt, state.image
+    source = target if state.has_source else 0
+    before = text + source
+    return Tokens(
+        image=target + source,
+        prompt=text + source // _SLOT**2,
+        sample=2,  # what comes before the new image is told sigma 0
+        joint=before + target,
+        # Blocks look at what stands before them and at themselves.
+        pairs=text**2 + source * before + target * (before + target),
+    )
 
 
 def _prompt_values(transformer: Transformer, prompt: int, source: tuple[int, int] | None) -> int:
@@ -65,7 +74,7 @@ def _prompt_values(transformer: Transformer, prompt: int, source: tuple[int, int
     return 2 * (prompt + height * columns) * width
 
 
-_KEPT = Kept(whole=1.5, adapter=1.2, half=1.15)
+_KEPT = Kept(whole=1.65, adapter=1.26, half=1.17)
 _LAYOUT = Layout(
     usual=("qwen-image-2.1", "qwen-image-2.1"),
     side=lambda _: 1,
@@ -158,6 +167,7 @@ class QwenImage21Field:
     def __init__(self, backbone: nn.Module) -> None:
         """Wrap ``backbone``."""
         self.backbone = backbone
+        _keep_time_exact(backbone)
 
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
         """Return the velocity, [B, C, H, W] float32."""
@@ -193,6 +203,17 @@ class QwenImage21Field:
             return_dict=False,
         )[0]
         return output[:, -target:].float().mT.reshape(z.shape)
+
+
+def _keep_time_exact(backbone: nn.Module) -> None:
+    """Make the frequencies of the time embedding float32, whatever the network was cast to.
+
+    They are a buffer: ``network.to(bfloat16)`` rounds them, and 1000 sigma times that is another
+    phase. The network moves them to its device itself.
+    """
+    time: Any = backbone.get_submodule("time_text_embed.time_proj")
+    time._buffers.pop("freqs", None)
+    time.freqs = type(time)(time.timestep_dim, time_factor=time.time_factor).freqs.cpu()
 
 
 def _tokens(latents_BCHW: Tensor) -> Tensor:
