@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from danceflow.data.ahead import Ahead, pinned_condition
-from danceflow.data.buckets import images_of, rows_of
+from danceflow.data.buckets import encoded_sources, images_of, rows_of, sources_of
 from danceflow.data.shards import MappedTable
 from danceflow.data.sizes import by_size, sizes_of
 from danceflow.data.write_shards import spilled
+from danceflow.errors import WeightsError
 from danceflow.evaluate.records import STANDARD, UNKNOWN_WORDS
 from danceflow.fields import Condition, VelocityField, normal, sample, seed_for
 from danceflow.models.family import ModelFamily
@@ -61,6 +62,7 @@ class Part:
         asked: [B] long, the row of the tables that each question has.
         noise: [B, C, H, W] initial states.
         source: [B, 3, H, W] images in [0, 1], or ``None`` for text-to-image.
+        further: further images of the edits by place, [B, 3, H, W] each; NaN where a row has none.
         target: [B, 3, H, W] exact answers (for text-to-image, one of many).
     """
 
@@ -71,6 +73,7 @@ class Part:
     noise: Tensor
     source: Tensor | None
     target: Tensor
+    further: tuple[Tensor, ...] = ()
 
     @property
     def condition(self) -> Condition:
@@ -94,6 +97,7 @@ class Part:
             noise=self.noise[at.to(self.noise.device)],
             source=None if self.source is None else self.source[at],
             target=self.target[at],
+            further=tuple(images[at] for images in self.further),
         )
 
 
@@ -162,6 +166,18 @@ class Task:
         if not self.is_edit:
             return ()
         return self._in_order([() if p.source is None else tuple(p.source) for p in self.parts])
+
+    @property
+    def further(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The further images of the edits by place, [3, H, W] each; white where there is none."""
+        places = range(self.num_further)
+        found = [self._in_order([tuple(p.further[n]) for p in self.parts]) for n in places]
+        return tuple(tuple(image.nan_to_num(1.0) for image in images) for images in found)
+
+    @property
+    def num_further(self) -> int:
+        """How many further images an edit of the capability has at most."""
+        return len(self.parts[0].further)
 
     @property
     def targets(self) -> tuple[Tensor, ...]:
@@ -339,12 +355,18 @@ def _part(
     """Return rows of one size, as often as there are noise seeds for them."""
     target = images_of(dataset, rows, "target")
     has_source = dataset[rows[0]]["source"] is not None
-    source = images_of(dataset, rows, "source") if has_source else None
+    images = sources_of(dataset, rows) if has_source else []
+    if len(images) > max(1, family.max_sources):
+        raise WeightsError(
+            f"rows to be evaluated have up to {len(images)} pictures to edit, the model takes "
+            f"{family.max_sources}"
+        )
 
     def conditions(some: Sequence[int]) -> Mapping[str, Tensor]:
-        pixels = None if source is None else source[some].to(device)
-        latents = None if pixels is None else family.encode(pixels)
-        return family.condition([prompts[i] for i in some], latents, pixels).tensors
+        here = [image[some].to(device) for image in images]
+        latents, pixels = encoded_sources(here, family.encode)
+        texts = [prompts[i] for i in some]
+        return family.condition(texts, latents or None, pixels or None).tensors
 
     at = torch.arange(len(noise_seeds)) % len(rows)
     return Part(
@@ -353,8 +375,9 @@ def _part(
         tables=spilled("conditions", range(len(rows)), conditions, _ROWS_TOGETHER),
         asked=at,
         noise=normal(family.latent_shape, noise_seeds).to(device),
-        source=None if source is None else source[at],
+        source=images[0][at] if images else None,
         target=target[at],
+        further=tuple(image[at] for image in images[1:]),
     )
 
 
