@@ -1,14 +1,12 @@
 """Stage ``report``: retention with intervals, conflict matrix, the gate's verdict and the page."""
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from danceflow.errors import DataError
 from danceflow.evaluate.records import Evaluation, read_evaluation
 from danceflow.ops import timings
-from danceflow.ops.files import write_json, write_text
+from danceflow.ops.files import read_object, write_json, write_text
 from danceflow.ops.tracking import source_tags, without_login
 from danceflow.report.curves import Curves, read_curves
 from danceflow.report.evidence import evidence_of, read_identity
@@ -19,8 +17,6 @@ from danceflow.report.page.tiles import read_tiles
 from danceflow.report.summary import summarise
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from danceflow.params.sections import Params
     from danceflow.paths import Paths
 
@@ -39,8 +35,8 @@ def run(params: "Params", paths: "Paths") -> None:
     }
     tiles = {name: read_tiles(paths.evaluation_images(name)) for name in params.capabilities}
     curves = read_curves(paths.distill_metrics)
-    teachers = _read_json(paths.teachers_report, "teachers")
-    data = _read_json(paths.data_report, "prepare")
+    teachers = read_object(paths.teachers_report, "run the stage teachers")
+    data = read_object(paths.data_report, "run the stage prepare")
     summary = summarise(evaluations, params.evaluate.num_bootstrap)
     summary["curve"] = {
         name: [list(point) for point in line] for name, line in curves.scores.items()
@@ -124,16 +120,6 @@ def _source(tags: Mapping[str, str]) -> dict[str, str]:
         found["Git commit"] = tags["git.commit"][:12] + changed
     if "dvc.experiment" in tags:
         found["DVC experiment"] = tags["dvc.experiment"]
-    return found
-
-
-def _read_json(path: "Path", stage: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError("it holds no object")
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run the stage {stage}") from error
     return found
 
 
