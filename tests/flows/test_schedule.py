@@ -107,6 +107,8 @@ def test_one_command_makes_all_that_a_team_needs(prefect_server):
             (demand, {"overrides": {"distill.num_updates": -1}}, "less than the minimum of 1"),
             (demand, {"overrides": {"distill.num_stepz": 4}}, "'distill.num_stepz' does not match"),
             (sweep, {"parallel": 0}, "less than the minimum of 1"),
+            (demand, {"recipie": "recipes/smoke.yaml"}, "'recipie' was unexpected"),
+            (watch, {"dayz": 3}, "'dayz' was unexpected"),
         ):
             with pytest.raises(PrefectHTTPStatusError, match="409") as error:
                 client.create_flow_run_from_deployment(deployment.id, parameters=wrong)
