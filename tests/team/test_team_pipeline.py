@@ -10,10 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import boto3
+import httpx
+import psutil
 import psycopg2
 import pytest
 from checkout import Checkout, outcomes
 from listening import listening
+from model_service import wait_for
 from secrets_scan import files, git_objects, holders
 from team_servers import PLANTED, Servers, ask
 
@@ -114,6 +117,39 @@ def test_the_worker_runs_what_is_asked_for_on_prefect_s_page(
     assert any("Stage 'distill' is unchanged" in text for text in said)
     assert servers.checkout.lock == lock
     assert rows(servers, "mlflow", "SELECT version FROM model_versions") == [(1,)]
+
+
+def test_the_model_service_joins_them_and_serves_who_becomes_champion(
+    servers: Servers, surroundings: Mapping[str, str]
+) -> None:
+    """It waits for the first champion, and is started again when it is killed."""
+    team, root = servers.team, servers.checkout.root
+    client = open_store(servers.checkout.tracking).client
+    address, token = team.address("model"), team.passwords["service_token"]
+    login = {"authorization": f"Bearer {token}"}
+
+    def up() -> psutil.Process:
+        told = servers.checkout.run("danceflow", "team", "up", "--model")
+        assert f"model     {address}" in told.splitlines()
+        return processes.running(team.folder, "model")[0]
+
+    first = up()
+    try:
+        assert listening(first) == {team.ports["model"]: True}
+        wait_for(lambda: "champion" in httpx.get(f"{address}/readyz").json()["reason"], 240)
+        client.set_registered_model_alias(MODEL, "champion", "1")
+        first.kill()
+        assert up().pid != first.pid
+        wait_for(lambda: httpx.get(f"{address}/readyz").status_code == 200, 240)
+        body = {"prompts": ["a red circle"], "steps": 1}
+        refused = httpx.post(f"{address}/v1/generate", json=body)
+        answer = httpx.post(f"{address}/v1/generate", json=body, headers=login, timeout=60)
+        assert (refused.status_code, answer.status_code) == (401, 200), answer.text
+        assert answer.json()["model"]["version"] == 1
+    finally:
+        processes.end(team.folder, "model", signal.SIGTERM)
+        client.delete_registered_model_alias(MODEL, "champion")
+    assert [item.is_running for item in run.standing(root) if item.name == "model"] == [False]
 
 
 def test_what_runs_already_stays(servers: Servers) -> None:
