@@ -7,13 +7,14 @@ to the work folder first, so an interrupted stage goes on where it stopped.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from danceflow.data.buckets import images_of, read_bucket
+from danceflow.data.buckets import VALIDATION, images_of, read_bucket
 from danceflow.data.cached_rows import INDEX
 from danceflow.data.shards import MappedTable, mapped_tables
 from danceflow.data.sizes import Size, by_size, shown, sizes_of
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SPLIT = "train"
+FIXED = "fixed"
 _NUM_EXAMPLES = 3
 
 
@@ -57,12 +59,18 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         raise WeightsError(
             f"capability {capability!r} edits, but the model in {paths.teachers} takes no source"
         )
+    validation = read_bucket(folder, VALIDATION)
     key = keys.cached(
-        params, capability, config, dataset._fingerprint, sha256(paths.teachers / MANIFEST)
+        params,
+        capability,
+        config,
+        dataset._fingerprint,
+        validation._fingerprint,
+        sha256(paths.teachers / MANIFEST),
     )
     with key.working(paths) as work:
         place = paths.cache(capability)
-        _write(work, place, params, capability, teachers, families, dataset, groups)
+        _write(work, place, params, capability, teachers, families, dataset, groups, validation)
 
 
 def _write(
@@ -74,6 +82,7 @@ def _write(
     families: dict[Size, "ModelFamily"],
     dataset: Any,
     groups: dict[Size, list[int]],
+    validation: Any,
 ) -> None:
     """Write the cache of a capability to ``place``, by way of shards in ``work``."""
     config, family = params.capabilities[capability], teachers.family
@@ -97,10 +106,22 @@ def _write(
         )
         for size, rows in groups.items()
     }
+    asked = _write_validation(writer, family, validation, has_source=config.needs_source)
+    fixed = family.fixed_texts()
+    fixed_shards = writer.write(FIXED, [0], lambda _: {name: t[None] for name, t in fixed.items()})
+    family.release()  # what follows needs the network alone
     tables = mapped_tables([work / name for name in texts])
     samples = {
         size: _write_teacher_samples(
-            writer, params, capability, teachers, families[size], tables, prompt_row, dataset, rows
+            writer,
+            params,
+            capability,
+            teachers,
+            families[size],
+            tables,
+            mapped_tables([work / name for name in latents[size]]),
+            dataset,
+            rows,
         )
         for size, rows in groups.items()
     }
@@ -111,6 +132,8 @@ def _write(
         "num_rows": len(dataset),
         "num_prompts": len(next(iter(tables.values()))),
         "prompts": texts,
+        "fixed": fixed_shards,
+        "validation": asked,
         "sizes": [
             {
                 "image_size": size,
@@ -247,6 +270,26 @@ def _write_latents(
     return writer.write(f"latents-{shown(family.image_size)}", rows, latents)
 
 
+def _write_validation(
+    writer: ShardWriter, family: "ModelFamily", dataset: Any, *, has_source: bool
+) -> list[dict[str, Any]]:
+    """Write the conditions of the rows that score a training; return where they are, by size."""
+    found = []
+    for size, rows in by_size(sizes_of(dataset, range(len(dataset)))).items():
+        conditions = partial(_conditions, family.sized(*size), dataset, has_source=has_source)
+        shards = writer.write(f"validation-{shown(size)}", rows, conditions)
+        found.append({"image_size": size, "rows": rows, "conditions": shards})
+    return found
+
+
+def _conditions(
+    family: "ModelFamily", dataset: Any, rows: Sequence[int], *, has_source: bool
+) -> Mapping[str, Tensor]:
+    images = images_of(dataset, rows, "source") if has_source else None
+    source = None if images is None else family.encode(images)
+    return family.condition(dataset.select(rows)["prompt"], source, images).tensors
+
+
 def _write_teacher_samples(
     writer: ShardWriter,
     params: "Params",
@@ -254,7 +297,7 @@ def _write_teacher_samples(
     teachers: Teachers,
     family: "ModelFamily",
     texts: Mapping[str, MappedTable],
-    prompt_row: Tensor,
+    latents: Mapping[str, MappedTable],
     dataset: Any,
     rows: Sequence[int],
 ) -> list[str]:
@@ -269,12 +312,14 @@ def _write_teacher_samples(
         f"{config.guidance:g}, {cache.num_steps} steps)"
     )
 
+    places = {row: place for place, row in enumerate(rows)}
+
     def samples(rows: Sequence[int]) -> dict[str, Tensor]:
         seeds = [seed_for(params.run.seed, f"cache/{capability}", 0, row) for row in rows]
-        tensors = {name: table[prompt_row[rows]] for name, table in texts.items()}
-        source = None
-        if config.needs_source:
-            source = family.encode(images_of(dataset, rows, "source"))
+        at = torch.tensor([places[row] for row in rows])
+        prompts = latents["prompt_row"][at]
+        tensors = {name: table[prompts] for name, table in texts.items()}
+        source = latents["source"][at] if config.needs_source else None
         condition = with_source(
             tensors, source, family.latent_shape, takes_source=family.takes_source
         )

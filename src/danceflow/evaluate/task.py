@@ -16,7 +16,7 @@ from torch import Tensor
 from danceflow.data.ahead import Ahead, pinned_condition
 from danceflow.data.buckets import images_of, rows_of
 from danceflow.data.shards import MappedTable
-from danceflow.data.sizes import by_size, sizes_of
+from danceflow.data.sizes import Size, by_size, sizes_of
 from danceflow.data.write_shards import spilled
 from danceflow.evaluate.records import STANDARD, UNKNOWN_WORDS
 from danceflow.fields import Condition, VelocityField, normal, sample, seed_for
@@ -24,6 +24,8 @@ from danceflow.models.family import ModelFamily
 from danceflow.worlds.world import Sample, World
 
 _LOG = logging.getLogger(__name__)
+Conditions = Callable[[Size, Sequence[int]], tuple[Mapping[str, MappedTable], Tensor]]
+"""Gives tables of conditions, and which of their rows belong to rows of the data of one size."""
 _ROWS_TOGETHER = 64
 """Rows whose prompts and sources are encoded together."""
 
@@ -262,6 +264,7 @@ def build_task(
     *,
     purpose: str = "evaluate",
     device: str = "cpu",
+    cached: Conditions | None = None,
 ) -> Task:
     """Return the first rows of each category of each variant, once for every noise seed.
 
@@ -277,6 +280,7 @@ def build_task(
         seeds: noise seeds; the noise of a row is a function of (seed, purpose, place of the row).
         purpose: keeps the noise of different uses apart.
         device: where to compute.
+        cached: gives the conditions of rows of a size, if encoders need not be asked for them.
 
     Raises:
         DataError: there are fewer rows, or a row has a corrupt image.
@@ -294,7 +298,8 @@ def build_task(
     for size, index in by_size(sizes_of(dataset, places)).items():
         prompts, rows = [samples[i].prompt for i in index], [places[i] for i in index]
         noise_seeds = [seed_for(seed, purpose, 0, row) for seed in seeds for row in rows]
-        part = _part(family.sized(*size), dataset, rows, prompts, noise_seeds, device)
+        given = None if cached is None else cached(size, rows)
+        part = _part(family.sized(*size), dataset, rows, prompts, noise_seeds, device, given)
         repeats = range(len(seeds))
         parts.append(
             replace(part, places=tuple(r * len(places) + i for r in repeats for i in index))
@@ -325,6 +330,7 @@ def _part(
     prompts: Sequence[str],
     noise_seeds: Sequence[int],
     device: str,
+    cached: tuple[Mapping[str, MappedTable], Tensor] | None,
 ) -> Part:
     """Return rows of one size, as often as there are noise seeds for them."""
     target = images_of(dataset, rows, "target")
@@ -337,11 +343,18 @@ def _part(
         return family.condition([prompts[i] for i in some], latents, pixels).tensors
 
     at = torch.arange(len(noise_seeds)) % len(rows)
+    if cached is None:
+        tables: Mapping[str, MappedTable] = spilled(
+            "conditions", range(len(rows)), conditions, _ROWS_TOGETHER
+        )
+        asked = at
+    else:
+        tables, asked = cached[0], cached[1][at]
     return Part(
         places=tuple(range(len(noise_seeds))),
         family=family,
-        tables=spilled("conditions", range(len(rows)), conditions, _ROWS_TOGETHER),
-        asked=at,
+        tables=tables,
+        asked=asked,
         noise=normal(family.latent_shape, noise_seeds).to(device),
         source=None if source is None else source[at],
         target=target[at],

@@ -97,7 +97,12 @@ def prepared(data: "DataParams", source: str) -> Key:
 
 
 def cached(
-    params: "Params", name: str, config: "CapabilityParams", rows: str, teachers: str
+    params: "Params",
+    name: str,
+    config: "CapabilityParams",
+    rows: str,
+    validation: str,
+    teachers: str,
 ) -> Key:
     """Return the key of what is computed once about a capability.
 
@@ -106,12 +111,13 @@ def cached(
         name: of the capability.
         config: its section, whose weight is a matter of the training.
         rows: digest of its training rows.
+        validation: digest of the rows that score a training.
         teachers: digest of the teachers' manifest.
     """
     content = {
         "params": params.select(("run", "family", "cache")),
         "capability": config.model_dump(mode="json", exclude={"weight"}),
-        "data": rows,
+        "data": [rows, validation],
         "teachers": teachers,
     }
     return _key("cache", content, name)

@@ -34,6 +34,7 @@ REFERENCE = Workload(
     optimizer="adamw",
     recomputed=True,
     dtype="bfloat16",
+    bits="float",
     offload="none",
     size=(1024, 1024),
     cache_samples=256,
@@ -69,6 +70,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield from _parts("distill", plan.memory)
     yield "  distill, main memory beside that, for a moment"
     yield from _rows(plan.moments)
+    yield from _parts("cache", plan.cache)
     yield from _parts("evaluate", plan.evaluate)
     yield f"  main memory at most: {_gigabytes(plan.peak('main'))}"
     yield from _fits(plan)

@@ -44,6 +44,8 @@ def run(params: "Params", paths: "Paths") -> None:
         paths.teachers, params.family.name, asked(params).teachers, memory_of(params.run)
     )
     caches = {name: ConditionCache(paths.cache(name)) for name in params.capabilities}
+    for cache in caches.values():
+        teachers.family.take_fixed(cache.fixed)
     key = training_key(params, paths)
     settings = TrackingSettings.of(paths.root, params.tracking)
     # Experiments that differ in later stages only train the same: the second one waits, and goes
@@ -56,7 +58,7 @@ def run(params: "Params", paths: "Paths") -> None:
             key=key.digest,
             params=params.model_dump(mode="json"),
         ) as tracker:
-            observer = Observer(params, paths, teachers, work, tracker)
+            observer = Observer(params, paths, teachers, caches, work, tracker)
             trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
             trainer.train()
         meta = {
