@@ -45,7 +45,7 @@ def base_bytes(network: Network, dtype: str, bits: str) -> float:
     if bits == "float":
         return elements * half
     weights, rows = network.block_weights
-    held = weights * _NF4 if bits == "nf4" else weights + rows * half
+    held = weights * _NF4 if bits == "nf4" else weights + rows * FLOAT
     return (elements - weights) * half + held
 
 
@@ -123,7 +123,8 @@ def cache_items(training: Workload, architecture: Architecture, network: Network
             size = network.adapter_parameters(rank) * FLOAT
             held[skill.teacher].append(Item("its adapter", size))
     dearest = max(held.values(), key=lambda items: sum(item.num_bytes for item in items))
-    return [*dearest, *_encoders(training, architecture), *_codec(architecture)]
+    items = [*dearest, *_encoders(training, architecture), *_codec(architecture)]
+    return items + _reading(training, architecture)
 
 
 def _encoders(training: Workload, architecture: Architecture) -> list[Item]:
@@ -134,6 +135,12 @@ def _encoders(training: Workload, architecture: Architecture) -> list[Item]:
         for part, count in architecture.frozen.items()
         if not part.startswith(_CODEC)
     ]
+
+
+def _reading(training: Workload, architecture: Architecture) -> list[Item]:
+    """Return the main memory in which the largest encoder is read."""
+    largest = max((item.num_bytes for item in _encoders(training, architecture)), default=0.0)
+    return [Item("to read encoders", largest, "main")] if largest else []
 
 
 def _codec(architecture: Architecture) -> list[Item]:
@@ -155,8 +162,11 @@ def evaluate_items(training: Workload, architecture: Architecture, network: Netw
     elements = network.parameters + network.buffers
     whole = elements * BYTES[training.dtype]
     apart = _whole_teachers(training, whole)
-    waits = training.offload != "none"
-    items, made = _shared(training, network, whole), 0 if waits else 1
+    # Networks of the dtype are read weight by weight, float32 ones whole.
+    is_read_whole = training.rank is None or training.dtype == "float32"
+    items, made = _shared(training, network, whole), 0
+    if is_read_whole and training.offload == "none":
+        made = 1
     if training.rank is None:
         apart.append(Apart("student as packaged", 1, elements * FLOAT))
     else:
@@ -174,6 +184,7 @@ def evaluate_items(training: Workload, architecture: Architecture, network: Netw
             made += _averages(training)
     items += _waiting(training, network, apart)
     items += [*_encoders(training, architecture), *_codec(architecture)]
+    items += _reading(training, architecture)
     if made:
         items.append(Item("to read and make networks", made * elements * FLOAT, "main"))
     return items

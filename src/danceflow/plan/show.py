@@ -68,8 +68,9 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield ""
     yield "Memory and disk in GB (10^9 bytes); ~ is an estimate"
     yield from _parts("distill", plan.memory)
-    yield "  distill, main memory beside that, for a moment"
-    yield from _rows(plan.moments)
+    if plan.moments:
+        yield "  distill, main memory beside that, for a moment"
+        yield from _rows(plan.moments)
     yield from _parts("cache", plan.cache)
     yield from _parts("evaluate", plan.evaluate)
     yield f"  main memory at most: {_gigabytes(plan.peak('main'))}"

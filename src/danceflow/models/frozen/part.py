@@ -5,7 +5,6 @@ What a training reads from its caches it never asks an encoder for, and so never
 
 import shutil
 from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,13 @@ FROZEN_FILE = "danceflow_family.json"
 class Part:
     """A frozen network in a folder, or one that is in memory from the start."""
 
-    def __init__(self, read: Callable[[], nn.Module], folder: Path | None = None) -> None:
+    def __init__(
+        self, read: Callable[[torch.dtype], nn.Module], folder: Path | None = None
+    ) -> None:
         """Take what reads the network; nothing is read yet.
 
         Args:
-            read: returns the network.
+            read: returns the network, as a dtype if it can.
             folder: where it lies; ``None``: it is in memory, and is never given back.
         """
         self._read, self.folder = read, folder
@@ -51,7 +52,7 @@ class Part:
             WeightsError: if its weights are missing or damaged.
         """
         if self._network is None:
-            network = self._read().eval().requires_grad_(False)
+            network = self._read(self._dtype).eval().requires_grad_(False)
             self._network = network.to(self._device, self._dtype)
         return self._network
 
@@ -81,12 +82,12 @@ class Part:
         if self.folder is not None and (self.folder.parent / FROZEN_FILE).is_file():
             shutil.copytree(self.folder, folder, dirs_exist_ok=True)
             return
-        save_half(self.network if self.folder is None else self._read(), folder)
+        save_half(self.network if self.folder is None else self._read(torch.float32), folder)
 
 
 def held(network: nn.Module) -> Part:
     """Return a part whose network is in memory."""
-    return Part(lambda: network)
+    return Part(lambda _: network)
 
 
 def pretrained_part(network_class: Any, folder: Path) -> Part:
@@ -97,10 +98,12 @@ def pretrained_part(network_class: Any, folder: Path) -> Part:
     """
     if not holds_network(folder):
         raise WeightsError(f"{folder / CONFIG_FILE}: this file of the model is missing")
-    return Part(partial(load_pretrained, network_class, folder, dtype=torch.float32), folder)
+    return Part(lambda dtype: load_pretrained(network_class, folder, dtype=dtype), folder)
 
 
-def half_of(network_class: Any, folder: Path, dropped: Collection[str]) -> nn.Module:
+def half_of(
+    network_class: Any, folder: Path, dropped: Collection[str], _dtype: torch.dtype
+) -> nn.Module:
     """Return an autoencoder from its folder as float32, without the modules ``dropped``.
 
     Their weights are not read.
