@@ -14,18 +14,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from danceflow.data.buckets import VALIDATION, images_of, read_bucket
+from danceflow.data.buckets import (
+    VALIDATION,
+    encoded_sources,
+    images_of,
+    read_bucket,
+    source_columns,
+    sources_of,
+)
 from danceflow.data.cached_rows import INDEX
 from danceflow.data.shards import MappedTable, mapped_tables
 from danceflow.data.sizes import Size, by_size, shown, sizes_of
 from danceflow.data.write_shards import ShardWriter, link_shards
 from danceflow.errors import DataError, WeightsError
-from danceflow.fields import SOURCE, normal, sample, seed_for, with_source
+from danceflow.fields import SOURCES, normal, sample, seed_for, with_source
 from danceflow.models.frozen.reading import Reading, one_to_all, told
 from danceflow.models.memory import DTYPES, memory_of
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256, write_json
+from danceflow.ops.group import current
 from danceflow.paths import MANIFEST
 
 if TYPE_CHECKING:
@@ -59,6 +67,11 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         raise WeightsError(
             f"capability {capability!r} edits, but the model in {paths.teachers} takes no source"
         )
+    if config.needs_source and len(source_columns(dataset)) > family.max_sources:
+        raise WeightsError(
+            f"rows of capability {capability!r} have up to {len(source_columns(dataset))} pictures "
+            f"to edit, the model in {paths.teachers} takes {family.max_sources}"
+        )
     validation = read_bucket(folder, VALIDATION)
     key = keys.cached(
         params,
@@ -86,7 +99,8 @@ def _write(
 ) -> None:
     """Write the cache of a capability to ``place``, by way of shards in ``work``."""
     config, family = params.capabilities[capability], teachers.family
-    writer = ShardWriter(work, DTYPES[params.cache.dtype], params.cache.batch_size)
+    group = current()
+    writer = ShardWriter(work, DTYPES[params.cache.dtype], params.cache.batch_size, group)
     prompts = sorted(set(dataset["prompt"]))
     unknown = sorted({word for prompt in prompts for word in family.unknown_words(prompt)})
     if unknown:
@@ -108,7 +122,9 @@ def _write(
     }
     asked = _write_validation(writer, family, validation, has_source=config.needs_source)
     fixed = family.fixed_texts()
-    fixed_shards = writer.write(FIXED, [0], lambda _: {name: t[None] for name, t in fixed.items()})
+    # One row of everything, where there is anything.
+    rows = [0] if fixed else []
+    fixed_shards = writer.write(FIXED, rows, lambda _: {name: t[None] for name, t in fixed.items()})
     family.release()  # what follows needs the network alone
     tables = mapped_tables([work / name for name in texts])
     samples = {
@@ -150,6 +166,8 @@ def _write(
         # the same content is no reason to train.
         "files": writer.files,
     }
+    if not group.is_main:
+        return
     with atomic_directory(place, flush=False) as folder:  # every shard was flushed
         link_shards(writer.files, work, folder)
         write_json(folder / INDEX, index)
@@ -179,9 +197,9 @@ def _write_seen_texts(
     for size, rows in groups.items():
 
         def texts(rows: Sequence[int], family: "ModelFamily" = families[size]) -> dict[str, Tensor]:
-            images = images_of(dataset, rows, "source")
+            latents, images = encoded_sources(sources_of(dataset, rows), family.encode)
             prompts = dataset.select(rows)["prompt"]
-            found = family.condition(list(prompts), family.encode(images), images)
+            found = family.condition(list(prompts), latents, images)
             return _texts(found.tensors, _named(dataset, rows))
 
         names += writer.write(f"prompts-{shown(size)}", rows, texts)
@@ -190,7 +208,7 @@ def _write_seen_texts(
 
 def _texts(tensors: Mapping[str, Tensor], named: Callable[[int], str]) -> dict[str, Tensor]:
     """Return the tensors of prompts; sources are kept beside the latents."""
-    texts = {name: table for name, table in tensors.items() if name != SOURCE}
+    texts = {name: table for name, table in tensors.items() if name not in SOURCES}
     for name, table in texts.items():
         _require_finite(table, named, f"the text encoder's {name}")
     return texts
@@ -261,8 +279,11 @@ def _write_latents(
 
     def latents(rows: Sequence[int]) -> dict[str, Tensor]:
         tensors = {"prompt_row": prompt_row[rows]}
-        for kind in ("target", "source") if has_source else ("target",):
-            tensors[kind] = family.encode(images_of(dataset, rows, kind))
+        tensors["target"] = family.encode(images_of(dataset, rows, "target"))
+        if has_source:
+            found, _ = encoded_sources(sources_of(dataset, rows), family.encode)
+            tensors |= dict(zip(source_columns(dataset), found, strict=True))
+        for kind in [name for name in tensors if name != "prompt_row"]:
             named = _named(dataset, rows)
             _require_finite(tensors[kind], named, f"the codec's latents of the {kind}")
         return tensors
@@ -285,9 +306,10 @@ def _write_validation(
 def _conditions(
     family: "ModelFamily", dataset: Any, rows: Sequence[int], *, has_source: bool
 ) -> Mapping[str, Tensor]:
-    images = images_of(dataset, rows, "source") if has_source else None
-    source = None if images is None else family.encode(images)
-    return family.condition(dataset.select(rows)["prompt"], source, images).tensors
+    pictures = sources_of(dataset, rows) if has_source else []
+    latents, images = encoded_sources(pictures, family.encode)
+    prompts = list(dataset.select(rows)["prompt"])
+    return family.condition(prompts, latents or None, images or None).tensors
 
 
 def _write_teacher_samples(
@@ -319,9 +341,10 @@ def _write_teacher_samples(
         at = torch.tensor([places[row] for row in rows])
         prompts = latents["prompt_row"][at]
         tensors = {name: table[prompts] for name, table in texts.items()}
-        source = latents["source"][at] if config.needs_source else None
+        columns = source_columns(dataset) if config.needs_source else ()
+        sources = [latents[name][at] for name in columns] or None
         condition = with_source(
-            tensors, source, family.latent_shape, takes_source=family.takes_source
+            tensors, sources, family.latent_shape, takes_source=family.takes_source
         )
         clean = sample(
             field,

@@ -112,14 +112,21 @@ class LanguageEncoder:
         self.part.save(folder / "text_encoder")
 
 
-def load_language_encoder(folder: Path, model_class: Any) -> LanguageEncoder:
+def load_language_encoder(
+    folder: Path, model_class: Any, tokenizer: str = "tokenizer"
+) -> LanguageEncoder:
     """Return the encoder in ``text_encoder`` and ``tokenizer`` of a pipeline folder.
+
+    Args:
+        folder: of the pipeline.
+        model_class: of ``transformers``.
+        tokenizer: name of the tokenizer's folder.
 
     Raises:
         WeightsError: if the tokenizer is missing or cannot be read; the model is read later.
     """
-    tokenizer = load_part(folder / "tokenizer", _tokenizer_class())
-    return LanguageEncoder(tokenizer, pretrained_part(model_class, folder / "text_encoder"))
+    part = pretrained_part(model_class, folder / "text_encoder")
+    return LanguageEncoder(load_part(folder / tokenizer, _tokenizer_class()), part)
 
 
 def load_part(place: Path, part_class: Any) -> Any:
