@@ -15,7 +15,7 @@ from torch import Tensor
 
 from danceflow.columns import SOURCE_COLUMNS
 from danceflow.errors import DataError
-from danceflow.ops.files import write_json
+from danceflow.ops.files import read_object, write_json
 from danceflow.pictures import FIT, PAPER, png_bytes, read_own, to_picture, to_pixels
 
 if TYPE_CHECKING:
@@ -164,12 +164,11 @@ def read_framing(folder: Path) -> dict[str, str]:
     Raises:
         DataError: they were prepared without.
     """
-    path = folder / FRAMING
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"fit": str(found["fit"]), "paper": str(found["paper"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run the stage prepare") from error
+    path, advice = folder / FRAMING, "run the stage prepare"
+    found = read_object(path, advice)
+    if missing := {"fit", "paper"} - found.keys():
+        raise DataError(f"{path}: has no {' and no '.join(sorted(missing))}; {advice}")
+    return {"fit": str(found["fit"]), "paper": str(found["paper"])}
 
 
 def _has_no_file(folder: Path) -> bool:

@@ -31,6 +31,7 @@ from danceflow.models.memory import DTYPES, memory_of
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256, write_json
+from danceflow.ops.group import current
 from danceflow.paths import MANIFEST
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def _write(
 ) -> None:
     """Write the cache of a capability to ``place``, by way of shards in ``work``."""
     config, family = params.capabilities[capability], teachers.family
-    writer = ShardWriter(work, DTYPES[params.cache.dtype], params.cache.batch_size)
+    group = current()
+    writer = ShardWriter(work, DTYPES[params.cache.dtype], params.cache.batch_size, group)
     prompts = sorted(set(dataset["prompt"]))
     unknown = sorted({word for prompt in prompts for word in family.unknown_words(prompt)})
     if unknown:
@@ -138,6 +140,8 @@ def _write(
         # the same content is no reason to train.
         "files": writer.files,
     }
+    if not group.is_main:
+        return
     with atomic_directory(place, flush=False) as folder:  # every shard was flushed
         link_shards(writer.files, work, folder)
         write_json(folder / INDEX, index)

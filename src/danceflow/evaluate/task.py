@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from danceflow.errors import WeightsError
 from danceflow.evaluate.records import STANDARD, UNKNOWN_WORDS
 from danceflow.fields import Condition, VelocityField, normal, sample, seed_for
 from danceflow.models.family import ModelFamily
+from danceflow.ops.group import current
 from danceflow.worlds.world import Sample, World
 
 _LOG = logging.getLogger(__name__)
@@ -246,6 +248,9 @@ class Task:
     ) -> tuple[Tensor, ...]:
         """Return the field's answer to every row, [3, H, W] float32 in [0, 1] on the CPU.
 
+        Of several processes each answers its share of the batches of every size, and the main one
+        gets all answers; the others get none.
+
         Args:
             field: the field to sample from, by Euler steps on the family's grid for the size.
             num_steps: number of steps.
@@ -253,19 +258,24 @@ class Task:
             on_batch: called with the number of finished samples after every batch.
         """
         found: list[list[Tensor]] = []
+        group = current()
         for part in self.parts:
             device = part.noise.device
             grid = part.family.grid(num_steps).to(device)
             found.append([])
             ahead = Ahead(partial(part.read, batch_size))
-            for start in range(0, len(part.places), batch_size):
-                end = start + batch_size
-                condition = ahead.take(start // batch_size, last=end >= len(part.places))
+            batches = group.share(-(-len(part.places) // batch_size))
+            for number in batches:
+                start, end = number * batch_size, (number + 1) * batch_size
+                condition = ahead.take(number, last=number == batches[-1])
                 condition = condition.to(device, non_blocking=True)
                 clean = sample(field, part.noise[start:end], condition, grid)
                 found[-1] += part.family.decode(clean).cpu()
                 on_batch(len(clean))
-        return self._in_order(found)
+        parts = group.gathered(found)
+        if not group.is_main:
+            return ()
+        return self._in_order([[*chain(*shares)] for shares in zip(*parts, strict=True)])
 
 
 def build_task(
