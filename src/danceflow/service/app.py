@@ -24,7 +24,9 @@ from danceflow.service.asking import (
     JSON_TYPE,
     EditFields,
     GenerateFields,
+    NotesFields,
     check_numbers,
+    check_prompts,
     read_body,
     read_fields,
     rows_of,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _OPEN = ("/healthz", "/readyz")  # whoever runs the process asks these without a token
 _ASKED = ("/v1/generate", "/v1/edit")
-_PATHS = (*_OPEN, *_ASKED, "/v1/model", "/metrics", "/openapi.json")
+_PATHS = (*_OPEN, *_ASKED, "/v1/notes", "/v1/model", "/metrics", "/openapi.json")
 _GONE = 499  # as proxies say that the client closed the connection
 _NUM_DECODERS = 2
 _PNG_TYPE = "image/png"
@@ -134,6 +136,26 @@ class Service:
         )
         return JSONResponse(told, headers=headers)
 
+    async def notes(self, request: Request) -> Response:
+        """Return what the model would not see of prompts; no picture is made.
+
+        Raises:
+            RequestError: it cannot be told.
+        """
+        student = self.served.student
+        try:
+            body = await read_body(request, self.limits)
+        except ClientDisconnect:
+            return Response(status_code=_GONE)
+        fields = await read_fields(request, body, NotesFields)
+        check_prompts(fields.prompts, self.limits)
+
+        def told() -> list[list[str]]:
+            return [student.notes(prompt, is_edit=fields.edits) for prompt in fields.prompts]
+
+        found = await anyio.to_thread.run_sync(told, limiter=self._decoders)
+        return JSONResponse({"notes": [[f"the prompt {note}" for note in one] for one in found]})
+
     async def _pictures(self, request: Request, job: Job) -> "list[Image] | None":
         """Return a job's pictures, None where the client did not wait for them."""
         try:
@@ -186,6 +208,7 @@ class Service:
             **served.described(),
             "steps": int(served.student.meta["num_steps"]),
             "sizes": [shown(size) for size in served.student.image_sizes],
+            "framing": served.student.framing,
             "computed_together": served.student.together,
             "limits": {
                 "prompts": self.limits.rows,
@@ -255,6 +278,10 @@ def build_app(service: Service) -> FastAPI:
         """
         return await service.answer(request, EditFields)
 
+    async def notes(request: Request) -> Response:
+        """Return what the model would not see of each prompt; no picture is made."""
+        return await service.notes(request)
+
     guarded = [Depends(bearer)] if service.token is not None else []
     app.get("/healthz", tags=["health"])(alive)
     app.get("/readyz", tags=["health"])(ready)
@@ -271,22 +298,35 @@ def build_app(service: Service) -> FastAPI:
             responses=_responses(),
             openapi_extra={"requestBody": _body(kind, examples)},
         )(handler)
+    app.post(
+        "/v1/notes",
+        tags=["pictures"],
+        dependencies=guarded,
+        openapi_extra={"requestBody": _notes_body()},
+    )(notes)
     app.exception_handler(RequestError)(_refused)
     app.exception_handler(HTTPException)(_no_such)
     app.exception_handler(Exception)(_failed)
-    app.add_middleware(_Guard, token=service.token)
+    app.add_middleware(Guard, token=service.token)
     app.add_middleware(_Counting, metrics=service.metrics)
     return app
 
 
-class _Guard:
+class Guard:
     """Lets through who has the token; without one, what a browser sends for no other site."""
 
     def __init__(self, app: ASGIApp, token: Token | None) -> None:
+        """Stand before an application.
+
+        Args:
+            app: what answers.
+            token: who has it may ask; None: everybody who can reach the address.
+        """
         self._app = app
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on what may be answered."""
         app = self._app
         if scope["type"] == "http" and scope["path"] not in _OPEN:
             headers = dict(scope["headers"])
@@ -417,6 +457,15 @@ def _body(kind: type[GenerateFields | EditFields], examples: dict[str, Any]) -> 
             JSON_TYPE: {"schema": _as_text(schema), "examples": examples},
             FORM_TYPE: {"schema": form_schema(schema)},
         },
+    }
+
+
+def _notes_body() -> dict[str, Any]:
+    example = {"value": {"prompts": ["a red unicorn"], "edits": False}}
+    schema = NotesFields.model_json_schema(mode="validation")
+    return {
+        "required": True,
+        "content": {JSON_TYPE: {"schema": schema, "examples": {"one": example}}},
     }
 
 
