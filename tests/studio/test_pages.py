@@ -165,6 +165,8 @@ def test_a_mask_that_is_painted_keeps_the_rest_to_the_last_level(browser, studio
         source = ask(page, "a red circle and a blue square", seed="4")
         page.click("#mask-box summary")
         canvas = page.locator("#mask-canvas[width='32']")
+        page.locator("#hints .chip").first.wait_for()
+        canvas.scroll_into_view_if_needed()
         area = canvas.bounding_box()
         assert area is not None
         page.fill("#brush", "6")
@@ -274,7 +276,9 @@ def test_a_student_beside_its_teacher_opens_both(browser, studio) -> None:
         page.select_option("#beside", "teacher:local_edit")
         page.click("#go")
         page.locator("#compare").wait_for()
-        assert "teacher local" in page.inner_text("#with")
+        names = page.locator(".split span").all_inner_texts()
+        prompt = "make the red circle blue"
+        assert names == [f"{prompt} · student", f"{prompt} · teacher local"]
 
 
 def test_keys_alone_do_everything(browser, studio) -> None:

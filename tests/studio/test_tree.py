@@ -87,6 +87,20 @@ def test_every_change_is_undone_and_done_again(tree: Tree) -> None:
         tree.redo()
 
 
+def test_everybody_undoes_their_own_changes_and_none_that_others_went_on_from(tree: Tree) -> None:
+    (mine,) = tree.add(None, [Made(RED, recipe())], "me")
+    (theirs,) = tree.add(mine.id, [Made(BLUE, recipe(), RED)], "they")
+    with pytest.raises(UsageError, match="somebody went on from this picture"):
+        tree.undo("me")
+    tree.pin(mine.id, "me")
+    assert tree.undo("they") == "making"
+    assert [node.id for node in tree.nodes(archived=False)] == [mine.id]
+    assert [tree.undo("me"), tree.undo("me")] == ["pinning", "making"]
+    assert tree.redo("me") == "making"
+    assert tree.redo("they") == "making"
+    assert tree.node(theirs.id).parent == mine.id
+
+
 def test_what_came_from_an_archived_picture_is_put_away_with_it(tree: Tree) -> None:
     (root,) = tree.add(None, [Made(RED, recipe())])
     (child,) = tree.add(root.id, [Made(BLUE, recipe(), RED)])

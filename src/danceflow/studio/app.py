@@ -53,6 +53,7 @@ _NUM_SUGGESTIONS, _NUM_HISTORY = 6, 40
 _MAX_NEW_SEED = 2**31
 _DECODERS = 2
 _GONE = 499
+_YEAR_S = 31_536_000
 _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 
@@ -287,8 +288,9 @@ class Studio:
             if not isinstance(file, UploadFile) or not file.size:
                 raise RequestError(422, "choose a picture to bring")
             data, title = await file.read(), Path(file.filename or "").stem
+        person = request.cookies.get(PERSON, "")
         node, carried = await anyio.to_thread.run_sync(
-            self._bring, data, title, limiter=self.decoders
+            self._bring, data, title, person, limiter=self.decoders
         )
         told: dict[str, Any] = {"node": node.id}
         if carried is not None:
@@ -300,7 +302,7 @@ class Studio:
             }
         return JSONResponse(told)
 
-    def _bring(self, data: bytes, title: str) -> tuple[Node, Carried | None]:
+    def _bring(self, data: bytes, title: str, by: str) -> tuple[Node, Carried | None]:
         try:
             require_few_pixels(data, self.limits.pixels)
             image = decode(data)
@@ -312,14 +314,14 @@ class Studio:
         if (known := self.tree.by_picture(digest_of(picture))) is not None and carried:
             return known, carried
         if carried is None:
-            return self.tree.add(None, [Made(picture, title=title)])[0], None
+            return self.tree.add(None, [Made(picture, title=title)], by)[0], None
         parent = None
         for source in sources[:1]:
             found = self.tree.by_picture(digest_of(source))
-            parent = found or self.tree.add(None, [Made(source, title="source of a file")])[0]
+            parent = found or self.tree.add(None, [Made(source, title="source of a file")], by)[0]
         seen = sources[0] if sources else None
         made = Made(picture, carried.recipe, seen)
-        return self.tree.add(parent.id if parent else None, [made])[0], carried
+        return self.tree.add(parent.id if parent else None, [made], by)[0], carried
 
     def _source_of(self, node: Node, carried: Carried) -> str:
         """Return the node that a recipe changes, empty where it makes a new picture."""
@@ -332,24 +334,26 @@ class Studio:
 
     async def change(self, request: Request, name: str, what: str) -> Response:
         """Pin, archive or rename a node; return the middle of the page."""
-        changes: dict[str, Callable[[str], Node]] = {
+        person = request.cookies.get(PERSON, "")
+        changes: dict[str, Callable[[str, str], Node]] = {
             "pin": self.tree.pin,
             "archive": self.tree.archive,
         }
         if what == "rename":
             async with self._form(request) as form:
                 title = str(form.get("title", ""))
-            node = self.tree.rename(name, title)
+            node = self.tree.rename(name, title, person)
         elif what in changes:
-            node = changes[what](name)
+            node = changes[what](name, person)
         else:
             raise RequestError(404, "there is nothing at this address")
         shown = await self._stage(node, "")
         return HTMLResponse(shown + self.pages.source(node, oob=True), headers=_CHANGED)
 
-    async def step(self, what: str) -> Response:
-        """Undo or do again; return what that was."""
-        text = self.tree.undo() if what == "undo" else self.tree.redo()
+    async def step(self, request: Request, what: str) -> Response:
+        """Undo one's own last change, or do it again; return what that was."""
+        person = request.cookies.get(PERSON, "")
+        text = self.tree.undo(person) if what == "undo" else self.tree.redo(person)
         told = f"taken back: {text}" if what == "undo" else f"done again: {text}"
         return HTMLResponse(told, headers=_CHANGED)
 
@@ -448,7 +452,9 @@ def build_studio(
     async def page(request: Request) -> Response:
         answer = await studio.page(request)
         if PERSON not in request.cookies:
-            answer.set_cookie(PERSON, secrets.token_hex(16), httponly=True, samesite="strict")
+            answer.set_cookie(
+                PERSON, secrets.token_hex(16), _YEAR_S, httponly=True, samesite="strict"
+            )
         return answer
 
     async def login_page() -> Response:
@@ -465,7 +471,7 @@ def build_studio(
         return answer
 
     async def step(request: Request) -> Response:
-        return await studio.step(request.url.path.strip("/"))
+        return await studio.step(request, request.url.path.strip("/"))
 
     async def folder(name: str) -> Response:
         return await studio.lineage(name, "zip")

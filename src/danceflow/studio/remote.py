@@ -26,6 +26,7 @@ _ANSWER_S = 600.0
 _FRESH_S = 5.0
 _TRIES = 5
 _MAX_WAIT_S = 5.0
+_TOLD = {"name", "version", "digest", "steps", "sizes"}
 
 
 class RemoteModels:
@@ -126,7 +127,10 @@ class RemoteModels:
 
     async def _described(self) -> dict[str, Any]:
         if self._known is None or time.monotonic() - self._known[0] > _FRESH_S:
-            self._known = time.monotonic(), await self._ask("/v1/model", None)
+            found = await self._ask("/v1/model", None)
+            if not found.keys() >= _TOLD:
+                raise RequestError(502, f"at {self.url} answers no danceflow model service")
+            self._known = time.monotonic(), found
         return self._known[1]
 
     async def _ask(self, path: str, fields: dict[str, Any] | None) -> dict[str, Any]:
@@ -149,7 +153,7 @@ class RemoteModels:
                 ) from None
             except ValueError:
                 raise RequestError(
-                    502, f"at {self.url} answers something that is no danceflow model service"
+                    502, f"at {self.url} answers no danceflow model service"
                 ) from None
             if answer.status_code == 200 and isinstance(found, dict):
                 return found

@@ -218,7 +218,7 @@ class Tasks:
                     answer.notes,
                 )
             )
-        return self._tree.add(task.parent, made)
+        return self._tree.add(task.parent, made, task.person)
 
     def _forget(self) -> None:
         """Drop what was over long ago, and all but the last few of what is."""

@@ -38,7 +38,8 @@ CREATE TABLE nodes (
 CREATE INDEX nodes_by_parent ON nodes(parent);
 CREATE TABLE actions (
   id INTEGER PRIMARY KEY AUTOINCREMENT, nodes TEXT NOT NULL, field TEXT NOT NULL,
-  before TEXT NOT NULL, after TEXT NOT NULL, undone INTEGER NOT NULL DEFAULT 0
+  before TEXT NOT NULL, after TEXT NOT NULL, person TEXT NOT NULL,
+  undone INTEGER NOT NULL DEFAULT 0
 );
 """
 _WORDS = {"gone": "making", "title": "renaming", "pinned": "pinning", "archived": "archiving"}
@@ -242,8 +243,13 @@ class Tree:
     # -----------------------------------------------------------------------------------------
     # Changing
 
-    def add(self, parent: str | None, made: Sequence[Made]) -> list[Node]:
+    def add(self, parent: str | None, made: Sequence[Made], by: str = "") -> list[Node]:
         """Return the nodes of pictures that join the tree, below a node or as roots.
+
+        Args:
+            parent: the node that they were made from; None: they are roots.
+            made: the pictures.
+            by: who can undo it.
 
         Raises:
             UsageError: there is no such parent.
@@ -278,10 +284,10 @@ class Tree:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
-            self._note(names, "gone", 1, 0)
+            self._note(names, "gone", 1, 0, by)
         return [self.node(name) for name in names]
 
-    def rename(self, name: str, title: str) -> Node:
+    def rename(self, name: str, title: str, by: str = "") -> Node:
         """Return a node with another title; an empty one is its prompt.
 
         Raises:
@@ -290,63 +296,74 @@ class Tree:
         title = " ".join(title.split())
         if len(title) > _MAX_TITLE:
             raise UsageError(f"a name has at most {_MAX_TITLE} characters, this has {len(title)}")
-        return self._change(name, "title", title)
+        return self._change(name, "title", title, by)
 
-    def pin(self, name: str) -> Node:
+    def pin(self, name: str, by: str = "") -> Node:
         """Return a node that is pinned if it was not; raises ``UsageError`` if there is none."""
-        return self._change(name, "pinned", not self.node(name).pinned)
+        return self._change(name, "pinned", not self.node(name).pinned, by)
 
-    def archive(self, name: str) -> Node:
+    def archive(self, name: str, by: str = "") -> Node:
         """Return a node that is archived if it was not; raises ``UsageError`` if there is none."""
-        return self._change(name, "archived", not self.node(name).archived)
+        return self._change(name, "archived", not self.node(name).archived, by)
 
-    def undo(self) -> str:
-        """Take the last change back, and return what it was.
+    def undo(self, by: str = "") -> str:
+        """Take somebody's last change back, and return what it was.
+
+        Raises:
+            UsageError: there is none, or somebody went on from what was made.
+        """
+        return self._step(by, undone=False, column="before", empty="undo")
+
+    def redo(self, by: str = "") -> str:
+        """Make the change that somebody took back last again, and return what it was.
 
         Raises:
             UsageError: there is none.
         """
-        return self._step(undone=False, order="DESC", column="before", empty="undo")
+        return self._step(by, undone=True, column="after", empty="do again")
 
-    def redo(self) -> str:
-        """Make the change that was taken back last again, and return what it was.
-
-        Raises:
-            UsageError: there is none.
-        """
-        return self._step(undone=True, order="ASC", column="after", empty="do again")
-
-    def _step(self, *, undone: bool, order: str, column: str, empty: str) -> str:
+    def _step(self, by: str, *, undone: bool, column: str, empty: str) -> str:
         with self._writing():
             action = self._db.execute(
-                f"SELECT * FROM actions WHERE undone = ? ORDER BY id {order} LIMIT 1",  # noqa: S608
-                (undone,),
+                "SELECT * FROM actions WHERE undone = :undone AND person = :by "
+                "ORDER BY CASE WHEN :undone THEN id ELSE -id END LIMIT 1",
+                {"undone": undone, "by": by},
             ).fetchone()
             if action is None:
                 raise UsageError(f"there is nothing to {empty}")
             field = action["field"]
             assert field in _WORDS
-            values = [(json.loads(action[column]), name) for name in json.loads(action["nodes"])]
+            names = json.loads(action["nodes"])
+            if field == "gone" and not undone:
+                self._require_ends(names)
+            values = [(json.loads(action[column]), name) for name in names]
             self._db.executemany(f"UPDATE nodes SET {field} = ? WHERE id = ?", values)  # noqa: S608
             self._db.execute(
                 "UPDATE actions SET undone = ? WHERE id = ?", (not undone, action["id"])
             )
         return _WORDS[field]
 
-    def _change(self, name: str, field: str, after: Any) -> Node:
+    def _change(self, name: str, field: str, after: Any, by: str) -> Node:
         before = getattr(self.node(name), field)
         if before != after:
             with self._writing():
                 self._db.execute(f"UPDATE nodes SET {field} = ? WHERE id = ?", (after, name))  # noqa: S608
-                self._note([name], field, before, after)
+                self._note([name], field, before, after, by)
         return self.node(name)
 
-    def _note(self, names: Sequence[str], field: str, before: Any, after: Any) -> None:
-        """Remember a change; what was undone before it cannot be done again."""
-        self._db.execute("DELETE FROM actions WHERE undone")
+    def _require_ends(self, names: Sequence[str]) -> None:
+        """Check that nothing came from nodes; raises ``UsageError`` if something did."""
+        for name in names:
+            found = self._db.execute("SELECT 1 FROM nodes WHERE parent = ? AND NOT gone", (name,))
+            if found.fetchone() is not None:
+                raise UsageError("somebody went on from this picture: archive it instead")
+
+    def _note(self, names: Sequence[str], field: str, before: Any, after: Any, by: str) -> None:
+        """Remember a change; what its maker undid before it cannot be done again."""
+        self._db.execute("DELETE FROM actions WHERE undone AND person = ?", (by,))
         self._db.execute(
-            "INSERT INTO actions (nodes, field, before, after) VALUES (?, ?, ?, ?)",
-            (json.dumps(list(names)), field, json.dumps(before), json.dumps(after)),
+            "INSERT INTO actions (nodes, field, before, after, person) VALUES (?, ?, ?, ?, ?)",
+            (json.dumps(list(names)), field, json.dumps(before), json.dumps(after), by),
         )
 
     def _keep(self, picture: Image.Image) -> str:

@@ -240,6 +240,7 @@
   };
   document.addEventListener("keydown", (event) => {
     const field = event.target.closest?.("input, textarea, select");
+    const isText = field && !["checkbox", "radio", "range", "file"].includes(field.type);
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && field?.closest("#composer")) {
       event.preventDefault();
       $("composer").requestSubmit();
@@ -247,11 +248,10 @@
     }
     if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
       if (!notice.hidden) notice.hidden = true;
-      else if ($("back") && !field) $("back").click();
+      else if ($("back") && !isText) $("back").click();
       else $("stage").focus();
       return;
     }
-    const isText = field && !["checkbox", "radio", "range", "file"].includes(field.type);
     if (isText || event.ctrlKey || event.metaKey || event.altKey || !single.checked) return;
     if (document.querySelector("dialog[open]")) return;
     const act = KEYS[event.key];
