@@ -33,7 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def far(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     log = ServedLog(tmp_path_factory.mktemp("log"), 0.0)
-    service = Service(FolderSource(folder, "cpu"), Limits(queue=4), log, token=Token(SECRET))
+    service = Service(
+        FolderSource(folder, "cpu"), Limits(queue=4, steps=2000), log, token=Token(SECRET)
+    )
     service.live.look()
     with running(service) as found:
         yield found
@@ -85,7 +87,7 @@ def test_it_says_what_it_is_and_what_it_does_not_know(far, token) -> None:
 
 def test_what_is_given_up_is_not_made(far, token) -> None:
     async def ask(models: RemoteModels) -> None:
-        wish = Wish("a red circle", None, (1,), 100)
+        wish = Wish("a red circle", None, (1,), 2000)
         work = asyncio.create_task(models.make("", wish, Progress()))
         await asyncio.sleep(0.05)
         work.cancel()
@@ -96,10 +98,25 @@ def test_what_is_given_up_is_not_made(far, token) -> None:
     wait_for(lambda: len(far.service.batcher) == 0)
 
 
+def test_its_steps_are_told(far, token) -> None:
+    async def ask(models: RemoteModels) -> set[tuple[int, int]]:
+        progress, seen = Progress(), set()
+        work = asyncio.create_task(models.make("", Wish("a ring", None, (1, 2), 600), progress))
+        while not work.done():
+            seen.add(progress.step)
+            await asyncio.sleep(0.02)
+        await work
+        return seen
+
+    seen = asked(far.address, ask) - {(0, 0)}
+    assert len(seen) > 1
+    assert all(0 <= begun <= total == 1200 for begun, total in seen)
+
+
 @pytest.mark.parametrize(
     ("wish", "told"),
     [
-        (Wish("a ring", None, (1,), 1000), "steps: 1000 are asked for, at most 100"),
+        (Wish("a ring", None, (1,), 3000), "steps: 3000 are asked for, at most 2000"),
         (Wish("a ring", None, (1,), None, 1.0, "64x64"), "makes no images of 64x64"),
     ],
 )

@@ -97,17 +97,19 @@ class Progress:
         state: in a word or two.
         job: whose steps are counted; None: steps are not told.
         num_done: pictures that are made.
+        told: steps that are begun and all of them, as a service tells; 0 of 0: it does not.
     """
 
     state: str = "waits"
     job: Job | None = None
     num_done: int = 0
+    told: tuple[int, int] = (0, 0)
 
     @property
     def step(self) -> tuple[int, int]:
         """Steps that are begun, and all of them; 0 of 0 where they are not told."""
         if self.job is None:
-            return 0, 0
+            return self.told
         total = self.job.steps * len(self.job.rows)
         return min(self.job.num_steps_begun, total), total
 

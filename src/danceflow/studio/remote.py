@@ -4,6 +4,7 @@ import asyncio
 import base64
 import logging
 import os
+import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import httpx
 from danceflow.errors import DanceflowError, UsageError, brief
 from danceflow.ops.tracking import holds_login
 from danceflow.pictures import FIT, PAPER, Frame, decode, fit_picture, plain, png_base64, png_bytes
+from danceflow.service.app import NAME_HEADER
 from danceflow.service.limits import RequestError
 from danceflow.service.token import VARIABLE, is_loopback
 from danceflow.studio.models import About, Answer, Choice, Progress, Wish
@@ -24,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 _CONNECT_S = 5.0
 _ANSWER_S = 600.0
 _FRESH_S = 5.0
+_LOOK_S = 0.3
 _TRIES = 5
 _MAX_WAIT_S = 5.0
 _TOLD = {"name", "version", "digest", "steps", "sizes"}
@@ -107,11 +110,16 @@ class RemoteModels:
                 "steps": wish.steps,
                 "guidance": wish.guidance,
             }
-            if seen is None:
-                answer = await self._ask("/v1/generate", {**fields, "size": wish.size})
-            else:
-                file = png_base64(png_bytes(seen))
-                answer = await self._ask("/v1/edit", {**fields, "images": [file]})
+            name = secrets.token_hex(16)
+            watching = asyncio.create_task(self._watch(name, progress, len(wish.seeds)))
+            try:
+                if seen is None:
+                    answer = await self._ask("/v1/generate", {**fields, "size": wish.size}, name)
+                else:
+                    file = png_base64(png_bytes(seen))
+                    answer = await self._ask("/v1/edit", {**fields, "images": [file]}, name)
+            finally:
+                watching.cancel()
             model, steps = answer["model"], int(answer["steps"])
             (image,) = answer["images"]
             notes = tuple(str(note).removeprefix("the prompt ") for note in image["notes"])
@@ -125,6 +133,18 @@ class RemoteModels:
         """Close the connections."""
         await self._client.aclose()
 
+    async def _watch(self, name: str, progress: Progress, num_seeds: int) -> None:
+        """Note how far a request is, as long as the service tells."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                found = (await self._client.get(f"/v1/progress/{name}")).json()
+                begun, steps = int(found["begun"]), int(found["steps"])
+            except (httpx.HTTPError, ValueError, KeyError, TypeError):
+                continue  # not begun yet, or a service of before, which does not tell
+            progress.state = "is made"
+            progress.told = progress.num_done * steps + begun, num_seeds * steps
+
     async def _described(self) -> dict[str, Any]:
         if self._known is None or time.monotonic() - self._known[0] > _FRESH_S:
             found = await self._ask("/v1/model", None)
@@ -133,7 +153,9 @@ class RemoteModels:
             self._known = time.monotonic(), found
         return self._known[1]
 
-    async def _ask(self, path: str, fields: dict[str, Any] | None) -> dict[str, Any]:
+    async def _ask(
+        self, path: str, fields: dict[str, Any] | None, name: str = ""
+    ) -> dict[str, Any]:
         """Return an answer; a service that is busy is asked again a few times.
 
         Raises:
@@ -144,7 +166,8 @@ class RemoteModels:
                 if fields is None:
                     answer = await self._client.get(path)
                 else:
-                    answer = await self._client.post(path, json=fields)
+                    headers = {NAME_HEADER: name} if name else {}
+                    answer = await self._client.post(path, json=fields, headers=headers)
                 found = answer.json()
             except httpx.HTTPError as error:
                 reason = brief(str(error) or type(error).__name__)
