@@ -354,11 +354,16 @@ def teachers(
 
 @app.command(name="bring-teachers")
 def bring_teachers(
-    pipeline: Annotated[Path, typer.Argument(help="Folder of a stock diffusers pipeline.")],
+    pipeline: Annotated[
+        str, typer.Argument(help="Folder of a stock diffusers pipeline, or hf://owner/name.")
+    ],
     family: Annotated[str, typer.Option(help="Its family, such as zimage.")],
     teacher: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="A LoRA file, or a transformer's folder."),
+        typer.Option(
+            metavar="NAME=PATH",
+            help="A LoRA file, or a transformer's folder; also hf://owner/name[@revision][/path].",
+        ),
     ] = None,
     edits: Annotated[bool, typer.Option(help="Whether some of them edit.")] = False,
 ) -> None:
@@ -368,6 +373,7 @@ def bring_teachers(
     """
     root = _checkout()
     from danceflow.models.bring import bring_teachers as bring
+    from danceflow.ops import hub
     from danceflow.ops.files import atomic_directory, write_json
     from danceflow.paths import Paths
 
@@ -376,10 +382,14 @@ def bring_teachers(
         if not (name and equals and path):
             raise UsageError(f"{name + equals + path!r}: write it as NAME=PATH")
     paths = Paths(root)
-    named = {name: Path(path) for name, _, path in given}
     runtime.require_writable(paths.teachers.parent)
     runtime.require_writable(paths.reports)
-    bring(family, pipeline, named, paths.teachers, edits=edits)
+
+    def place(text: str, what: hub.What) -> Path:
+        return hub.fetch(text, what).path if hub.is_address(text) else Path(text)
+
+    named = {name: place(path, "teacher") for name, _, path in given}
+    bring(family, place(pipeline, "pipeline"), named, paths.teachers, edits=edits)
     with atomic_directory(paths.teachers_images):
         pass  # pictures of other teachers would stay
     write_json(paths.teachers_report, {"teachers": {}})

@@ -31,7 +31,7 @@ from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.task import Row, Task, build_task
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.family import ModelFamily
-from danceflow.models.memory import Memory, memory_of
+from danceflow.models.memory import Memory, exported_memory
 from danceflow.models.package import FROZEN_FOLDER, Package
 from danceflow.models.start import start_backbone
 from danceflow.models.teachers import Teachers
@@ -126,7 +126,7 @@ def start_field(params: "Params", teachers: Teachers) -> GuidedField:
 
 def as_stored(params: "Params") -> Memory:
     """Return how networks of their own are held: bfloat16 would round off what was learned."""
-    return replace(memory_of(params.run), dtype="float32")
+    return replace(exported_memory(params.run), dtype="float32")
 
 
 def teacher_fields(params: "Params", capability: str, teachers: Teachers) -> dict[str, GuidedField]:

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,11 @@ from danceflow.data.cached_rows import ConditionCache
 from danceflow.data.sizes import Size, by_size
 from danceflow.fields import Condition, StateRequest, VelocityField, seed_for
 from danceflow.method import Method
-from danceflow.models.adapters.lora import merge_adapter
+from danceflow.models.adapters.lora import STUDENT, load_adapter, merge_adapter
 from danceflow.models.memory import Memory, recompute_activations
 from danceflow.models.package import save_package
-from danceflow.models.start import start_student
+from danceflow.models.quantised import is_quantised
+from danceflow.models.start import float_base, start_student
 from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking import Tracker
 from danceflow.train.distill.balance import LossBalance
@@ -85,6 +87,7 @@ class Trainer:
         self.backbone, self.trainable = start_student(
             self.config, teachers, self.config.seed, found.start
         )
+        self.float_base = partial(float_base, teachers, found.start)
         if self.config.activation_checkpointing:
             recompute_activations(self.backbone)
         # A student that starts as one of several teachers agrees with that one at first.
@@ -309,5 +312,9 @@ class Trainer:
         """Write the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
         if self.config.student == "lora":
             self.family.export_adapter(self.backbone, folder / "adapter")
+            if is_quantised(self.backbone):
+                exported = self.float_base()
+                load_adapter(exported, folder / "adapter", STUDENT)
+                self.backbone = exported
             self.backbone = merge_adapter(self.backbone, dtype=torch.float16)
         save_package(folder, self.family, self.backbone, json.loads(json.dumps(meta)))
