@@ -543,10 +543,24 @@ def generate(
     _save(images, out)
 
 
+def _is_picture(text: str) -> bool:
+    """Return whether an argument names a picture: there is such a file, or it ends as one."""
+    endings = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+    try:
+        return text.lower().endswith(endings) or Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 @app.command()
 def edit(
-    image: Annotated[Path, typer.Argument(help="The image to change.")],
-    instructions: Annotated[list[str], typer.Argument(help="What to do, one image for each.")],
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE... INSTRUCTION...",
+            help="The image to change, further ones that it is told of, and what to do.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("edited"),
     source: Source = "champion",
     seed: Seed = 0,
@@ -554,13 +568,20 @@ def edit(
     guidance: Guidance = 1.0,
     device: Device = "cpu",
 ) -> None:
-    """Change an image as told.
+    """Change an image as told, one result for each instruction.
 
-    Of the sizes that the student makes, the result has the one of the image's aspect.
+    Of the sizes that the student makes, the result has the one of the image's aspect. What is a
+    file, or is named like a picture, is an image; at least one stands before the instructions.
     """
-    pictures = [_read(image)] * len(instructions)
+    count = next((place for place, text in enumerate(given) if not _is_picture(text)), len(given))
+    paths, instructions = given[:count], given[count:]
+    if not paths or not instructions:
+        what = "an instruction behind the images" if paths else "an image before the instructions"
+        raise UsageError(f"{given[-1 if paths else 0]!r}: write {what}")
+    pictures = [_read(Path(path)) for path in paths]
     runtime.require_writable(out)
-    images = _student(source, device).edit(pictures, instructions, seed, num_steps, guidance)
+    student = _student(source, device)
+    images = student.edit([pictures] * len(instructions), instructions, seed, num_steps, guidance)
     _save(images, out)
 
 

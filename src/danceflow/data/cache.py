@@ -13,18 +13,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from danceflow.data.buckets import images_of, read_bucket
+from danceflow.data.buckets import (
+    encoded_sources,
+    images_of,
+    read_bucket,
+    source_columns,
+    sources_of,
+)
 from danceflow.data.cached_rows import INDEX
 from danceflow.data.shards import MappedTable, mapped_tables
 from danceflow.data.sizes import Size, by_size, shown, sizes_of
 from danceflow.data.write_shards import ShardWriter, link_shards
 from danceflow.errors import DataError, WeightsError
-from danceflow.fields import SOURCE, normal, sample, seed_for, with_source
+from danceflow.fields import SOURCES, normal, sample, seed_for, with_source
 from danceflow.models.frozen.reading import Reading, one_to_all, told
 from danceflow.models.memory import DTYPES, memory_of
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256, write_json
+from danceflow.ops.group import current
 from danceflow.paths import MANIFEST
 
 if TYPE_CHECKING:
@@ -57,6 +64,11 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         raise WeightsError(
             f"capability {capability!r} edits, but the model in {paths.teachers} takes no source"
         )
+    if config.needs_source and len(source_columns(dataset)) > family.max_sources:
+        raise WeightsError(
+            f"rows of capability {capability!r} have up to {len(source_columns(dataset))} pictures "
+            f"to edit, the model in {paths.teachers} takes {family.max_sources}"
+        )
     key = keys.cached(
         params, capability, config, dataset._fingerprint, sha256(paths.teachers / MANIFEST)
     )
@@ -77,7 +89,8 @@ def _write(
 ) -> None:
     """Write the cache of a capability to ``place``, by way of shards in ``work``."""
     config, family = params.capabilities[capability], teachers.family
-    writer = ShardWriter(work, DTYPES[params.cache.dtype], params.cache.batch_size)
+    group = current()
+    writer = ShardWriter(work, DTYPES[params.cache.dtype], params.cache.batch_size, group)
     prompts = sorted(set(dataset["prompt"]))
     unknown = sorted({word for prompt in prompts for word in family.unknown_words(prompt)})
     if unknown:
@@ -127,6 +140,8 @@ def _write(
         # the same content is no reason to train.
         "files": writer.files,
     }
+    if not group.is_main:
+        return
     with atomic_directory(place, flush=False) as folder:  # every shard was flushed
         link_shards(writer.files, work, folder)
         write_json(folder / INDEX, index)
@@ -156,9 +171,9 @@ def _write_seen_texts(
     for size, rows in groups.items():
 
         def texts(rows: Sequence[int], family: "ModelFamily" = families[size]) -> dict[str, Tensor]:
-            images = images_of(dataset, rows, "source")
+            latents, images = encoded_sources(sources_of(dataset, rows), family.encode)
             prompts = dataset.select(rows)["prompt"]
-            found = family.condition(list(prompts), family.encode(images), images)
+            found = family.condition(list(prompts), latents, images)
             return _texts(found.tensors, _named(dataset, rows))
 
         names += writer.write(f"prompts-{shown(size)}", rows, texts)
@@ -167,7 +182,7 @@ def _write_seen_texts(
 
 def _texts(tensors: Mapping[str, Tensor], named: Callable[[int], str]) -> dict[str, Tensor]:
     """Return the tensors of prompts; sources are kept beside the latents."""
-    texts = {name: table for name, table in tensors.items() if name != SOURCE}
+    texts = {name: table for name, table in tensors.items() if name not in SOURCES}
     for name, table in texts.items():
         _require_finite(table, named, f"the text encoder's {name}")
     return texts
@@ -238,8 +253,11 @@ def _write_latents(
 
     def latents(rows: Sequence[int]) -> dict[str, Tensor]:
         tensors = {"prompt_row": prompt_row[rows]}
-        for kind in ("target", "source") if has_source else ("target",):
-            tensors[kind] = family.encode(images_of(dataset, rows, kind))
+        tensors["target"] = family.encode(images_of(dataset, rows, "target"))
+        if has_source:
+            found, _ = encoded_sources(sources_of(dataset, rows), family.encode)
+            tensors |= dict(zip(source_columns(dataset), found, strict=True))
+        for kind in [name for name in tensors if name != "prompt_row"]:
             named = _named(dataset, rows)
             _require_finite(tensors[kind], named, f"the codec's latents of the {kind}")
         return tensors
@@ -272,11 +290,11 @@ def _write_teacher_samples(
     def samples(rows: Sequence[int]) -> dict[str, Tensor]:
         seeds = [seed_for(params.run.seed, f"cache/{capability}", 0, row) for row in rows]
         tensors = {name: table[prompt_row[rows]] for name, table in texts.items()}
-        source = None
+        sources = None
         if config.needs_source:
-            source = family.encode(images_of(dataset, rows, "source"))
+            sources, _ = encoded_sources(sources_of(dataset, rows), family.encode)
         condition = with_source(
-            tensors, source, family.latent_shape, takes_source=family.takes_source
+            tensors, sources, family.latent_shape, takes_source=family.takes_source
         )
         clean = sample(
             field,

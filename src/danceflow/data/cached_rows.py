@@ -11,7 +11,7 @@ from torch import Tensor
 from danceflow.data.shards import MappedTable, mapped_tables, require_whole
 from danceflow.data.sizes import Size, draw_group
 from danceflow.errors import DataError, WeightsError
-from danceflow.fields import Condition, uniform, with_source
+from danceflow.fields import SOURCES, Condition, uniform, with_source
 
 INDEX = "index.json"
 
@@ -25,7 +25,8 @@ class CachedRows:
         texts: prompt tables of the capability, a row per prompt.
         prompt_row: [R] long, each row's place in ``texts``.
         target: [R, C, H, W] latents of the targets.
-        source: [R, C, H, W] latents of the sources, ``None`` for a capability without.
+        sources: [R, C, H, W] latents of the sources by place, zeros where a row has no further
+            one; none for a capability without.
         teacher_samples: [S, C, H, W] the teacher's samples of the first S rows, ``None``: S is 0.
         takes_source: whether the model takes a source.
     """
@@ -34,7 +35,7 @@ class CachedRows:
     texts: Mapping[str, MappedTable]
     prompt_row: MappedTable
     target: MappedTable
-    source: MappedTable | None
+    sources: tuple[MappedTable, ...]
     teacher_samples: MappedTable | None
     takes_source: bool
 
@@ -46,8 +47,8 @@ class CachedRows:
         """Return the conditions of ``rows``, float32."""
         prompts = self.prompt_row[rows]
         tensors = {name: table[prompts] for name, table in self.texts.items()}
-        source = None if self.source is None else self.source[rows]
-        return with_source(tensors, source, self.target.row_shape, takes_source=self.takes_source)
+        sources = [table[rows] for table in self.sources]
+        return with_source(tensors, sources, self.target.row_shape, takes_source=self.takes_source)
 
     def clean(self, kind: str, rows: Tensor) -> Tensor:
         """Return clean latents of ``rows``, float32: the ``data`` targets or ``teacher`` samples.
@@ -99,7 +100,7 @@ class ConditionCache:
             texts=self.texts,
             prompt_row=latents["prompt_row"],
             target=latents["target"],
-            source=latents.get("source"),
+            sources=tuple(latents[name] for name in SOURCES if name in latents),
             teacher_samples=mapped_tables(samples)["clean"] if samples else None,
             takes_source=bool(self.index["takes_source"]),
         )

@@ -37,6 +37,8 @@ from danceflow.models.start import start_backbone
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import file_digests, sha256
+from danceflow.ops.group import current
+from danceflow.params.sections import RUN_KEYS
 from danceflow.paths import MANIFEST
 from danceflow.worlds.world import open_world
 
@@ -173,7 +175,15 @@ class Survey:
         return self.task.select(self.places[name])
 
     def images(self, name: str, on_batch: Callable[[int], object]) -> Sequence[Tensor]:
-        """Return a field's answers, all of them finite."""
+        """Return a field's answers, all of them finite.
+
+        Other processes, which ``help_with``, are told to give their share.
+        """
+        current().told(name)
+        return self.share_of(name, on_batch)
+
+    def share_of(self, name: str, on_batch: Callable[[int], object] = int) -> Sequence[Tensor]:
+        """Return a field's answers on the main process; every process gives its share of them."""
         return finite_images(self.part(name), self.fields[name], self.config, name, on_batch)
 
     def result(
@@ -237,6 +247,12 @@ def survey_of(
     places = {name: every if name in (STUDENT, own) else once(task, STANDARD) for name in fields}
     gap_task = task.select(task.first_of_each(STANDARD, _GAP_ROWS))
     return Survey(task, fields, own, places, gap_task, params.evaluate, metrics)
+
+
+def help_with(survey: Survey) -> None:
+    """Give a process's share of the answers that the main one asks for, until it has all."""
+    while (name := current().told(None)) is not None:
+        survey.share_of(name)
 
 
 def ask(
@@ -325,7 +341,7 @@ def _inputs(
         "teachers": sha256(paths.teachers / MANIFEST),
         # The student's own frozen parts read the prompts.
         "frozen": {k: v for k, v in student["files"].items() if k.startswith(FROZEN_FOLDER)},
-        "params": params.select(("run", "family", "data.world")),
+        "params": params.select((*RUN_KEYS, "family", "data.world")),
         "evaluate": params.evaluate.model_dump(mode="json", exclude={"guidance", "num_bootstrap"}),
         "capability": [capability, config.teacher, config.guidance],
     }

@@ -12,6 +12,7 @@ from danceflow.plan.devices import CPU, DEFAULT_GPU, Device, device_of
 from danceflow.plan.measure import network_of
 from danceflow.plan.memory import (
     BYTES,
+    FLOAT,
     Item,
     evaluate_items,
     memory_items,
@@ -19,6 +20,7 @@ from danceflow.plan.memory import (
     skill_tokens,
 )
 from danceflow.plan.network import Network
+from danceflow.plan.spread import busiest_share, exchange_seconds
 from danceflow.plan.training import (
     Evaluations,
     Skill,
@@ -54,7 +56,8 @@ class Plan:
         tokens: of one state, by capability.
         forward_flops: operations of one of the student's evaluations, by capability.
         training_flops: operations of its forward and backward pass, by capability.
-        update_seconds: of an update, by part of the ledger.
+        update_seconds: of an update, by part of the ledger; of the process with most samples.
+        exchange_seconds: of an update, to sum gradients over all processes.
         cache_seconds: of the teacher samples in the caches.
     """
 
@@ -71,6 +74,7 @@ class Plan:
     forward_flops: Mapping[str, float]
     training_flops: Mapping[str, float]
     update_seconds: Mapping[str, float]
+    exchange_seconds: float
     cache_seconds: float
 
     @property
@@ -101,7 +105,7 @@ class Plan:
             seconds * (1.0 if part == "rollout" else share)
             for part, seconds in self.update_seconds.items()
         )
-        return self.num_updates * each / SECONDS_PER_HOUR
+        return self.num_updates * (each + self.exchange_seconds) / SECONDS_PER_HOUR
 
     @property
     def cache_hours(self) -> float:
@@ -190,6 +194,8 @@ def plan_training(training: Workload, architecture: Architecture, device: Device
             rank = training.adapters.get(teacher)
             seconds["teachers"] += count * network.forward_flops(tokens[name], rank) / fast
     per_update = sum(sum(cost.parts.values()) for cost in costs)
+    rank = training.rank
+    trained = network.parameters if rank is None else network.adapter_parameters(rank)
     return Plan(
         architecture=architecture,
         network=network,
@@ -203,11 +209,13 @@ def plan_training(training: Workload, architecture: Architecture, device: Device
         tokens=tokens,
         forward_flops=forward,
         training_flops=backward,
-        update_seconds=seconds,
+        update_seconds={part: busiest_share(training) * s for part, s in seconds.items()},
+        exchange_seconds=exchange_seconds(training, FLOAT * trained),
         cache_seconds=sum(
             _cache_flops(training, network, skill, tokens[skill.name]) for skill in training.skills
         )
-        / device.speed(half),
+        / device.speed(half)
+        / training.num_processes,
     )
 
 
@@ -292,6 +300,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
             "utilisation": device.utilisation,
             "measured": device.is_measured,
             "seconds_per_update": dict(plan.update_seconds),
+            "exchange_seconds_per_update": plan.exchange_seconds,
+            "num_processes": training.num_processes,
             "hours": plan.hours,
             "cache_hours": plan.cache_hours,
         },

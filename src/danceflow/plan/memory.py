@@ -9,6 +9,7 @@ from danceflow.models.layout import Tokens
 from danceflow.models.memory import DTYPES
 from danceflow.plan.architecture import Architecture
 from danceflow.plan.network import Network
+from danceflow.plan.spread import is_sharded
 from danceflow.plan.training import Skill, Workload, rows_together
 
 FLOAT = 4
@@ -55,9 +56,14 @@ def memory_items(training: Workload, architecture: Architecture, network: Networ
     items = _shared(training, network, whole)
     items += _waiting(training, network, _whole_teachers(training, whole))
     student = FLOAT if training.rank is None else half
+    sharded = is_sharded(training, network.parameters)
+    part, where = (training.num_processes, ", a shard") if sharded else (1, "")
     if training.rank is None:
         trained, matrices = network.parameters, network.matrix_parameters
-        items.append(Item("student", elements * FLOAT))
+        items.append(Item(f"student{where}", elements * FLOAT / part))
+        if sharded:
+            block = max(network.blocks.values()) * FLOAT
+            items.append(Item("two blocks of the student, together", 2 * block))
     else:
         trained = network.adapter_parameters(training.rank)
         matrices = network.adapter_matrices(training.rank)
@@ -66,16 +72,18 @@ def memory_items(training: Workload, architecture: Architecture, network: Networ
         items.append(Item("student's adapter", trained * FLOAT))
     if training.method.objective.needs_ema:
         copied = elements * student + (0 if training.rank is None else trained * FLOAT)
-        items.append(Item("network of the averaged student", copied))
+        items.append(Item(f"network of the averaged student{where}", copied / part))
     if training.method.trains:
         states = 2 * trained if training.optimizer == "adamw" else 2 * trained - matrices
         items += [
-            Item("gradients", trained * FLOAT),
-            Item(f"states of {training.optimizer}", states * FLOAT),
-            Item("average of the student (EMA)", trained * FLOAT),
+            Item(f"gradients{where}", trained * FLOAT / part),
+            Item(f"states of {training.optimizer}{where}", states * FLOAT / part),
+            Item(f"average of the student (EMA){where}", trained * FLOAT / part),
             _activations(training, architecture, network, student),
         ]
-    items += [Item(part, count * FLOAT) for part, count in architecture.frozen.items()]
+    if training.num_processes > 1 and training.method.trains and not sharded:
+        items.append(Item("gradients in one piece, for the all-reduce", trained * FLOAT))
+    items += [Item(name, count * FLOAT) for name, count in architecture.frozen.items()]
     items.append(Item("condition caches", _caches(training, architecture), "disk", True))
     return items
 

@@ -111,7 +111,7 @@ class Network:
 
     def attention_flops(self, tokens: Tokens) -> float:
         """Return the operations of all attention of one forward pass of one state."""
-        return float(sum(4 * a.width * tokens.of(a.stream) ** 2 for a in self.attentions))
+        return float(sum(4 * a.width * tokens.pairs_of(a.stream) for a in self.attentions))
 
     def activation_bytes(
         self, tokens: Tokens, num_bytes: int, rank: int | None = None, *, recomputed: bool = False

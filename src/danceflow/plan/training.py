@@ -60,6 +60,7 @@ class Workload:
         cache_samples: teacher samples per capability, in the cache.
         cache_steps: of those samples.
         cache_dtype: of what is cached.
+        num_processes: that compute together, each on a device of its own.
     """
 
     method: Method
@@ -82,6 +83,7 @@ class Workload:
     cache_samples: int
     cache_steps: int
     cache_dtype: str
+    num_processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,10 @@ def rows(training: Workload, skill: Skill) -> int:
 
 
 def rows_together(training: Workload, skill: Skill) -> int:
-    """Return the most states of a capability that one backward pass holds."""
+    """Return the most states of a capability that one backward pass of a process holds."""
     num_queries = training.method.queries_per_sample(training.num_steps)
-    samples = rows(training, skill) * training.method.updates_per_rollout
+    whole = rows(training, skill) * training.method.updates_per_rollout
+    samples = -(-whole // training.num_processes)
     return min(samples, samples_together(MAX_ROWS, num_queries)) * num_queries
 
 
@@ -222,4 +225,5 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
         cache_samples=params.cache.num_samples,
         cache_steps=params.cache.num_steps,
         cache_dtype=params.cache.dtype,
+        num_processes=params.run.num_processes,
     )

@@ -24,7 +24,9 @@ from danceflow.registry.student import Row, Student
 from danceflow.service.limits import Limits, RequestError
 
 JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
-SEVERAL = ("prompts", "images")
+FURTHER = ("images_2", "images_3")
+"""Fields of further pictures of an edit, in order."""
+SEVERAL = ("prompts", "images", *FURTHER)
 """Fields that a form may hold more than once."""
 
 _MAX_SEED = 2**63 - 1
@@ -44,6 +46,12 @@ Steps = Annotated[
 Guidance = Annotated[
     float,
     Field(ge=0.0, le=_MAX_GUIDANCE, allow_inf_nan=False, description="1 is a single pass."),
+]
+
+
+Further = Annotated[
+    Sequence[str | bytes],
+    Field(description="Further pictures of the edits, likewise; for a student that takes them."),
 ]
 
 
@@ -74,6 +82,16 @@ class EditFields(_Fields):
             description="Base64 text of picture files: one for each prompt, or one for all.",
         ),
     ]
+    images_2: Further = ()
+    images_3: Further = ()
+
+    @property
+    def columns(self) -> dict[str, Sequence[str | bytes]]:
+        """The pictures of the edits by field, in order."""
+        named: dict[str, Sequence[str | bytes]] = {
+            "images": self.images, "images_2": self.images_2, "images_3": self.images_3,
+        }  # fmt: skip
+        return {name: pictures for name, pictures in named.items() if pictures}
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -269,12 +287,17 @@ def check_numbers(fields: GenerateFields | EditFields, limits: Limits) -> None:
         )
     if not math.isfinite(fields.guidance):
         raise RequestError(422, "guidance: should be a finite number")
-    if isinstance(fields, EditFields) and len(fields.images) not in (1, len(fields.prompts)):
-        raise RequestError(
-            422,
-            f"images: {len(fields.images)} are sent for {len(fields.prompts)} prompts; send one "
-            "for each, or one for all",
-        )
+    if not isinstance(fields, EditFields):
+        return
+    for name, pictures in fields.columns.items():
+        if len(pictures) not in (1, len(fields.prompts)):
+            raise RequestError(
+                422,
+                f"{name}: {len(pictures)} are sent for {len(fields.prompts)} prompts; send one "
+                "for each, or one for all",
+            )
+    if fields.images_3 and not fields.images_2:
+        raise RequestError(422, "images_3: is sent without images_2")
 
 
 def rows_of(
@@ -294,24 +317,39 @@ def rows_of(
             Row(prompt, None, fields.seed, place, size)
             for place, prompt in enumerate(fields.prompts)
         )
-    sources = [
-        _source(place, content, student, limits) for place, content in enumerate(fields.images)
-    ]
-    if len(sources) < len(fields.prompts):
-        sources = sources * len(fields.prompts)
+    columns = fields.columns
+    try:
+        student.require_sources(len(columns))
+    except UsageError as error:
+        raise RequestError(422, f"{list(columns)[-1]}: {error}") from None
+    pictures: list[list[Image.Image]] = []
+    for name, contents in columns.items():
+        sent = []
+        for place, content in enumerate(contents):
+            first = pictures[0][place % len(pictures[0])] if pictures else None
+            sent.append(_source(f"{name}[{place}]", content, first, student, limits))
+        pictures.append(sent)
     return tuple(
-        Row(prompt, source, fields.seed, place, (source.height, source.width))
-        for place, (prompt, source) in enumerate(zip(fields.prompts, sources, strict=True))
+        _row(prompt, [sent[place % len(sent)] for sent in pictures], fields.seed, place)
+        for place, prompt in enumerate(fields.prompts)
     )
 
 
-def _source(place: int, content: str | bytes, student: Student, limits: Limits) -> Image.Image:
+def _row(prompt: str, pictures: Sequence[Image.Image], seed: int, place: int) -> Row:
+    source, *further = pictures
+    size = source.height, source.width
+    return Row(prompt, source, seed, place, size, tuple(further))
+
+
+def _source(
+    name: str, content: str | bytes, first: Image.Image | None, student: Student, limits: Limits
+) -> Image.Image:
     try:
         data = content if isinstance(content, bytes) else read_base64(content)
         _require_few_pixels(data, limits.pixels)
-        return student.framed(decode(data))
+        return student.framed(decode(data), first)
     except DanceflowError as error:
-        raise RequestError(422, f"images[{place}]: {error}") from None
+        raise RequestError(422, f"{name}: {error}") from None
 
 
 def _require_few_pixels(data: bytes, limit: int) -> None:

@@ -69,8 +69,8 @@ class _Waiting:
     def key(self) -> tuple[Any, ...]:
         """What rows of one batch share."""
         row = self.job.rows[self.place]
-        is_edit = row.source is not None
-        return id(self.job.served), row.size, is_edit, self.job.steps, self.job.guidance
+        num_sources = 0 if row.source is None else 1 + len(row.further)
+        return id(self.job.served), row.size, num_sources, self.job.steps, self.job.guidance
 
 
 class Batcher:

@@ -1,8 +1,8 @@
 """FLUX.2 klein family: ``diffusers.Flux2Transformer2DModel`` as a velocity field.
 
-One network makes images from text and edits: the reference's latents are tokens behind the
-image's, at another place in time, and their output is cut off. The language model's hidden states
-of three layers are the prompt, padding included, so every prompt has the same length.
+One network makes images from text and edits: the latents of up to three references are tokens
+behind the image's, each at another place in time, and their output is cut off. The language model's
+hidden states of three layers are the prompt, padding included, so every prompt has the same length.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from danceflow.fields import SOURCE, Condition, VelocityField
+from danceflow.fields import MAX_SOURCES, Condition, VelocityField
 from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
 from danceflow.models.frozen.codec import Codec, vae_factor
 from danceflow.models.frozen.language import LanguageEncoder, load_language_encoder
@@ -117,14 +117,15 @@ class Flux2Field:
         """Return the velocity, [B, C, H, W] float32."""
         return by_layout(z_BCHW, sigma_B, condition, self._velocity)
 
-    def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
+    def _velocity(
+        self, z: Tensor, sigma: Tensor, condition: Condition, sources: Sequence[Tensor]
+    ) -> Tensor:
         dtype = next(self.backbone.parameters()).dtype
         prompts = condition.tensors["prompt_embeds"].to(dtype)
-        tokens, places = _tokens(z), _places(z, 0)
-        if edits:
-            source = condition.tensors[SOURCE]
-            tokens = torch.cat([tokens, _tokens(source)], dim=1)
-            places = torch.cat([places, _places(source, _REFERENCE_TIME)])
+        pictures = [z, *sources]
+        tokens = torch.cat([_tokens(picture) for picture in pictures], dim=1)
+        times = range(0, _REFERENCE_TIME * len(pictures), _REFERENCE_TIME)
+        places = torch.cat([_places(p, time) for p, time in zip(pictures, times, strict=True)])
         output: Tensor = self.backbone(
             hidden_states=tokens.to(dtype),
             timestep=sigma,
@@ -161,8 +162,9 @@ class Flux2Family(StockFamily):
 
     name: ClassVar[str] = "flux2"
     pipelines: ClassVar[tuple[str, ...]] = (_PIPELINE,)
-    edit_pipeline: ClassVar[str] = _PIPELINE
+    edit_pipelines: ClassVar[tuple[str, ...]] = (_PIPELINE,)
     layout: ClassVar[Layout] = _LAYOUT
+    most_sources: ClassVar[int] = MAX_SOURCES
     prompt_length: ClassVar[int | None] = NUM_PROMPT_TOKENS
     adapter_targets: tuple[str, ...] = (*_ATTENTION, *_PROMPT_ATTENTION, *_FEED_FORWARD, *_SINGLE)
 
@@ -206,7 +208,7 @@ class Flux2Family(StockFamily):
     def prompt_tensors(
         self,
         prompts: Sequence[str],
-        images: Sequence[Tensor | None],  # noqa: ARG002
+        images: Sequence[Sequence[Tensor]],  # noqa: ARG002
     ) -> dict[str, Tensor]:
         """Return the prompts' hidden states of three layers, feature by feature."""
         states, _ = self.language.hidden(list(map(self._text, prompts)), NUM_PROMPT_TOKENS)
@@ -223,7 +225,7 @@ class Flux2Family(StockFamily):
     def null(self, condition: Condition) -> Condition:
         """Return ``condition`` with the empty prompt and the same source."""
         if not self._empty:
-            self._empty.update(self.prompt_tensors([""], [None]))
+            self._empty.update(self.prompt_tensors([""], [[]]))
         shapes = condition.tensors
         null = {name: value.expand_as(shapes[name]) for name, value in self._empty.items()}
         return with_prompts(condition, null)

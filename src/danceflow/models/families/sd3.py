@@ -22,7 +22,9 @@ from danceflow.fields import (
     SOURCE,
     Condition,
     GuidedField,
+    Sources,
     VelocityField,
+    as_sources,
     rows_with_source,
     shifted_grid,
     with_source,
@@ -193,6 +195,7 @@ class Sd3Family:
         self.latent_shape = (channels, size, size)
         self.image_size = (size * codec.factor, size * codec.factor)
         self.takes_source = in_channels > channels
+        self.max_sources = int(self.takes_source)
         self.source_mask = in_channels > 2 * channels
         # Source channels start at zero weight: an adapter that learns to edit must reach them.
         self.adapter_targets = (
@@ -398,15 +401,18 @@ class Sd3Family:
     def condition(
         self,
         prompts: Sequence[str],
-        source_BCHW: Tensor | None = None,
-        images_B3HW: Tensor | None = None,  # noqa: ARG002
+        sources: Sources = None,
+        images: Sources = None,  # noqa: ARG002
     ) -> Condition:
         """Return the condition of ``prompts``; see ``family.ModelFamily``."""
         embeds, pooled = self.prompts(prompts)
         tensors = {"prompt_embeds": embeds, "pooled": pooled}
-        if source_BCHW is not None and not self.takes_source:
+        given = as_sources(sources)
+        if given and not self.takes_source:
             raise WeightsError("this SD3 transformer has no source channels and cannot edit")
-        return with_source(tensors, source_BCHW, self.latent_shape, takes_source=self.takes_source)
+        if len(given) > self.max_sources:
+            raise WeightsError(f"this sd3 model takes one source, and {len(given)} are given")
+        return with_source(tensors, given, self.latent_shape, takes_source=self.takes_source)
 
     def null(self, condition: Condition) -> Condition:
         """Return ``condition`` with the empty prompt and the same source."""

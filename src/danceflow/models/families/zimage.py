@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from danceflow.fields import SOURCE, Condition, VelocityField
+from danceflow.fields import Condition, VelocityField
 from danceflow.models.families.pipeline_folder import interpolated_mu
 from danceflow.models.families.stock import (
     StockFamily,
     StockSettings,
     by_layout,
-    edited,
+    sources_there,
     with_prompts,
 )
 from danceflow.models.frozen.codec import Codec, load_vae
@@ -151,7 +151,9 @@ class ZImageField:
         """Return the velocity, [B, C, H, W] float32."""
         return by_layout(z_BCHW, sigma_B, condition, self._velocity)
 
-    def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
+    def _velocity(
+        self, z: Tensor, sigma: Tensor, condition: Condition, sources: Sequence[Tensor]
+    ) -> Tensor:
         dtype = next(self.backbone.parameters()).dtype
         tensors = condition.tensors
         states = list(z.to(dtype).unsqueeze(2))
@@ -164,24 +166,27 @@ class ZImageField:
         if self.frame is None:
             outputs = self.backbone(states, 1 - sigma, prompts, return_dict=False)[0]
         else:
-            texts, images, visions = self._omni(states, prompts, tensors, edits)
+            texts, images, visions = self._omni(states, prompts, tensors, sources)
             outputs = self.backbone(
                 x=images,
                 t=1 - sigma,
                 cap_feats=texts,
                 siglip_feats=visions,
-                image_noise_mask=[[0, 1] if edits else [1]] * len(states),
+                image_noise_mask=[[*[0] * len(sources), 1]] * len(states),
                 return_dict=False,
             )[0]
         return -torch.stack([output.float() for output in outputs]).squeeze(2)
 
-    def _omni(self, states: Any, prompts: Any, tensors: Any, edits: bool) -> tuple[Any, Any, Any]:
+    def _omni(
+        self, states: Any, prompts: Any, tensors: Any, sources: Sequence[Tensor]
+    ) -> tuple[Any, Any, Any]:
         """Return texts, images and visions of every row, in the order of their tokens."""
-        if not edits:
+        if not sources:
             return [[p] for p in prompts], [[z] for z in states], [None] * len(states)
         assert self.frame is not None
         first, last = (text.to(prompts[0]) for text in self.frame)
-        sources = tensors[SOURCE].to(states[0].dtype).unsqueeze(2)
+        [source] = sources
+        pictures = source.to(states[0].dtype).unsqueeze(2)
         visions = []
         for row, (height, width) in zip(
             tensors["vision"], tensors["vision_size"].tolist(), strict=True
@@ -190,7 +195,7 @@ class ZImageField:
             visions.append([seen.view(height, width, -1), None])
         return (
             [[first, prompt, last] for prompt in prompts],
-            [[source, z] for source, z in zip(sources, states, strict=True)],
+            [[picture, z] for picture, z in zip(pictures, states, strict=True)],
             visions,
         )
 
@@ -200,7 +205,7 @@ class ZImageFamily(StockFamily):
 
     name: ClassVar[str] = "zimage"
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline", _OMNI)
-    edit_pipeline: ClassVar[str] = _OMNI
+    edit_pipelines: ClassVar[tuple[str, ...]] = (_OMNI,)
     layout: ClassVar[Layout] = _LAYOUT
     adapter_targets: tuple[str, ...] = (*_ATTENTION, *_FEED_FORWARD)
 
@@ -252,18 +257,18 @@ class ZImageFamily(StockFamily):
         return interpolated_mu(self.settings.scheduler, num_tokens)
 
     def prompt_tensors(
-        self, prompts: Sequence[str], images: Sequence[Tensor | None]
+        self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
     ) -> dict[str, Tensor]:
         """Return prompt embeddings, their mask and, in the Omni layout, SigLIP's features."""
         texts = [
-            self._text(prompt, edits=image is not None)
-            for prompt, image in zip(prompts, images, strict=True)
+            self._text(prompt, edits=bool(seen))
+            for prompt, seen in zip(prompts, images, strict=True)
         ]
         embeds, mask = self._embed(texts)
         if self.vision is None:
             return {"prompt_embeds": embeds, "prompt_mask": mask}
         blank = embeds.new_zeros(1, self.vision.width), (0, 0)
-        seen = [blank if image is None else self.vision(image) for image in images]
+        seen = [self.vision(*pictures) if pictures else blank for pictures in images]
         return {
             "prompt_embeds": embeds,
             "prompt_mask": mask,
@@ -278,8 +283,7 @@ class ZImageFamily(StockFamily):
 
     def null(self, condition: Condition) -> Condition:
         """Return ``condition`` with the empty prompt in each row's own layout."""
-        edits = edited(condition)
-        rows = [self._one(self._text("", edits=edit)) for edit in edits]
+        rows = [self._one(self._text("", edits=bool(found))) for found in sources_there(condition)]
         embeds, mask = ragged(rows)
         return with_prompts(condition, {"prompt_embeds": embeds, "prompt_mask": mask})
 

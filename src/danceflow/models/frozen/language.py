@@ -103,14 +103,21 @@ class LanguageEncoder:
         save_half(self.model, folder / "text_encoder")
 
 
-def load_language_encoder(folder: Path, model_class: Any) -> LanguageEncoder:
+def load_language_encoder(
+    folder: Path, model_class: Any, tokenizer: str = "tokenizer"
+) -> LanguageEncoder:
     """Return the float32 encoder in ``text_encoder`` and ``tokenizer`` of a pipeline folder.
+
+    Args:
+        folder: of the pipeline.
+        model_class: of ``transformers``.
+        tokenizer: name of the tokenizer's folder.
 
     Raises:
         WeightsError: if a file is missing or cannot be read.
     """
     model = load_pretrained(model_class, folder / "text_encoder", dtype=torch.float32)
-    return LanguageEncoder(load_part(folder / "tokenizer", _tokenizer_class()), model)
+    return LanguageEncoder(load_part(folder / tokenizer, _tokenizer_class()), model)
 
 
 def load_part(place: Path, part_class: Any) -> Any:

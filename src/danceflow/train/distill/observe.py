@@ -9,6 +9,7 @@ from danceflow.evaluate.quick import quick_batch
 from danceflow.fields import VelocityField
 from danceflow.models.teachers import Teachers
 from danceflow.ops.files import atomic_file
+from danceflow.ops.group import current
 from danceflow.ops.tracking import Tracker
 from danceflow.worlds.world import open_world
 
@@ -36,6 +37,7 @@ class Observer:
     ) -> None:
         """Read the validation rows and sample the teachers' images for the grids once."""
         self.params, self.tracker = params, tracker
+        self.is_main = current().is_main
         self.folder = work / "grids"
         self.batches = {
             name: quick_batch(
@@ -64,6 +66,8 @@ class Observer:
         for name, rows in self.batches.items():
             batch = rows if score else rows.head(_GRID_ROWS)
             images = batch.sample(student, self.steps, self.params.distill.batch_size)
+            if not self.is_main:  # the others have answered their share
+                continue
             if score:
                 scores[name] = float(batch.score(images)["overall"])
             if draw:
