@@ -169,6 +169,8 @@ def test_the_student_is_registered_once_with_signature_aliases_and_verdict(
     assert [(item.name, item.required) for item in signature.inputs] == [
         ("prompt", True),
         ("image", False),
+        ("image_2", False),
+        ("image_3", False),
     ]
     defaults = {item.name: item.default for item in signature.params}
     steps = checkout.params.evaluate.num_steps

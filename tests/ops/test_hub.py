@@ -1,6 +1,8 @@
 """What comes from the hub and what goes there, with a hub on this machine."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub, hub_server
+from repository import ROOT
 from secrets_scan import files, holders
 
 TOKEN = "hf_planted0SECRET1token2"
@@ -56,10 +59,8 @@ def hub() -> Iterator[Hub]:
         yield found
 
 
-def call(hub: Hub, cache: Path, *calls: list[str], **environment: str) -> list:
-    """What these calls give in a process of its own, which reads its environment once."""
-    import os
-
+def run(hub: Hub, cache: Path, place: Path, *command: str, **environment: str):
+    """A process of its own, since the hub's library reads its environment once."""
     own = {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(cache),
@@ -68,7 +69,8 @@ def call(hub: Hub, cache: Path, *calls: list[str], **environment: str) -> list:
     }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
-        [sys.executable, "-c", CALL, json.dumps(calls)],
+        [sys.executable, *command],
+        cwd=place,
         env=inherited | own | environment,
         capture_output=True,
         text=True,
@@ -76,6 +78,12 @@ def call(hub: Hub, cache: Path, *calls: list[str], **environment: str) -> list:
     )
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
+    return done
+
+
+def call(hub: Hub, cache: Path, *calls: list[str], **environment: str) -> list:
+    """What these calls of the module give."""
+    done = run(hub, cache, cache.parent, "-c", CALL, json.dumps(calls), **environment)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -156,3 +164,33 @@ def test_a_folder_is_pushed_and_comes_back(hub: Hub, tmp_path: Path) -> None:
     [held] = call(hub, cache, push, HF_TOKEN=TOKEN)
     assert "notes.txt: holds your token of the hub; nothing was pushed" in held["error"]
     assert holders({"token": TOKEN}, files(cache)) == []
+
+
+def test_teachers_are_brought_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    from tiny_models import shake, stock_pipeline
+
+    from danceflow.models.adapters.lora import add_student_adapter, save_adapter
+    from danceflow.models.family import open_family
+
+    stock, root = tmp_path / "stock", tmp_path / "checkout"
+    stock_pipeline(with_t5=False).save_pretrained(stock)
+    family = open_family("sd3", stock)
+    network = family.load_backbone(stock / "transformer")
+    shake(add_student_adapter(family, network, rank=2, alpha=2, seed=0))
+    hub.add("team/lora", {"edit.safetensors": save_adapter(network, tmp_path / "l").read_bytes()})
+    commit = hub.add_folder("team/sd3", stock)
+    hub.private.add("team/sd3")
+    for name in ("models", "reports"):
+        (root / name).mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, root / name)
+    done = run(
+        hub, tmp_path / "cache", root, "-m", "danceflow.cli", "bring-teachers", "hf://team/sd3",
+        "--family", "sd3", "--teacher", "local=hf://team/lora/edit.safetensors",
+        "--teacher", "whole=hf://team/sd3", HF_TOKEN=TOKEN,
+    )  # fmt: skip
+    assert f"hf://team/sd3@{commit}" in done.stderr
+    assert json.loads((root / "models/teachers/manifest.json").read_text())["teachers"] == [
+        "base", "local", "whole"
+    ]  # fmt: skip
+    assert holders({"token": TOKEN}, files(tmp_path)) == []

@@ -7,7 +7,12 @@ import pytest
 import torch
 from tiny_models import TINY_FAMILIES, stock_pipeline
 from tiny_project import small_data, small_params
-from tiny_stock import flux2_pipeline, qwen_image_pipeline, zimage_pipeline
+from tiny_stock import (
+    flux2_pipeline,
+    qwen_image21_pipeline,
+    qwen_image_pipeline,
+    zimage_pipeline,
+)
 
 from danceflow.errors import UsageError, WeightsError
 from danceflow.models.bring import bring_teachers
@@ -40,6 +45,7 @@ PIPELINES = {
     "sd3": stock_pipeline,
     "flux2": flux2_pipeline,
     "qwen_image": qwen_image_pipeline,
+    "qwen_image21": qwen_image21_pipeline,
     "zimage": zimage_pipeline,
 }
 

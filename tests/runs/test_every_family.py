@@ -14,7 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import WORDS, shake, stock_pipeline
 from tiny_project import small_data
-from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family, zimage_pipeline
+from tiny_stock import (
+    flux2_pipeline,
+    qwen_image21_pipeline,
+    qwen_image_pipeline,
+    stock_family,
+    zimage_pipeline,
+)
 
 from danceflow.data import cache
 from danceflow.data.cached_rows import ConditionCache
@@ -48,6 +54,7 @@ CASES = {
     "flux2": Case("flux2", flux2_pipeline),
     "qwen_image": Case("qwen_image", qwen_image_pipeline, ("t2i",)),
     "qwen_image_edit": Case("qwen_image", lambda: qwen_image_pipeline(edit=True)),
+    "qwen_image21": Case("qwen_image21", qwen_image21_pipeline),
     "sd3": Case("sd3", stock_pipeline),
     "zimage": Case("zimage", zimage_pipeline, ("t2i",)),
     "zimage_omni": Case("zimage", lambda: zimage_pipeline(omni=True)),
