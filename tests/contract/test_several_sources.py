@@ -35,6 +35,7 @@ from danceflow.registry.student import Student
 from danceflow.report.page.tiles import read_tiles
 from danceflow.service.asking import EditFields, rows_of
 from danceflow.service.limits import Limits, RequestError
+from danceflow.studio.models import Wish, rows_wished
 from danceflow.worlds import prepare
 from danceflow.worlds.world import open_world
 
@@ -215,3 +216,13 @@ def test_a_request_may_send_several_pictures(student: Student) -> None:
     broken = EditFields.model_validate_json(json.dumps({**body, "images_3": ["no picture", "x"]}))
     with pytest.raises(RequestError, match=r"images_3\[0\]: "):
         rows_of(broken, student, LIMITS)
+
+
+def test_the_studio_asks_with_several_pictures(student: Student) -> None:
+    pictures = [picture(seed, (36, 36)) for seed in (1, 2, 3)]
+    wish = Wish("put them together", pictures[0], (7,), further=tuple(pictures[1:]))
+    rows, seen = rows_wished(student, wish)
+    expected = student.edit([pictures], ["put them together"], seed=7)
+    assert [image.tobytes() for image in student.make(rows)] == [expected[0].tobytes()]
+    assert seen is not None
+    assert seen.size == rows[0].further[1].size

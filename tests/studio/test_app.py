@@ -183,6 +183,11 @@ def test_what_goes_wrong_later_is_told_in_the_queue(client, studio) -> None:
     ):
         assert make(client, studio, prompt="a ring", model=model) == []
         assert told in client.get("/part/queue").text
+    (made,) = make(client, studio, prompt="a red circle", seed=1)
+    fields = {"source": made.id, "second": made.id}
+    assert make(client, studio, prompt="make it grayscale", **fields) == []
+    assert "this student edits one picture at most" in client.get("/part/queue").text
+    assert client.get("/part/further", params={"model": "student", **fields}).text.strip() == ""
     assert make(client, studio, prompt="a ring", size="64x64") == []
     assert "makes no images of 64x64" in client.get("/part/queue").text
 

@@ -248,6 +248,7 @@ class Service:
             "steps": int(served.student.meta["num_steps"]),
             "sizes": [shown(size) for size in served.student.image_sizes],
             "framing": served.student.framing,
+            "max_sources": served.student.max_sources,
             "computed_together": served.student.together,
             "limits": {
                 "prompts": self.limits.rows,

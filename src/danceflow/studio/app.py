@@ -53,6 +53,9 @@ _NUM_SUGGESTIONS, _NUM_HISTORY = 6, 40
 _MAX_NEW_SEED = 2**31
 _DECODERS = 2
 _GONE = 499
+_FURTHER = ("second", "third")
+"""Fields of pictures beside the source."""
+
 _YEAR_S = 31_536_000
 _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 
@@ -110,6 +113,17 @@ class Studio:
         """Return all models that can be chosen, those of the registry among them."""
         choices, problem = await self.models.choices()
         return HTMLResponse(self.pages.models(choices, problem, full=True))
+
+    async def further(self, request: Request) -> Response:
+        """Return fields for pictures beside the source, where the model takes several."""
+        query = request.query_params
+        count = 0
+        if query.get("source"):
+            with contextlib.suppress(RequestError):
+                count = (await self.models.about(query.get("model", ""))).max_sources - 1
+        fields = [(name, query.get(name, "")) for name in _FURTHER[: max(0, count)]]
+        nodes = self.tree.nodes(archived=False) if fields else []
+        return HTMLResponse(self.pages.further(fields=fields, nodes=nodes))
 
     async def stage(self, request: Request, name: str = "") -> Response:
         """Return what stands in the middle, and with it which picture is changed next."""
@@ -244,7 +258,11 @@ class Studio:
             ask = checked({**fields, "images": [b""]}, EditFields)
         _named(lambda: check_numbers(ask, self.limits))
         source = mask = None
+        further: list[Image] = []
         if node is not None:
+            for name in filter(None, map(sent.get, _FURTHER)):
+                other = self.tree.node(str(name))
+                further.append(await anyio.to_thread.run_sync(self.tree.picture, other.picture))
             source = await anyio.to_thread.run_sync(self.tree.picture, node.picture)
             if sent.get("mask"):
                 mask = await anyio.to_thread.run_sync(
@@ -260,6 +278,7 @@ class Studio:
             ask.steps,
             ask.guidance,
             None if node is not None else ask.size,
+            tuple(further),
         )
         person = request.cookies.get(PERSON, "")
         self.tasks.begin(Task(person, keys, wish, node.id if node else None, mask))
@@ -320,7 +339,7 @@ class Studio:
             found = self.tree.by_picture(digest_of(source))
             parent = found or self.tree.add(None, [Made(source, title="source of a file")], by)[0]
         seen = sources[0] if sources else None
-        made = Made(picture, carried.recipe, seen)
+        made = Made(picture, carried.recipe, seen, further=sources[1:])
         return self.tree.add(parent.id if parent else None, [made], by)[0], carried
 
     def _source_of(self, node: Node, carried: Carried) -> str:
@@ -485,6 +504,7 @@ def build_studio(
         ("/part/stage", studio.stage),
         ("/part/stage/{name}", studio.stage),
         ("/part/models", studio.models_part),
+        ("/part/further", studio.further),
         ("/part/tree", studio.tree_part),
         ("/part/queue", studio.queue_part),
         ("/part/hints", studio.hints),

@@ -59,6 +59,7 @@ class About:
         digest: SHA-256 of its files.
         steps: that it was made for.
         sizes: ``WIDTHxHEIGHT`` of what it makes, the usual one first.
+        max_sources: pictures that an edit may have.
     """
 
     name: str
@@ -66,6 +67,7 @@ class About:
     digest: str
     steps: int
     sizes: tuple[str, ...]
+    max_sources: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Wish:
         steps: solver steps; None: as many as the model was made for.
         guidance: classifier-free guidance scale.
         size: ``WIDTHxHEIGHT`` of a new picture; None: the usual one.
+        further: pictures beside the source, for a model that takes them.
     """
 
     prompt: str
@@ -87,6 +90,7 @@ class Wish:
     steps: int | None = None
     guidance: float = 1.0
     size: str | None = None
+    further: "tuple[Image, ...]" = ()
 
 
 @dataclass
@@ -122,6 +126,7 @@ class Answer:
         about: the model.
         pictures: one for each seed.
         seen: the source as the model saw it; None: there was none.
+        further: pictures beside it, likewise.
         steps: solver steps.
         notes: what it did not see of the prompt.
         seconds: for one picture.
@@ -130,6 +135,7 @@ class Answer:
     about: About
     pictures: Sequence["Image"]
     seen: "Image | None"
+    further: "tuple[Image, ...]"
     steps: int
     notes: tuple[str, ...]
     seconds: float
@@ -305,7 +311,7 @@ class LocalModels:
         served = await self._open(key)
         self._require_fit(key, is_edit=wish.source is not None)
         progress.state = "waits"
-        rows, seen = await anyio.to_thread.run_sync(_rows, served.student, wish)
+        rows, seen = await anyio.to_thread.run_sync(rows_wished, served.student, wish)
         steps = wish.steps or int(served.student.meta["num_steps"])
         answer: asyncio.Future[list[Image]] = asyncio.get_running_loop().create_future()
         job = Job(served, rows, steps, wish.guidance, answer)
@@ -329,7 +335,7 @@ class LocalModels:
         notes = await anyio.to_thread.run_sync(
             lambda: student.notes(wish.prompt, is_edit=wish.source is not None)
         )
-        return Answer(_about(served), pictures, seen, steps, tuple(notes), seconds)
+        return Answer(_about(served), pictures, seen, rows[0].further, steps, tuple(notes), seconds)
 
     async def close(self) -> None:
         """Leave it to the service, whose queue this is."""
@@ -387,17 +393,25 @@ class LocalModels:
             )
 
 
-def _rows(student: Student, wish: Wish) -> "tuple[tuple[Row, ...], Image | None]":
+def rows_wished(student: Student, wish: Wish) -> "tuple[tuple[Row, ...], Image | None]":
+    """Return what a student shall make, and the source as it sees it.
+
+    Raises:
+        RequestError: it does not make this size, or takes fewer pictures.
+    """
+    further: tuple[Image, ...] = ()
     try:
         if wish.source is None:
             size = student.result_size(read_size(wish.size) if wish.size else None)
             seen = None
         else:
+            student.require_sources(1 + len(wish.further))
             seen = student.framed(wish.source)
+            further = tuple(student.framed(image, seen) for image in wish.further)
             size = (seen.height, seen.width)
     except DanceflowError as error:
         raise RequestError(422, str(error)) from None
-    return tuple(Row(wish.prompt, seen, seed, 0, size) for seed in wish.seeds), seen
+    return tuple(Row(wish.prompt, seen, seed, 0, size, further) for seed in wish.seeds), seen
 
 
 def _about(served: Served) -> About:
@@ -407,6 +421,7 @@ def _about(served: Served) -> About:
         served.digest,
         int(served.student.meta["num_steps"]),
         tuple(map(shown, served.student.image_sizes)),
+        max(1, served.student.max_sources),
     )
 
 

@@ -72,6 +72,10 @@ class Pages:
             groups.setdefault(choice.group, []).append(choice)
         return self._render("models", groups=groups, problem=problem, full=full)
 
+    def further(self, **shown: Any) -> str:
+        """Return fields for pictures beside the source."""
+        return self._render("further", **shown)
+
     def queue(self, **shown: Any) -> str:
         """Return what people wait for."""
         return self._render("queue", **shown)

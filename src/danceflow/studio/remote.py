@@ -15,6 +15,7 @@ from danceflow.errors import DanceflowError, UsageError, brief
 from danceflow.ops.tracking import holds_login
 from danceflow.pictures import FIT, PAPER, Frame, decode, fit_picture, plain, png_base64, png_bytes
 from danceflow.service.app import NAME_HEADER
+from danceflow.service.asking import FURTHER
 from danceflow.service.limits import RequestError
 from danceflow.service.token import VARIABLE, is_loopback
 from danceflow.studio.models import About, Answer, Choice, Progress, Wish
@@ -96,8 +97,14 @@ class RemoteModels:
         progress.state = "waits for the service"
         found = await self._described()
         seen = None
+        further: list[Image] = []
         if wish.source is not None:
             seen = await anyio.to_thread.run_sync(_framed, wish.source, found)
+            size = seen.size
+            further = [
+                await anyio.to_thread.run_sync(_framed, image, found, size)
+                for image in wish.further
+            ]
         began = time.monotonic()
         pictures: list[Image] = []
         model: dict[str, Any] = {}
@@ -116,8 +123,12 @@ class RemoteModels:
                 if seen is None:
                     answer = await self._ask("/v1/generate", {**fields, "size": wish.size}, name)
                 else:
-                    file = png_base64(png_bytes(seen))
-                    answer = await self._ask("/v1/edit", {**fields, "images": [file]}, name)
+                    names = ("images", *FURTHER)
+                    files = {
+                        column: [png_base64(png_bytes(image))]
+                        for column, image in zip(names, (seen, *further), strict=False)
+                    }
+                    answer = await self._ask("/v1/edit", {**fields, **files}, name)
             finally:
                 watching.cancel()
             model, steps = answer["model"], int(answer["steps"])
@@ -127,7 +138,7 @@ class RemoteModels:
             progress.num_done += 1
         about = _about(model["name"], model["version"], model["digest"], found)
         seconds = (time.monotonic() - began) / len(pictures)
-        return Answer(about, pictures, seen, steps, notes, seconds)
+        return Answer(about, pictures, seen, tuple(further), steps, notes, seconds)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -197,18 +208,29 @@ class RemoteModels:
 
 def _about(name: Any, version: Any, digest: Any, found: dict[str, Any]) -> About:
     return About(
-        str(name), int(version), str(digest), int(found["steps"]), tuple(map(str, found["sizes"]))
+        str(name),
+        int(version),
+        str(digest),
+        int(found["steps"]),
+        tuple(map(str, found["sizes"])),
+        max(1, int(found.get("max_sources", 1))),
     )
 
 
-def _framed(source: "Image", found: dict[str, Any]) -> "Image":
-    """Return a picture as the service's model will see it; framed there again, it is the same."""
+def _framed(source: "Image", found: dict[str, Any], size: tuple[int, int] | None = None) -> "Image":
+    """Return a picture as the service's model will see it; framed there again, it is the same.
+
+    Args:
+        source: as it was brought or made.
+        found: what the service says of itself.
+        size: width and height, of a picture beside the first one; None: by its own aspect.
+    """
     framing = found.get("framing", {"fit": FIT, "paper": PAPER})
     sizes = [tuple(map(int, size.split("x"))) for size in found["sizes"]]
     frame = Frame(tuple((w, h) for w, h in sizes), framing["fit"], framing["paper"])
     image = plain(source, frame.paper)
     try:
-        return fit_picture(image, frame.size_for(image), frame)
+        return fit_picture(image, size or frame.size_for(image), frame)
     except DanceflowError as error:
         raise RequestError(422, str(error)) from None
 

@@ -202,7 +202,7 @@ class Tasks:
                 model=about.name,
                 version=about.version,
                 digest=about.digest,
-                sources=() if seen is None else (digest_of(seen),),
+                sources=() if seen is None else tuple(map(digest_of, (seen, *answer.further))),
                 has_mask=task.mask is not None,
             )
             stays = None if seen is None or seen.size != picture.size else kept(seen, picture)
@@ -216,6 +216,7 @@ class Tasks:
                     None if stays is None else stays.nearly,
                     None if stays is None else stays.exactly,
                     answer.notes,
+                    further=answer.further,
                 )
             )
         return self._tree.add(task.parent, made, task.person)

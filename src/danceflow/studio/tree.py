@@ -30,7 +30,8 @@ _MAX_TITLE = 80
 _SCHEMA = """
 CREATE TABLE nodes (
   id TEXT PRIMARY KEY, parent TEXT REFERENCES nodes(id), title TEXT NOT NULL,
-  recipe TEXT, picture TEXT NOT NULL, seen TEXT, mask TEXT, width INTEGER NOT NULL,
+  recipe TEXT, picture TEXT NOT NULL, seen TEXT, further TEXT NOT NULL,
+  mask TEXT, width INTEGER NOT NULL,
   height INTEGER NOT NULL, seconds REAL, kept REAL, kept_exactly REAL, notes TEXT NOT NULL,
   made TEXT NOT NULL, pinned INTEGER NOT NULL DEFAULT 0, archived INTEGER NOT NULL DEFAULT 0,
   gone INTEGER NOT NULL DEFAULT 0
@@ -56,6 +57,7 @@ class Node:
         recipe: how it was made; None: it was brought.
         picture: SHA-256 of its pixels.
         seen: SHA-256 of the source as the model saw it; None: it has none.
+        further: SHA-256 of the pictures beside it, likewise.
         mask: SHA-256 of what might change; None: everything.
         width: pixels.
         height: pixels.
@@ -74,6 +76,7 @@ class Node:
     recipe: Recipe | None
     picture: str
     seen: str | None
+    further: tuple[str, ...]
     mask: str | None
     width: int
     height: int
@@ -105,6 +108,7 @@ class Made:
         kept_exactly: share of the source that stayed to the last level.
         notes: what the model did not see of the prompt.
         title: what it is called; empty: its prompt.
+        further: the pictures beside the source, as the model saw them.
     """
 
     picture: Image.Image
@@ -116,6 +120,7 @@ class Made:
     kept_exactly: float | None = None
     notes: Sequence[str] = ()
     title: str = ""
+    further: Sequence[Image.Image] = ()
 
 
 class Tree:
@@ -236,7 +241,8 @@ class Tree:
         picture = self.picture(node.picture)
         if node.recipe is None:
             return png_bytes(picture, compress_level=6)
-        seen = [] if node.seen is None else [self.picture(node.seen)]
+        names = [] if node.seen is None else [node.seen, *node.further]
+        seen = [self.picture(digest) for digest in names]
         mask = None if node.mask is None else self.picture(node.mask).convert("L")
         return with_recipe(picture, node.recipe, seen, mask)
 
@@ -267,6 +273,7 @@ class Tree:
                 None if item.recipe is None else item.recipe.model_dump_json(),
                 self._keep(item.picture),
                 None if item.seen is None else self._keep(item.seen),
+                json.dumps([self._keep(picture) for picture in item.further]),
                 None if item.mask is None else self._keep(item.mask.convert("RGB")),
                 *item.picture.size,
                 item.seconds,
@@ -279,9 +286,9 @@ class Tree:
         ]
         with self._writing():
             self._db.executemany(
-                "INSERT INTO nodes (id, parent, title, recipe, picture, seen, mask, width, height, "
-                "seconds, kept, kept_exactly, notes, made) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO nodes (id, parent, title, recipe, picture, seen, further, mask, "
+                "width, height, seconds, kept, kept_exactly, notes, made) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
             self._note(names, "gone", 1, 0, by)
@@ -393,6 +400,7 @@ def _node(row: sqlite3.Row) -> Node:
         **{
             **found,
             "recipe": None if recipe is None else Recipe.model_validate_json(recipe),
+            "further": tuple(json.loads(found["further"])),
             "notes": tuple(json.loads(found["notes"])),
             "pinned": bool(found["pinned"]),
             "archived": bool(found["archived"]),
