@@ -224,6 +224,7 @@ def test_the_commands_are_frozen() -> None:
             "--together",
             "--window",
         ],
+        "studio": ["--device", "--folder", "--from", "--host", "--port", "--student", "--url"],
         "deploy": [],
         "watch": ["--days", "--from", "--samples"],
         "ui": ["--mlflow-port", "--prefect-port"],

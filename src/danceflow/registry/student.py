@@ -75,15 +75,20 @@ class Student:
         self._together = together
         # A tokenizer keeps how it was asked to pad: two threads would pad each other's prompts.
         self._reading = threading.Lock()
-        # Older students were made without.
-        framing = package.meta.get("framing", {"fit": FIT, "paper": PAPER})
         sizes = tuple((width, height) for height, width in package.image_sizes)
-        self._frame = Frame(sizes, framing["fit"], framing["paper"])
+        self._frame = Frame(sizes, self.framing["fit"], self.framing["paper"])
 
     @property
     def meta(self) -> Mapping[str, Any]:
         """How the student was made."""
         return self._package.meta
+
+    @property
+    def framing(self) -> Mapping[str, Any]:
+        """How pictures are brought into their frame: ``fit`` and ``paper`` of ``Frame``."""
+        # Older students were made without.
+        found: Mapping[str, Any] = self.meta.get("framing", {"fit": FIT, "paper": PAPER})
+        return found
 
     @property
     def image_sizes(self) -> "tuple[Size, ...]":

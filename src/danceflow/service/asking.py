@@ -4,12 +4,13 @@ Both become the same ``Ask``. What is wrong is told by field and place, in words
 """
 
 import asyncio
+import contextlib
 import io
 import json
 import math
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +30,7 @@ FURTHER = ("images_2", "images_3")
 SEVERAL = ("prompts", "images", *FURTHER)
 """Fields that a form may hold more than once."""
 
+_Kind = TypeVar("_Kind", bound=BaseModel)
 _MAX_SEED = 2**63 - 1
 _MAX_GUIDANCE = 100.0
 _DRAIN_S = 2.0
@@ -94,6 +96,15 @@ class EditFields(_Fields):
         return {name: pictures for name, pictures in named.items() if pictures}
 
 
+class NotesFields(BaseModel):
+    """A question what the model would not see of prompts."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    prompts: Prompts
+    edits: Annotated[bool, Field(description="Whether they are to change a picture.")] = False
+
+
 async def read_body(request: Request, limits: Limits) -> bytes:
     """Return a request's body; what is too long is not held, and hardly read.
 
@@ -141,9 +152,7 @@ async def _drain(stream: AsyncIterator[bytes], limit: int) -> None:
         return
 
 
-async def read_fields(
-    request: Request, body: bytes, kind: type[GenerateFields | EditFields]
-) -> GenerateFields | EditFields:
+async def read_fields(request: Request, body: bytes, kind: type[_Kind]) -> _Kind:
     """Return what a body says.
 
     Raises:
@@ -151,9 +160,9 @@ async def read_fields(
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == JSON_TYPE:
-        return _checked(_parse_json(body), kind)
+        return checked(_parse_json(body), kind)
     if content_type == FORM_TYPE:
-        return _checked(await _parse_form(request, body, kind), kind)
+        return checked(await _parse_form(request, body, kind), kind)
     found = brief(content_type) or "none"
     raise RequestError(415, f"content-type: send {JSON_TYPE} or {FORM_TYPE}, found {found}")
 
@@ -172,10 +181,19 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-async def _parse_form(
-    request: Request, body: bytes, kind: type[GenerateFields | EditFields]
-) -> dict[str, Any]:
+async def _parse_form(request: Request, body: bytes, kind: type[BaseModel]) -> dict[str, Any]:
     """Return the fields of a form: lists where several may stand, numbers where they are asked."""
+    async with open_form(request, body) as form:
+        return await _form_fields(form, kind)
+
+
+@contextlib.asynccontextmanager
+async def open_form(request: Request, body: bytes) -> AsyncIterator[FormData]:
+    """Give the form in a body that was read; its files are closed when the block is left.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
     sent = False
 
     async def receive() -> dict[str, Any]:
@@ -188,7 +206,7 @@ async def _parse_form(
     again = Request(request.scope, receive)
     try:
         async with again.form(max_part_size=len(body) + 1) as form:
-            return await _form_fields(form, kind)
+            yield form
     except (HTTPException, AssertionError, ValueError, UnicodeError, KeyError) as error:
         reason = error.detail if isinstance(error, HTTPException) else str(error)
         raise RequestError(400, f"the form cannot be read: {brief(reason)}") from None
@@ -224,9 +242,12 @@ def _typed(name: str, text: str) -> Any:
     return text
 
 
-def _checked(
-    found: Mapping[str, Any], kind: type[GenerateFields | EditFields]
-) -> GenerateFields | EditFields:
+def checked(found: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
+    """Return fields that were sent, each of them known and of its type.
+
+    Raises:
+        RequestError: one is not.
+    """
     _require_known(found, kind)
     try:
         return kind.model_validate(dict(found))
@@ -267,20 +288,7 @@ def check_numbers(fields: GenerateFields | EditFields, limits: Limits) -> None:
     Raises:
         RequestError: it is more than may be asked for.
     """
-    if len(fields.prompts) > limits.rows:
-        raise RequestError(
-            422, f"prompts: {len(fields.prompts)} are sent, at most {limits.rows} at once"
-        )
-    for place, prompt in enumerate(fields.prompts):
-        if not prompt.strip():
-            raise RequestError(422, f"prompts[{place}]: is empty")
-        if len(prompt) > limits.prompt:
-            raise RequestError(
-                422,
-                f"prompts[{place}]: has {len(prompt)} characters, at most {limits.prompt} are read",
-            )
-        if not _is_unicode(prompt):
-            raise RequestError(422, f"prompts[{place}]: holds half a character (a lone surrogate)")
+    check_prompts(fields.prompts, limits)
     if fields.steps is not None and fields.steps > limits.steps:
         raise RequestError(
             422, f"steps: {fields.steps} are asked for, at most {limits.steps} are made"
@@ -298,6 +306,26 @@ def check_numbers(fields: GenerateFields | EditFields, limits: Limits) -> None:
             )
     if fields.images_3 and not fields.images_2:
         raise RequestError(422, "images_3: is sent without images_2")
+
+
+def check_prompts(prompts: Sequence[str], limits: Limits) -> None:
+    """Check that a model can read prompts.
+
+    Raises:
+        RequestError: there are too many, or one is empty, too long or no text.
+    """
+    if len(prompts) > limits.rows:
+        raise RequestError(422, f"prompts: {len(prompts)} are sent, at most {limits.rows} at once")
+    for place, prompt in enumerate(prompts):
+        if not prompt.strip():
+            raise RequestError(422, f"prompts[{place}]: is empty")
+        if len(prompt) > limits.prompt:
+            raise RequestError(
+                422,
+                f"prompts[{place}]: has {len(prompt)} characters, at most {limits.prompt} are read",
+            )
+        if not _is_unicode(prompt):
+            raise RequestError(422, f"prompts[{place}]: holds half a character (a lone surrogate)")
 
 
 def rows_of(
@@ -346,14 +374,18 @@ def _source(
 ) -> Image.Image:
     try:
         data = content if isinstance(content, bytes) else read_base64(content)
-        _require_few_pixels(data, limits.pixels)
+        require_few_pixels(data, limits.pixels)
         return student.framed(decode(data), first)
     except DanceflowError as error:
         raise RequestError(422, f"{name}: {error}") from None
 
 
-def _require_few_pixels(data: bytes, limit: int) -> None:
-    """Look at a picture's size before its pixels; what is no picture is told by ``decode``."""
+def require_few_pixels(data: bytes, limit: int) -> None:
+    """Look at a picture's size before its pixels; what is no picture is told by ``decode``.
+
+    Raises:
+        DataError: it has more.
+    """
     try:
         width, height = Image.open(io.BytesIO(data), formats=FORMATS).size
     except Exception:  # Pillow's readers raise whatever they stumble over
