@@ -52,6 +52,7 @@ EXECUTED = {
     "danceflow evaluate": TUTORIAL,
     "danceflow experiments": TUTORIAL,
     "danceflow explain": TUTORIAL,
+    "danceflow studio": "tests/studio/test_serve.py",
     "danceflow generate": TUTORIAL,
     "danceflow history": TUTORIAL,
     "danceflow promote": "tests/team/test_team_promotion.py",
