@@ -427,12 +427,17 @@ def test_latents_that_are_not_finite_are_not_cached(
     project, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     params, paths = project
-    read = cache.images_of
+    read, read_sources = cache.images_of, cache.sources_of
 
     def overflowing(dataset, rows, name: str) -> torch.Tensor:
         return read(dataset, rows, name) * (float("inf") if name == kind and 7 in rows else 1)
 
+    def overflowing_sources(dataset, rows) -> list[torch.Tensor]:
+        factor = float("inf") if kind == "source" and 7 in rows else 1
+        return [images * factor for images in read_sources(dataset, rows)]
+
     monkeypatch.setattr(cache, "images_of", overflowing)
+    monkeypatch.setattr(cache, "sources_of", overflowing_sources)
     with pytest.raises(
         WeightsError, match=rf"row 4 \(.*00004\): the codec's latents of the {kind}"
     ):

@@ -95,7 +95,7 @@ def test_caches_are_as_large_as_the_real_ones(project: Paths) -> None:
         rows = len(found)
         prompts = [table[torch.arange(len(table))] for table in found.texts.values()]
         (group,) = found.groups
-        tables = [group.target, group.teacher_samples, *([group.source] if group.source else [])]
+        tables = [group.target, group.teacher_samples, *group.sources]
         latents = [table[torch.arange(len(table))] for table in tables]
         held += num_bytes(prompts) * rows / found.index["num_prompts"] + num_bytes(latents)
     assert item(plan, "condition caches") == plan.held("disk") == pytest.approx(held)

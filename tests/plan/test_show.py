@@ -196,7 +196,7 @@ def test_the_page_shows_what_the_commands_print(danceflow, monkeypatch) -> None:
 
 def test_the_table_has_every_model_at_both_sizes() -> None:
     rows = as_table().splitlines()
-    assert len(rows) == 2 + 2 * 7
+    assert len(rows) == 2 + 2 * 8
     slower = as_table("a100").splitlines()
     for fast, slow in zip(rows[2:], slower[2:], strict=True):
         assert float(fast.split("|")[-2]) < float(slow.split("|")[-2])
