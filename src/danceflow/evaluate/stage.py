@@ -11,7 +11,6 @@ from danceflow.capability import asked
 from danceflow.data.buckets import read_bucket
 from danceflow.evaluate import score as marks
 from danceflow.evaluate.asked import (
-    as_stored,
     ask,
     ask_and_judge,
     fields_of,
@@ -57,7 +56,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     dataset = read_bucket(bucket, SPLIT)
     memory = memory_of(params.run)
     teachers = Teachers(paths.teachers, params.family.name, asked(params).teachers, memory)
-    student = load_package(paths.student, as_stored(params), teachers)
+    student = load_package(paths.student, memory, teachers)
     require_sizes(paths.student, student, dataset)
     task = task_of(params, capability, dataset, student.family)
     survey = survey_of(params, task, fields_of(params, capability, student, teachers), metrics)

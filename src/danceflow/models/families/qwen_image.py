@@ -131,6 +131,10 @@ class QwenCodec:
         self.vae.to(device)
         return self
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the autoencoder by the name of its folder."""
+        return {"vae": self.vae}
+
     def save(self, folder: Path) -> None:
         """Write the autoencoder to ``folder/vae``."""
         self.vae.save_pretrained(folder / "vae")
@@ -152,6 +156,10 @@ class Pictures:
     def to(self, _device: torch.device | str) -> "Pictures":
         """Return this object, which has no weights."""
         return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return nothing: there are no weights."""
+        return {}
 
     def save(self, folder: Path) -> None:
         """Write the processor to ``folder``."""

@@ -127,6 +127,10 @@ class Vision:
         self.model.to(device)
         return self
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the model by the name of its folder."""
+        return {"siglip": self.model}
+
     def save(self, folder: Path) -> None:
         """Write model (float16) and processor to ``folder``."""
         self.processor.save_pretrained(folder / "siglip_processor")

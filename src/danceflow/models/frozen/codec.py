@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from danceflow.models.weights import load_pretrained
 
@@ -26,6 +26,10 @@ class Codec(Protocol):
 
     def to(self, device: torch.device | str, /) -> "Codec":
         """Move the codec to ``device`` and return it."""
+        ...
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return its networks by the names of their folders."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -49,6 +53,10 @@ class PixelCodec:
     def to(self, _device: torch.device | str) -> "PixelCodec":
         """Return this object, which has no weights."""
         return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return nothing: there are no weights."""
+        return {}
 
     def save(self, folder: Path) -> None:
         """Write nothing: a folder without ``vae`` is a pixel-space model."""
@@ -82,6 +90,10 @@ class VaeCodec:
         """Move the autoencoder to ``device`` and return this object."""
         self.vae.to(device)
         return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the autoencoder by the name of its folder."""
+        return {"vae": self.vae}
 
     def save(self, folder: Path) -> None:
         """Write the autoencoder to ``folder/vae``."""

@@ -97,6 +97,10 @@ class LanguageEncoder:
         self.model.to(device)
         return self
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the model by the name of its folder."""
+        return {"text_encoder": self.model}
+
     def save(self, folder: Path) -> None:
         """Write model (float16) and tokenizer to ``folder``, laid out as in stock pipelines."""
         self.tokenizer.save_pretrained(folder / "tokenizer")

@@ -107,6 +107,11 @@ class PromptEncoder:
             tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
             save_half(encoder, folder / f"text_encoder{suffix}")
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the encoders by the names of their folders."""
+        found = {f"text_encoder{suffix}": encoder for suffix, (_, encoder) in self._named_clips()}
+        return found if self.t5 is None else {**found, "text_encoder_3": self.t5[1]}
+
     def _named_clips(self) -> list[tuple[str, tuple[Any, nn.Module]]]:
         """Return the CLIP encoders with the ends of their folders' names."""
         return [("" if i == 0 else f"_{i + 1}", part) for i, part in enumerate(self.clips)]

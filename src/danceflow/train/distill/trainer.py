@@ -23,8 +23,8 @@ from danceflow.data.cached_rows import ConditionCache
 from danceflow.data.sizes import Size, by_size
 from danceflow.fields import Condition, StateRequest, VelocityField, seed_for
 from danceflow.method import Method
-from danceflow.models.adapters.lora import merge_adapter
 from danceflow.models.memory import Memory, recompute_activations
+from danceflow.models.pack import save_adapter_package
 from danceflow.models.package import save_package
 from danceflow.models.start import start_student
 from danceflow.models.teachers import Teachers
@@ -71,7 +71,7 @@ class Trainer:
         self.families = {size: teachers.family.sized(*size) for size in self.sizes}
         self.family = self.families[self.sizes[0]]
         self.tracker, self.observer, self.work = tracker, observer, work
-        self.device = torch.device(params.run.device)
+        self.device, self.loaded = torch.device(params.run.device), teachers
         found = asked(params)
         capabilities = found.capabilities
         router = Router(capabilities, self.config.seed, self.config.capabilities_per_update)
@@ -306,8 +306,11 @@ class Trainer:
         )
 
     def package(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Write the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
-        if self.config.student == "lora":
-            self.family.export_adapter(self.backbone, folder / "adapter")
-            self.backbone = merge_adapter(self.backbone, dtype=torch.float16)
-        save_package(folder, self.family, self.backbone, json.loads(json.dumps(meta)))
+        """Write the averaged student to ``folder``: its network, or its adapter and its base."""
+        meta = json.loads(json.dumps(meta))
+        if self.config.student == "full":
+            save_package(folder, self.family, self.backbone, meta)
+            return
+        shares = asked(self.params).start
+        meta |= {"dtype": self.params.run.dtype}
+        save_adapter_package(folder, self.family, self.backbone, self.loaded, shares, meta)
