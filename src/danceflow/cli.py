@@ -555,6 +555,27 @@ def edit(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder to write; not there yet, or empty.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="diffusers, lora, comfyui or pipeline.")
+    ] = "pipeline",
+    source: Source = "champion",
+) -> None:
+    """Write a student for other programs, with a model card.
+
+    diffusers is its network, lora its adapter, comfyui the same under ComfyUI's names, and
+    pipeline the folder of a whole stock pipeline.
+    """
+    from danceflow.registry.export import export_student
+    from danceflow.registry.open import is_folder
+
+    runtime.require_writable(out.parent)
+    settings = None if is_folder(source) else _store_settings(source)
+    typer.echo(str(export_student(source, kind, out, settings)))
+
+
+@app.command()
 def evaluate(
     source: Source = "champion",
     capability: Annotated[

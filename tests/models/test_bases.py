@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_students import (
+    HUB_NAME,
+    SIDE,
+    STEPS,
+    latents_of,
+    write_published,
+    write_student,
+    write_teachers,
+)
 from huggingface_hub import constants
-from tiny_models import PROMPTS, shake, stock_pipeline
-from torch import nn
+from tiny_models import PROMPTS, shake
 
 from danceflow.errors import WeightsError
-from danceflow.fields import normal, sample
+from danceflow.fields import normal
 from danceflow.models import bases, pack
 from danceflow.models.adapters.lora import adapter_names, add_student_adapter
 from danceflow.models.bases import (
@@ -30,51 +38,15 @@ from danceflow.models.package import load_package, read_manifest
 from danceflow.models.teachers import Teachers
 from danceflow.paths import MANIFEST
 
-SIDE, STEPS = 16, 3
-HUB_NAME = "hf://somebody/small-sd3@main"
-
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stock pipeline as it is published: bfloat16, in shards."""
-    folder = tmp_path_factory.mktemp("published")
-    made = stock_pipeline()
-    for part in made.components.values():
-        if isinstance(part, nn.Module):
-            part.to(torch.bfloat16)
-    made.save_pretrained(folder, max_shard_size="20KB")
-    return folder
+    return write_published(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture(scope="module")
 def teachers_folder(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkout") / "models" / "teachers"
-    bring_teachers("sd3", pipeline, {}, folder, edits=True, origin=HUB_NAME)
-    return folder
-
-
-def write_student(teachers: Teachers, folder: Path, seed: int) -> torch.Tensor:
-    """Write an adapter on the teachers' base, and return its latents."""
-    family = teachers.family.sized(SIDE, SIDE)
-    name = f"of_seed_{seed}"
-    network = teachers.family.load_backbone(teachers.folder / "base").requires_grad_(False).eval()
-    shake(add_student_adapter(family, network, rank=2, alpha=2.0, seed=seed), seed)
-    folder.mkdir(parents=True)
-    meta = {
-        "num_steps": STEPS,
-        "image_sizes": [[SIDE, SIDE]],
-        "teachers_digest": teachers.digest,
-        "name": name,
-    }
-    save_adapter_package(folder, family, network, teachers, {"base": 1.0}, meta)
-    return latents_of(family, family.field(network))
-
-
-def latents_of(family, field) -> torch.Tensor:
-    noise, source = normal(family.latent_shape, [1, 2]), normal(family.latent_shape, [3, 4])
-    condition = family.condition(PROMPTS, source)
-    with torch.no_grad():
-        return sample(field, noise, condition, family.grid(STEPS))
+    return write_teachers(tmp_path_factory.mktemp("checkout") / "models" / "teachers", pipeline)
 
 
 @pytest.fixture(scope="module")

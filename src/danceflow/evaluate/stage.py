@@ -32,7 +32,8 @@ from danceflow.evaluate.records import (
 from danceflow.models.memory import memory_of
 from danceflow.models.package import load_package
 from danceflow.models.teachers import Teachers
-from danceflow.ops.files import atomic_directory, write_json
+from danceflow.ops.files import atomic_directory, sha256, write_json
+from danceflow.paths import MANIFEST
 
 if TYPE_CHECKING:
     from danceflow.params.sections import Params
@@ -83,6 +84,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         num_steps=params.evaluate.num_steps,
         extractor=EXTRACTOR,
         training=_training(student.meta),
+        student=sha256(paths.student / MANIFEST),
         seconds=round(time.monotonic() - started, 1),
         notes=tuple(notes),
         left_out=() if judge is None else judge.rows_left_out(),
