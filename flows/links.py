@@ -1,6 +1,11 @@
-"""Ways between a flow run in Prefect, its run in MLflow and its DVC experiment."""
+"""Ways between a flow run in Prefect, its run in MLflow, its DVC experiment and the report.
+
+The report is an output that DVC keeps, the same for every run that leads to it. So it holds no
+address: it shows a small page that lies beside it, which the flow writes anew.
+"""
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -9,14 +14,17 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from danceflow.errors import TrackingError
+from danceflow.ops.files import write_text
 from danceflow.ops.tracking import (
     ORIGIN_TAG,
     RunPointer,
     Store,
     TrackingSettings,
+    main_checkout,
     open_store,
     run_page,
     store_errors,
+    without_login,
 )
 from danceflow.paths import Paths
 from flows.home import PORT, is_own_server
@@ -28,6 +36,27 @@ _FLOW_RUN = "prefect.flow_run_id"
 _FLOW_PAGE = "prefect.flow_run_url"
 _EXPERIMENT = "dvc.experiment"
 _NOTE = "mlflow.note.content"
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Runs behind this report</title>
+<style>
+:root {{ color-scheme: light dark; --ink: #23272e; --soft: #5c6470; --accent: #2f6f9f; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #e6e8ea; --soft: #9aa3ad; --accent: #7db8e0; }}
+}}
+body {{ margin: 0; color: var(--ink); background: transparent;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }}
+ul {{ margin: 0; padding-left: 20px; }}
+a {{ color: var(--accent); }}
+p {{ margin: 6px 0 0; color: var(--soft); font-size: 14px; }}
+</style>
+<ul>
+{items}
+</ul>
+<p>Pages on this machine open while <code>danceflow ui</code> runs.</p>
+</html>
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +69,7 @@ class Links:
         experiment: the DVC experiment's name; None: the checkout itself.
         run: the id of the run in MLflow; None: there is none.
         page: its address on MLflow's page.
+        key: of the training, by which its report looks for links; None: it left no pointer.
     """
 
     flow_run: str
@@ -47,6 +77,7 @@ class Links:
     experiment: str | None
     run: str | None
     page: str | None
+    key: str | None = None
 
     @property
     def message(self) -> str:
@@ -70,6 +101,22 @@ class Links:
             parts.append(f"DVC experiment `{self.experiment}`")
         return " · ".join(parts)
 
+    @property
+    def html(self) -> str:
+        """All of it as the small page that the report shows; no address holds a login."""
+        items = [_item("Flow run in Prefect", self.flow_page)]
+        if self.page:
+            items.append(_item("Run in MLflow", self.page))
+        if self.experiment:
+            items.append(f"<li>DVC experiment <code>{escape(self.experiment)}</code></li>")
+        return _PAGE.format(items="\n".join(items))
+
+
+def _item(text: str, address: str) -> str:
+    """Return a link that leaves the page around it alone."""
+    target = escape(without_login(address))
+    return f'<li><a href="{target}" target="_blank" rel="noopener">{text}</a></li>'
+
 
 def flow_environment() -> dict[str, str]:
     """Return the variables by which a training tags its run with the flow that it belongs to.
@@ -88,17 +135,20 @@ def find(root: Path, settings: TrackingSettings, experiment: str | None) -> Link
         settings: where runs are recorded.
         experiment: the experiment's name; None: there is none.
     """
-    number = str(flow_run.id)
+    number, pointer = str(flow_run.id), Paths(root).run_pointer
+    key = RunPointer.read(pointer).key if pointer.is_file() else None
     try:
-        run, page = _tracked(Paths(root).run_pointer, settings)
+        run, page = _tracked(pointer, settings)
     except TrackingError as error:
         get_run_logger().warning("not linked with MLflow: %s", error)
         run = page = None
-    return Links(number, _flow_page(number), experiment, run, page)
+    return Links(number, _flow_page(number), experiment, run, page, key)
 
 
 def tell(links: Links, settings: TrackingSettings) -> None:
-    """Write the links down: as tags and description of the run, and as an artifact of the flow.
+    """Write the links down: beside the report, at the run in MLflow, as an artifact of the flow.
+
+    The report of an experiment finds them, too, once it is applied to the checkout.
 
     Args:
         links: what belongs together.
@@ -107,6 +157,7 @@ def tell(links: Links, settings: TrackingSettings) -> None:
     Raises:
         TrackingError: the store cannot be reached or refuses.
     """
+    show_in_report(links, settings.root)
     if links.run is None or links.page is None:
         return
     store = open_store(settings)
@@ -119,6 +170,17 @@ def tell(links: Links, settings: TrackingSettings) -> None:
         key="danceflow-run",
         description=links.line,
     )
+
+
+def show_in_report(links: Links, root: Path) -> None:
+    """Write the links where a report looks for them, in the checkout that outlives the others.
+
+    Args:
+        links: what belongs together.
+        root: where the stages ran: the checkout, or an experiment's worktree.
+    """
+    if links.key is not None and Paths(root).report_page.is_file():
+        write_text(Paths(main_checkout(root)).run_links(links.key), links.html)
 
 
 def _tracked(pointer: Path, settings: TrackingSettings) -> tuple[str | None, str | None]:

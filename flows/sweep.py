@@ -264,6 +264,7 @@ def _work(planned: PlannedCell, sweep: _Sweep) -> tuple[StageResult, ...]:
         file = place.root / CELL_FILE
         write_cell(file, record)
         found = links.find(place.root, TrackingSettings.of(place.root, params.tracking), name)
+        links.show_in_report(found, place.root)
         kept = [file, Paths(place.root).metrics]
         with sweep.git:
             place.save([stage.name for stage in stages], kept, found.message)

@@ -46,6 +46,10 @@ class StoreAwayError(TrackingError):
     """The tracking store does not answer now; what was to be recorded can be sent later."""
 
 
+class HubError(DanceflowError):
+    """The model hub has no such thing, refuses or does not answer."""
+
+
 class DiskSpaceError(DanceflowError):
     """There is not enough room on a disk."""
 

@@ -136,6 +136,14 @@ class Paths:
         """The self-contained page."""
         return self.reports / "report.html"
 
+    def run_links(self, key: str) -> Path:
+        """Return where a flow says how the runs of a training are reached; the page shows it.
+
+        Args:
+            key: of the training; experiments and the checkout have one of these folders together.
+        """
+        return self.reports / "runs" / f"{Path(key).name}.html"
+
     @property
     def summary(self) -> Path:
         """Retention and gain per capability."""

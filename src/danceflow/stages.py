@@ -5,7 +5,6 @@ check`` holds it equal to the table and to the code.
 """
 
 import importlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,10 +231,10 @@ def run_stage(name: str, item: str | None = None, root: Path | None = None) -> N
     runtime.require_disk_space(paths.root, _FREE_BYTES)
     function = stage.load()
     determinism.prepare(params.run)
-    started = time.monotonic()
+    meter = timings.Meter()
     with files.disk_errors(paths.root):
         function(params, paths, *arguments)
-    timings.record(paths.scratch, "@".join([name, *arguments]), time.monotonic() - started)
+    timings.record(paths.scratch, "@".join([name, *arguments]), meter.read())
 
 
 def _items(stage: Stage, item: str | None, params: Params) -> tuple[str, ...]:

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import normal
-from danceflow.models.adapters.lora import load_adapter, merge_adapter, read_adapter_for
+from danceflow.models.adapters.lora import (
+    load_adapter,
+    merge_adapter,
+    merged_network,
+    read_adapter_for,
+)
 from danceflow.models.family import ModelFamily
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -204,17 +209,52 @@ def test_what_the_stock_pipeline_would_leave_out_is_refused(
         read_adapter_for(base, path, family.translate_adapter)
 
 
-@pytest.mark.parametrize("part", ["dora_scale", "lora_magnitude_vector.weight"])
-@pytest.mark.parametrize("name", SHAPES)
-def test_dora_is_refused_whoever_reads_it(families, tmp_path: Path, name: str, part: str) -> None:
+def with_magnitudes(
+    factors: dict[str, tuple[Tensor, Tensor]], side: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a Kohya file's tensors with DoRA's magnitudes, and those by module."""
+    tensors, lengths = as_kohya(factors, 3.0), {}
+    for seed, (module, (down, up)) in enumerate(factors.items()):
+        shape = (len(up), 1) if side == 0 else (1, down.shape[1])
+        lengths[module] = 1 + normal(shape, [seed])[0].abs()
+        tensors[f"lora_unet_{module.replace('.', '_')}.dora_scale"] = lengths[module]
+    return tensors, lengths
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_dora_may_have_the_original_names(families, tmp_path: Path, name: str) -> None:
     family, base = families[name]
-    module, shape = next(iter(linear_modules(base).items()))
-    down, up = drawn(shape, 2, 0)
-    prefix = f"diffusion_model.{module}"
-    tensors = {f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up}
+    factors, updates = original_factors(name, base)
+    tensors, lengths = with_magnitudes(factors, side=0)
     path = tmp_path / "dora.safetensors"
     save_file(tensors, path)
-    assert list(read_adapter_for(base, path, family.translate_adapter).pairs) == [module]
-    save_file(tensors | {f"{prefix}.{part}": torch.ones(shape[0])}, path)
-    with pytest.raises(WeightsError, match=rf"{module}\.{part} is DoRA's; .* not supported"):
+    file = read_adapter_for(base, path, family.translate_adapter)
+    assert (file.kind, file.needs_network) == ("DoRA", True)
+    merged, shapes = merged_network(base, file), linear_modules(base)
+    for module, targets in ORIGINAL[name].items():
+        parts = lengths[module].split([shapes[target][0] for target in targets])
+        for target, length in zip(targets, parts, strict=True):
+            total = base.get_submodule(target).weight + 3.0 / 2 * updates[target]
+            expected = length * total / total.norm(dim=1, keepdim=True)
+            torch.testing.assert_close(merged.get_submodule(target).weight, expected, **CLOSE)
+    save_file(with_magnitudes(factors, side=1)[0], path)
+    with pytest.raises(WeightsError, match="columns' of the original code's modules"):
         read_adapter_for(base, path, family.translate_adapter)
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_a_loha_may_have_the_original_names(families, tmp_path: Path, name: str) -> None:
+    family, base = families[name]
+    factors, _ = original_factors(name, base)
+    tensors, changes, shapes = {}, {}, linear_modules(base)
+    for module, targets in ORIGINAL[name].items():
+        down, up = factors[module]
+        flat = f"lora_unet_{module.replace('.', '_')}"
+        parts = {"w1_a": up, "w1_b": down, "w2_a": up.roll(1, 0), "w2_b": down.roll(1, 1)}
+        tensors |= {f"{flat}.hada_{part}": value.contiguous() for part, value in parts.items()}
+        tensors[f"{flat}.alpha"] = torch.tensor(3.0)
+        whole = 1.5 * (up @ down) * (parts["w2_a"] @ parts["w2_b"])
+        heights = [shapes[target][0] for target in targets]
+        changes |= dict(zip(targets, whole.split(heights), strict=True))
+    save_file(tensors, tmp_path / "loha.safetensors")
+    assert_changed(family, base, tmp_path / "loha.safetensors", changes, "diffusers")

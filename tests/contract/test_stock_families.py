@@ -25,7 +25,9 @@ from danceflow.models.adapters.lora import (
     merge_adapter,
 )
 from danceflow.models.family import open_family
+from danceflow.models.memory import Memory
 from danceflow.models.package import load_package, save_package
+from danceflow.models.quantised import Base
 
 TIGHT = {"rtol": 1e-4, "atol": 1e-4}
 STEPS = 3
@@ -182,6 +184,41 @@ def test_a_student_adapter_serves_the_stock_pipeline(opened, tmp_path: Path) -> 
     finally:
         opened.pipeline.unload_lora_weights()
     torch.testing.assert_close(opened.stock(*given), before, **TIGHT)
+
+
+@pytest.mark.parametrize(("base", "bound"), [("int8", 0.02), ("nf4", 0.45)])
+def test_an_adapter_of_a_quantised_base_serves_the_stock_pipeline(
+    opened, tmp_path: Path, base: Base, bound: float
+) -> None:
+    family, noise = opened.family, opened.noise()
+    memory = Memory(base=base)
+    frozen = memory.load(family, opened.folder / "transformer", shared=True)
+    source = [picture(1), picture(2)] if opened.case.edits else None
+    condition, sigma = opened.condition(source), torch.tensor([0.9, 0.3])
+    with torch.no_grad():
+        exact = family.field(opened.backbone)(noise, sigma, condition)
+        found = family.field(frozen)(noise, sigma, condition)
+    assert 0 < (found - exact).norm() < bound * exact.norm()
+    reached = []
+    for network in (frozen, opened.network()):
+        factors = add_student_adapter(family, network, rank=2, alpha=1, seed=0)
+        shake(factors)
+        assert {factor.dtype for factor in factors} == {torch.float32}
+        family.field(network)(noise, sigma, condition).square().sum().backward()
+        reached.append([f.grad is not None and bool(f.grad.any()) for f in factors])
+        assert all(p.grad is None for n, p in network.named_parameters() if "lora" not in n)
+    assert reached[0] == reached[1]  # some texts' last factors move nothing, quantised or not
+    assert sum(reached[0]) > len(reached[0]) / 2
+    family.export_adapter(frozen, tmp_path)
+    plain = opened.network()
+    load_adapter(plain, tmp_path, "student")
+    latents = opened.ours(noise, condition, 1.0, field=AdapterField(family, plain, "student"))
+    opened.pipeline.load_lora_weights(tmp_path, weight_name=ADAPTER_FILE)
+    try:
+        given = (PROMPTS[:1], noise[:1], 1.0, SQUARE, None if source is None else source[0])
+        torch.testing.assert_close(opened.stock(*given), latents[:1], **TIGHT)
+    finally:
+        opened.pipeline.unload_lora_weights()
 
 
 def test_a_packaged_student_gives_its_images(opened, tmp_path: Path) -> None:

@@ -99,6 +99,17 @@ def test_the_page_needs_nothing_beside_it(checkout) -> None:
         assert (checkout.paths.evaluation_images(name) / "grid.png").is_file()
 
 
+def test_the_report_finds_the_links_to_its_runs_beside_it(checkout, run) -> None:
+    beside = checkout.paths.run_links(checkout.json(checkout.paths.run_pointer)["key"])
+    links = beside.read_text(encoding="utf-8")
+    assert f"/runs/{run.info.run_id}" in links
+    assert "/runs/flow-run/" in links
+    shown = beside.relative_to(checkout.paths.reports)
+    page = checkout.paths.report_page.read_text(encoding="utf-8")
+    assert f'data="{shown}"' in page
+    assert run.info.run_id not in page
+
+
 def test_one_run_holds_parameters_metrics_and_inputs(checkout, run, store) -> None:
     params = checkout.params
     assert run.info.status == "FINISHED"

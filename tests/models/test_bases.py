@@ -137,7 +137,7 @@ def test_a_base_is_found_in_the_checkout_in_a_configured_folder_and_on_the_hub(
 
 def test_a_base_that_is_missing_is_told_with_what_to_do(apart) -> None:
     folder, _ = apart[0]
-    with pytest.raises(WeightsError, match="is not in the hub's cache.*`hf download somebody/sm"):
+    with pytest.raises(WeightsError, match="not in the cache.*`hf download somebody/small-sd3` br"):
         load_package(folder)
     meta = json.loads((folder / MANIFEST).read_text())
     meta["base"]["where"] = "/models/gone"
@@ -265,5 +265,5 @@ def test_an_average_of_networks_goes_along_whatever_its_size(
 
 
 def test_a_name_that_is_none_on_the_hub_is_told() -> None:
-    with pytest.raises(WeightsError, match="cannot be had from the hub"):
+    with pytest.raises(WeightsError, match="`hf download no/such/name` brings it"):
         hub_folder("hf://no/such/name")

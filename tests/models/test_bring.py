@@ -50,6 +50,47 @@ def test_adapters_and_networks_are_brought_along(stock: Path, adapter: Path, tmp
     assert (local - base).abs().max() > 1e-2
 
 
+def by_peft(network: torch.nn.Module, config, folder: Path) -> torch.nn.Module:
+    """PEFT's own network with a random adapter, which it saved to ``folder``."""
+    from peft import get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        adapted = get_peft_model(network, config).eval()
+        shake(param for param in adapted.parameters() if param.requires_grad)
+    adapted.save_pretrained(folder)
+    return adapted.requires_grad_(False)
+
+
+def test_dora_loha_and_lokr_teachers_teach_what_they_are(stock: Path, tmp_path, caplog) -> None:
+    from peft import LoHaConfig, LoKrConfig, LoraConfig
+
+    family, targets = open_family("sd3", stock), ["attn.to_q", "attn.to_k"]
+    configs = {
+        "dora": LoraConfig(r=2, use_dora=True, target_modules=targets),
+        "loha": LoHaConfig(r=2, alpha=2, target_modules=targets),
+        "lokr": LoKrConfig(r=64, alpha=64, decompose_factor=2, target_modules=targets),
+    }
+    theirs = {
+        name: by_peft(family.load_backbone(stock / "transformer"), config, tmp_path / name)
+        for name, config in configs.items()
+    }
+    caplog.set_level("INFO")
+    given = {name: tmp_path / name for name in configs}
+    bring_teachers("sd3", stock, given, tmp_path / "teachers", edits=False)
+    teachers = Teachers(tmp_path / "teachers", "sd3", ["base", *configs], "cpu")
+    assert teachers.backbones["loha"] is teachers.shared is not teachers.backbones["dora"]
+    assert teachers.backbones["lokr"] is not teachers.shared
+    assert "'dora' (DoRA, peft): 4 of" in caplog.text
+    assert caplog.text.count("merged into a network of its own") == 2
+    z, condition = normal(family.latent_shape, [1, 2]), family.condition(PROMPTS)
+    for name, network in theirs.items():
+        with torch.no_grad():
+            expected = family.field(network)(z, SIGMA, condition)
+        found = teachers.field(name, 1.0)(z, SIGMA, condition)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=3e-3)  # on disk as float16
+
+
 def test_what_does_not_fit_leaves_nothing_behind(stock: Path, adapter: Path, tmp_path) -> None:
     place = tmp_path / "teachers"
     other = stock_family("zimage", zimage_pipeline(), tmp_path / "zimage")

@@ -11,7 +11,15 @@ from danceflow.errors import UsageError
 from danceflow.ops import determinism
 from danceflow.params.sections import RunParams
 
-RUN = RunParams(seed=3, device="cpu", dtype="float32", num_threads=2, offload="none", compile=False)
+RUN = RunParams(
+    seed=3,
+    device="cpu",
+    dtype="float32",
+    base="float",
+    num_threads=2,
+    offload="none",
+    compile=False,
+)
 
 
 def _python(code: str, **environment: str) -> str:
@@ -30,8 +38,8 @@ def test_prepare_imports_no_torch_but_reaches_it_later() -> None:
         "import sys\n"
         "from danceflow.ops import determinism\n"
         "from danceflow.params.sections import RunParams\n"
-        "determinism.prepare(RunParams(seed=3, device='cpu', dtype='float32', num_threads=1, "
-        "offload='none', compile=False))\n"
+        "determinism.prepare(RunParams(seed=3, device='cpu', dtype='float32', "
+        "base='float', num_threads=1, offload='none', compile=False))\n"
         "assert 'torch' not in sys.modules\n"
         "import torch; print(torch.get_num_threads())"
     )

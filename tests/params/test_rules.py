@@ -34,6 +34,10 @@ from danceflow.params.read import parse_params
             "distill.num_queries=17",
             "distill.num_queries: 17 queries do not fit into num_steps = 8",
         ),
+        (
+            "run.base=nf4",
+            "run.base: nf4 weights cannot be trained, and distill.student: full trains all",
+        ),
         ("gate.min_retention={t2i: 1}", "gate.min_retention.local_edit: is missing"),
         (
             "gate.min_retention={t2i: 1, local_edit: 1, global_edt: 1}",

@@ -61,7 +61,9 @@ def test_versions_of_one_base_are_served_on_it(registered, teachers, tmp_path, m
     assert json.loads(version.tags[TAG])["where"] == "hf://somebody/small-sd3@main"
     with contextlib.chdir(tmp_path):
         monkeypatch.setenv(BASES_VARIABLE, str(tmp_path / "1"))
-        with pytest.raises(WeightsError, match=r"hub's cache.*`hf download somebody/small-sd3`"):
+        with pytest.raises(
+            WeightsError, match="not in the cache.*`hf download somebody/sm"
+        ):
             del first, second, fields
             open_student(f"models:/{NAME}/1", registered)
 

@@ -6,15 +6,19 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from training_record import CAPABILITIES, write_metrics
 
 from danceflow.errors import DataError
 from danceflow.ops import timings
+from danceflow.ops.timings import Cost
+from danceflow.ops.tracking import RunPointer
 from danceflow.paths import Paths
 from danceflow.report import stage as report
 from danceflow.report.curves import Curves
-from danceflow.report.page.page import duration, figure, human, percent
+from danceflow.report.page.page import MAX_BYTES, duration, figure, human, percent, size
 
 VOID = {"meta", "img", "br", "line", "circle", "polyline", "link", "hr", "input"}
 
@@ -140,7 +144,7 @@ def test_the_page_can_be_read_without_eyes(page) -> None:
     assert len(images) > 30
     assert all(image["alt"] for image in images)
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
-    assert all(th["scope"] in ("col", "row") for th in page.all("th"))
+    assert all(th["scope"] in ("col", "row", "rowgroup") for th in page.all("th"))
     targets = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
     assert {anchor["href"][1:] for anchor in page.all("a")} == targets
 
@@ -154,7 +158,9 @@ def test_the_page_tells_the_whole_story(page) -> None:
         "Base teacher",
         "Start student",
         "Color attribution",
-        "held-out pairs",
+        "Held-out pairs",
+        "Pixels of the source that stay as they are: the student",
+        "Python",
         "Validation scores while training",
         "Loss by noise level",
         "FID, own extractor conv64",
@@ -170,10 +176,11 @@ def test_dark_pages_have_their_own_colours(reported) -> None:
     text = reported[1].report_page.read_text()
     assert "prefers-color-scheme: dark" in text
     names = set(re.findall(r"var\((--[a-z0-9-]+)", text))
-    root, dark = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
+    root, dark, paper = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
     for name in names - {"--share", "--line-colour"}:
         assert f"{name}:" in root, name
         assert f"{name}:" in dark, name
+        assert f"{name}:" in paper, name
 
 
 def test_prompts_cannot_break_the_page(copy) -> None:
@@ -210,14 +217,17 @@ def test_a_method_without_training_is_told(copy) -> None:
 
 def test_what_was_measured_here_goes_before_what_files_tell(copy) -> None:
     params, paths = copy
-    timings.record(paths.scratch, "distill", 123.0)
-    timings.record(paths.scratch, "prepare", 4.0)
-    timings.record(paths.scratch, "report", 1.0)
+    timings.record(paths.scratch, "distill", Cost(123.0, 200.0, 1_500_000_000))
+    timings.record(paths.scratch, "prepare", Cost(4.0, 200.0, 1_500_000_000))
+    timings.record(paths.scratch, "report", Cost(1.0, 200.0, 1_500_000_000))
     report.run(params, paths)
     stages = json.loads(paths.summary.read_text())["stages"]
     assert list(stages)[:2] == ["prepare", "distill"]
     assert stages["distill"] == 123.0
     assert "report" not in stages
+    page = Page(paths.report_page.read_text()).text
+    assert re.search(r"distill 2 min \d+ % 3 min 1.5 GB", page)
+    assert re.search(r"evaluate@t2i [^%]+ % – –", page)
 
 
 def test_stages_come_in_the_order_of_the_pipeline() -> None:
@@ -246,6 +256,67 @@ def test_missing_and_damaged_files_are_told(copy, damage, message: str) -> None:
     assert not paths.report_page.exists()
 
 
+def test_a_run_is_named_and_its_links_are_looked_for_beside_the_page(copy) -> None:
+    params, paths = copy
+    assert not Page(paths.report_page.read_text()).all("object")
+    pages = []
+    for number in ("r1", "r2"):
+        RunPointer(number, "danceopd-0123", "0123abcd", {}).write(paths.run_pointer)
+        report.run(params, paths)
+        pages.append(paths.report_page.read_text())
+    assert pages[0] == pages[1]  # DVC keeps it: the number of a run is no part of it
+    (shown,) = Page(pages[0]).all("object")
+    beside = paths.run_links("0123abcd").relative_to(paths.reports)
+    assert shown["data"] == str(beside)
+    assert shown["aria-label"]
+    assert "danceopd-0123" in Page(pages[0]).text
+
+
+def test_a_page_stays_light_whatever_the_pictures(copy) -> None:
+    params, paths = copy
+    rng = np.random.default_rng(0)
+    index = paths.evaluation_images("local_edit") / "tiles.json"
+    content = json.loads(index.read_text())
+    sheet = (256 * len(content["rows"]), 256 * len(content["columns"]), 3)
+    noise = rng.integers(0, 256, sheet, dtype=np.uint8)
+    Image.fromarray(noise).save(index.with_name("tiles.png"), compress_level=1)
+    index.write_text(json.dumps({**content, "size": 256}))
+    report.run(params, paths)
+    text = paths.report_page.read_text()
+    assert 500_000 < len(text.encode()) < MAX_BYTES < 3_000_000
+    assert "Pictures are made smaller here" in text
+
+
+def test_the_worst_stand_beside_the_first(copy) -> None:
+    params, paths = copy
+    index = paths.evaluation_images("local_edit") / "tiles.json"
+    content = json.loads(index.read_text())
+    content["rows"][-1] |= {"kind": "lost", "prompt": "the worst of all"}
+    index.write_text(json.dumps(content))
+    report.run(params, paths)
+    page = paths.report_page.read_text()
+    (beside,) = [part for part in page.split('class="beside"') if "the worst of all" in part]
+    words = Page(f"<div {beside.partition('<h3>')[0].rpartition('</div>')[0]}</div>").text
+    assert words.index("The first prompts") < words.index("Where the student loses most")
+    assert words.index("Where the student loses most") < words.index("the worst of all")
+
+
+def test_the_speed_is_that_of_the_training(copy) -> None:
+    params, paths = copy
+    lines = paths.distill_metrics.read_text().splitlines()
+    last = {**json.loads(lines[-1]), "seconds": 6.0, "field_evaluations": 1000}
+    paths.distill_metrics.write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    report.run(params, paths)
+    assert "Speed 6.00 ms per forward pass" in Page(paths.report_page.read_text()).text
+
+
+def test_the_page_is_made_for_paper_too(reported) -> None:
+    text = reported[1].report_page.read_text()
+    _, _, paper = text.partition("@media print")
+    assert "details::details-content" in paper  # what is folded is printed
+    assert "color-scheme: light" in paper
+
+
 def test_the_report_is_the_same_again(copy) -> None:
     params, paths = copy
     before = paths.report_page.read_text(), paths.summary.read_text()
@@ -270,6 +341,7 @@ def test_figures_are_worth_reading() -> None:
     ]
     assert [percent(v) for v in (None, 0.917, 1.02)] == ["–", "92 %", "102 %"]
     assert [duration(v) for v in (3.2, 600, 9000)] == ["3 s", "10 min", "2.5 h"]
+    assert [size(v) for v in (12, 43_000, 1_250_000, 2.5e9)] == ["12 B", "43 kB", "1 MB", "2.5 GB"]
     assert [human(n) for n in ("t2i", "local_edit", "teacher:base", "held_out_pair")] == [
         "Text to image",
         "Local edit",

@@ -19,7 +19,7 @@ from danceflow.evaluate.asked import (
 from danceflow.evaluate.identity import SPLIT
 from danceflow.evaluate.records import STANDARD, STUDENT, Answer
 from danceflow.evaluate.result import result_of
-from danceflow.models.memory import memory_of
+from danceflow.models.memory import exported_memory
 from danceflow.models.package import Package, load_package
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def open_again(params: "Params", package: Path) -> Package:
     Raises:
         WeightsError: the student is damaged, or its base is not here.
     """
-    return load_package(package, memory_of(params.run))
+    return load_package(package, exported_memory(params.run))
 
 
 def score_again(

@@ -31,7 +31,7 @@ from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.task import Row, Task, build_task
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.family import ModelFamily
-from danceflow.models.memory import memory_of
+from danceflow.models.memory import exported_memory
 from danceflow.models.package import FROZEN_FOLDER, Package
 from danceflow.models.start import start_backbone
 from danceflow.models.teachers import Teachers
@@ -119,7 +119,7 @@ def start_field(params: "Params", teachers: Teachers) -> GuidedField:
     if len(shares) == 1 or teachers.shares_base(shares):
         return teachers.average_field(shares, guidance)
     # Another dtype would round off what an average of networks is.
-    memory = replace(memory_of(params.run), dtype="float32")
+    memory = replace(exported_memory(params.run), dtype="float32")
     backbone = memory.place(start_backbone(teachers, shares), waits=True)
     field = memory.field(teachers.family.field(backbone), backbone, waits=True)
     return teachers.family.guided(field, guidance)

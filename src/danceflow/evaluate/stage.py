@@ -29,7 +29,7 @@ from danceflow.evaluate.records import (
     Training,
     write_evaluation,
 )
-from danceflow.models.memory import memory_of
+from danceflow.models.memory import exported_memory
 from danceflow.models.package import load_package
 from danceflow.models.teachers import Teachers
 from danceflow.ops.files import atomic_directory, sha256, write_json
@@ -55,7 +55,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     judge = judge_of(params, paths, capability)
     bucket = paths.bucket(params.capabilities[capability].bucket)
     dataset = read_bucket(bucket, SPLIT)
-    memory = memory_of(params.run)
+    memory = exported_memory(params.run)
     teachers = Teachers(paths.teachers, params.family.name, asked(params).teachers, memory)
     student = load_package(paths.student, memory, teachers)
     require_sizes(paths.student, student, dataset)

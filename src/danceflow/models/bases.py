@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from danceflow.errors import UsageError, WeightsError
+from danceflow.errors import DanceflowError, UsageError, WeightsError
 from danceflow.fields import Condition
 from danceflow.models.adapters.files import AdapterFile
 from danceflow.models.adapters.lora import AdapterField, add_adapter, read_adapter_for
@@ -36,6 +36,7 @@ from danceflow.models.weights import (
     read_json,
     require_finite_tensor,
 )
+from danceflow.ops.hub import fetch
 from danceflow.paths import Paths, find_root
 
 BASES_VARIABLE = "DANCEFLOW_BASES"
@@ -179,7 +180,7 @@ def load_base(family: ModelFamily, folder: Path, memory: Memory) -> nn.Module:
     Raises:
         WeightsError: if the weights are missing, damaged or of another shape.
     """
-    return memory.place(family.load_backbone(folder))
+    return memory.load(family, folder, shared=True)
 
 
 def shared_base(package: Path, meta: Mapping[str, Any], memory: Memory) -> SharedBase:
@@ -197,7 +198,7 @@ def shared_base(package: Path, meta: Mapping[str, Any], memory: Memory) -> Share
     settings = package / FROZEN_FOLDER
     told = [read_json(file) for file in sorted(settings.glob("*.json"))]
     told = [{k: v for k, v in item.items() if k != "image_size"} for item in told]
-    memory = replace(memory, offload="none")
+    memory = replace(memory, offload="none", base="float")
     key = (name.network, name.frozen, memory, json.dumps(told, sort_keys=True))
     with _LOADING:
         found = _LOADED.get(key)
@@ -242,8 +243,7 @@ def _advice(name: BaseName) -> str:
     )
     if not name.where.startswith(HUB):
         return bring
-    repository = name.where.removeprefix(HUB).partition("@")[0]
-    return f"Download it with `hf download {repository}`, or unset HF_HUB_OFFLINE. {bring}"
+    return f"What the hub has now is another one: name a revision. {bring}"
 
 
 def _refusal(network: Path, name: BaseName) -> str | None:
@@ -317,25 +317,16 @@ def hub_folder(name: str) -> Path:
     Raises:
         WeightsError: it cannot be had.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, _, revision = name.removeprefix(HUB).partition("@")
     try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md"],
-            )
-        )
-    except LocalEntryNotFoundError as error:
+        return fetch(name).path
+    except DanceflowError as error:
         raise WeightsError(
-            f"{name}: is not in the hub's cache of this machine, and the hub was not reached; "
-            f"`hf download {repository}` brings it"
+            f"{error}; the student's base is there: `hf download {_repository(name)}` brings it"
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise WeightsError(f"{name}: cannot be had from the hub: {error}") from error
+
+
+def _repository(name: str) -> str:
+    return name.removeprefix(HUB).partition("@")[0]
 
 
 def network_digest(folder: Path) -> str:

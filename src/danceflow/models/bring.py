@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from danceflow.errors import WeightsError, unknown_name
-from danceflow.models.adapters.lora import load_adapter, save_adapter
+from danceflow.models.adapters.lora import (
+    add_adapter,
+    merged_network,
+    read_adapter_for,
+    report_of,
+    save_adapter,
+)
 from danceflow.models.bases import frozen_digest, network_digest
 from danceflow.models.family import open_family
 from danceflow.models.package import BACKBONE_FOLDER, FROZEN_FOLDER, write_manifest
@@ -31,7 +37,8 @@ def bring_teachers(
     """Write the folder of teachers that the stages read, after everything was found to fit.
 
     The pipeline's own network is the teacher ``base`` and the base of every adapter; a teacher
-    with a network of its own is kept whole.
+    with a network of its own is kept whole. So is an adapter that is no small product of factors
+    (DoRA; a LoKr of whole matrices), merged into a copy of the base.
 
     Args:
         family_name: of the pipeline.
@@ -63,7 +70,13 @@ def bring_teachers(
                 family.save_backbone(family.load_backbone(network), place / name)
                 _LOG.info("teacher %r: a network of its own", name)
                 continue
-            _LOG.info("%s", load_adapter(base, source, name, family.translate_adapter))
+            file = read_adapter_for(base, source, family.translate_adapter)
+            if file.needs_network:
+                family.save_backbone(merged_network(base, file), place / name)
+                report = report_of(base, file, name)
+                _LOG.info("%s, merged into a network of its own", report)
+                continue
+            _LOG.info("%s", add_adapter(base, file, name))
             save_adapter(base, place / name, name)
         networks = [name for name in known if holds_network(place / name)]
         meta = {

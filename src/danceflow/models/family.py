@@ -131,6 +131,18 @@ class ModelFamily(Protocol):
         """
         ...
 
+    def empty_backbone(self) -> nn.Module:
+        """Return a backbone whose parameters have no values yet: they are on ``meta``."""
+        ...
+
+    def stored_weights(self, folder: Path) -> dict[str, Tensor]:
+        """Return the weights of the backbone saved in ``folder``, as stored and not yet in memory.
+
+        Raises:
+            WeightsError: if a file is missing or damaged.
+        """
+        ...
+
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
         """Write ``backbone`` to ``folder`` in the family's own public format."""
         ...

@@ -1,7 +1,8 @@
-"""How networks are held in memory: dtype, offloading, recomputation, compiled blocks."""
+"""How networks are held in memory: dtype, bits, offloading, recomputation, compiled blocks."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, VelocityField
+from danceflow.models.quantised import Base, quantised
 
 if TYPE_CHECKING:
+    from danceflow.models.family import ModelFamily
     from danceflow.params.sections import RunParams
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,12 +32,45 @@ class Memory:
         offload: what teachers with weights of their own do while they are not asked: ``none``,
             stay; ``teachers``, wait in main memory as a whole; ``blocks``, come block by block.
         compile: whether the repeated blocks are compiled.
+        base: how the one network is held that adapters stand on: ``float`` in the dtype, ``int8``
+            or ``nf4`` with fewer bits in its blocks.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
     offload: Literal["none", "teachers", "blocks"] = "none"
     compile: bool = False
+    base: Base = "float"
+
+    def load(
+        self, family: "ModelFamily", folder: Path, *, waits: bool = False, shared: bool = False
+    ) -> nn.Module:
+        """Return the network saved in ``folder``, frozen, where and as it is held.
+
+        Args:
+            family: of the network.
+            folder: of a whole network, in diffusers' format.
+            waits: whether it is a teacher with weights of its own, which may be offloaded.
+            shared: whether adapters stand on it; it is quantised if that is asked for.
+
+        Raises:
+            WeightsError: if it cannot be read, or not held so.
+        """
+        if not shared or self.base == "float":
+            return self.place(family.load_backbone(folder), waits=waits)
+        return self._quantised(family, family.stored_weights(folder), folder)
+
+    def base_of(self, family: "ModelFamily", backbone: nn.Module) -> nn.Module:
+        """Return a network of float32 weights in main memory as one that adapters stand on."""
+        if self.base == "float":
+            return self.place(backbone)
+        return self._quantised(family, backbone.state_dict(), "the student's start")
+
+    def _quantised(
+        self, family: "ModelFamily", weights: Mapping[str, Tensor], place: Path | str
+    ) -> nn.Module:
+        network, dtype = family.empty_backbone(), DTYPES[self.dtype]
+        return self.compiled(quantised(network, weights, self.base, dtype, self.device, place))
 
     def place(self, backbone: nn.Module, *, waits: bool = False) -> nn.Module:
         """Return a frozen ``backbone`` where and as it is held.
@@ -71,7 +107,12 @@ class Memory:
 
 def memory_of(run: "RunParams") -> Memory:
     """Return how the ``run`` section asks for networks to be held."""
-    return Memory(run.device, run.dtype, run.offload, run.compile)
+    return Memory(run.device, run.dtype, run.offload, run.compile, run.base)
+
+
+def exported_memory(run: "RunParams") -> Memory:
+    """Return the same for students that are scored: what is exported stands on no fewer bits."""
+    return replace(memory_of(run), base="float")
 
 
 class WaitingField:

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from danceflow.models.adapters.lora import plain_copy
 from danceflow.models.bases import (
     ADAPTER_FOLDER,
     BASE_FOLDER,
@@ -22,6 +20,7 @@ from danceflow.models.bases import (
 )
 from danceflow.models.family import ModelFamily, open_family
 from danceflow.models.package import write_manifest
+from danceflow.models.start import float_base
 from danceflow.models.teachers import Teachers
 
 PACKED_BYTES = 512 << 20
@@ -58,8 +57,7 @@ def save_adapter_package(
     teacher = teachers.base_of(shares)
     found = BaseFolder(teachers.folder / FROZEN_FOLDER, teachers.folder / (teacher or BASE_FOLDER))
     if teacher is None:
-        plain = plain_copy(backbone, None, torch.float16)
-        family.save_backbone(plain, folder / BASE_FOLDER)
+        family.save_backbone(float_base(teachers, shares), folder / BASE_FOLDER)
         found = BaseFolder(folder / FROZEN_FOLDER, folder / BASE_FOLDER)
     elif found.num_bytes < PACKED_BYTES:
         shutil.copytree(found.network, folder / BASE_FOLDER)

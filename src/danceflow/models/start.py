@@ -27,6 +27,20 @@ def start_backbone(teachers: Teachers, shares: Mapping[str, float]) -> nn.Module
     return backbone
 
 
+def float_base(teachers: Teachers, shares: Mapping[str, float]) -> nn.Module:
+    """Return what the student's adapter is exported for: its base in float32, in main memory.
+
+    It is read anew, for the base that a student was trained on may have fewer bits.
+
+    Args:
+        teachers: the loaded teachers.
+        shares: of each teacher in the start.
+    """
+    if teachers.shared is not None and teachers.shares_base(shares):
+        return teachers.read_base()
+    return start_backbone(teachers, shares)
+
+
 def start_student(
     config: "DistillParams", teachers: Teachers, seed: int, shares: Mapping[str, float]
 ) -> tuple[nn.Module, list[nn.Parameter]]:
@@ -53,6 +67,7 @@ def start_student(
         pairs = teachers.merged_adapters(shares, rank)
         backbone = teachers.shared
     else:
-        backbone, pairs = teachers.memory.place(start_backbone(teachers, shares)), {}
+        start = start_backbone(teachers, shares)
+        backbone, pairs = teachers.memory.base_of(teachers.family, start), {}
     trained = add_student_adapter(teachers.family, backbone, rank, float(rank), seed, pairs)
     return backbone, trained

@@ -21,6 +21,7 @@ from danceflow.models.bases import FROZEN_FOLDER, load_base
 from danceflow.models.family import open_family
 from danceflow.models.memory import Memory
 from danceflow.models.package import read_manifest
+from danceflow.models.quantised import is_quantised
 from danceflow.models.weights import holds_network
 from danceflow.ops.files import sha256
 from danceflow.paths import MANIFEST
@@ -86,8 +87,7 @@ class Teachers:
         """Return a teacher's network; an adapter joins the shared one."""
         is_adapter = name != self.base and not holds_network(folder / name)
         if not is_adapter and name != self.base:
-            backbone = self.family.load_backbone(folder / name)
-            return self.memory.place(backbone, waits=True)
+            return self.memory.load(self.family, folder / name, waits=True)
         if self.shared is None:
             if self.base is None:
                 raise WeightsError(
@@ -205,6 +205,23 @@ class Teachers:
     def _state(self, name: str) -> dict[str, Tensor]:
         """Return a teacher's own weights under the names of a network without adapters."""
         backbone = self.backbones[name]
-        if backbone is not self.shared or not self._files:
+        if backbone is not self.shared:
+            return backbone.state_dict()
+        if is_quantised(backbone):
+            return self._read_state(name)
+        if not self._files:
             return backbone.state_dict()
         return plain_copy(backbone, name if name in self._files else None).state_dict()
+
+    def read_base(self) -> nn.Module:
+        """Return the network that adapters are on, as float32 from its file, without adapters."""
+        assert self.base is not None
+        return self.family.load_backbone(self.folder / self.base)
+
+    def _read_state(self, name: str) -> dict[str, Tensor]:
+        """Return the same from the files: a base of fewer bits is no start."""
+        backbone = self.read_base()
+        if name not in self._files:
+            return backbone.state_dict()
+        add_adapter(backbone, self._files[name], name)
+        return plain_copy(backbone, name).state_dict()

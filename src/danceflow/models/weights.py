@@ -107,7 +107,21 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], place: Path) -> N
     Raises:
         WeightsError: naming the first tensor that is missing, unknown or of another shape.
     """
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    require_same_tensors(module.state_dict(), state, place)
+    module.load_state_dict(dict(state))
+
+
+def require_same_tensors(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], place: Path | str
+) -> None:
+    """Raise ``WeightsError`` that names the first tensor that is missing, unknown or odd in shape.
+
+    Args:
+        own: the network's tensors, which may be without values.
+        state: those that were found.
+        place: where they were found.
+    """
+    expected = {name: tuple(value.shape) for name, value in own.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected != found:
         odd = sorted(n for n in expected | found if expected.get(n) != found.get(n))
@@ -115,7 +129,6 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], place: Path) -> N
             f"{place}: {len(odd)} tensors do not match the configured network; the first is "
             f"{odd[0]}: expected {expected.get(odd[0])}, found {found.get(odd[0])}"
         )
-    module.load_state_dict(dict(state))
 
 
 def load_pretrained(network_class: Any, folder: Path, **dtype: torch.dtype) -> nn.Module:

@@ -29,6 +29,9 @@ TELEMETRY_OFF = {
 _HUB_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 
 _CHATTY = ("alembic", "datasets", "filelock", "fsspec", "httpx", "matplotlib", "PIL", "urllib3")
+_IMPORTED = ("bitsandbytes", "diffusers.quantizers", "torch.utils._pytree", "torchao")
+"""What diffusers imports where it is installed, though nobody asked for a quantised base: they warn
+of parts that nothing here uses."""
 _CHECKOUT_MARK = "DANCEFLOW_CHECKOUT"
 
 
@@ -62,6 +65,8 @@ def set_logging_up(verbose: bool = False) -> None:
     logging.getLogger("danceflow").setLevel(level)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _IMPORTED:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def end_progress_bars() -> None:

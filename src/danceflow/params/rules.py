@@ -14,6 +14,7 @@ from danceflow.params.sections import (
     EvaluateParams,
     NotifyParams,
     Params,
+    RunParams,
     TeacherParams,
     TransformerParams,
 )
@@ -132,6 +133,23 @@ def _rule_distill(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("distill.merge_weights", "at least one weight should be above 0")
 
 
+def _rule_base(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """Only a network that stays as it is can be held in fewer bits."""
+    run: RunParams | None = sections.get("run")
+    distill: DistillParams | None = sections.get("distill")
+    if run is None or run.base == "float":
+        return
+    if distill is not None and distill.student == "full":
+        text = (
+            f"{run.base} weights cannot be trained, and distill.student: full trains all of them; "
+            "say distill.student: lora, or run.base: float"
+        )
+        yield Problem("run.base", text)
+    if run.device == "mps":
+        text = f"{run.base} is had on cpu and cuda, not on mps; say run.base: float"
+        yield Problem("run.base", text)
+
+
 def _rule_gate(sections: Mapping[str, Any]) -> Iterator[Problem]:
     if "gate" not in sections or "capabilities" not in sections:
         return
@@ -222,6 +240,7 @@ RULES = (
     _rule_teachers,
     _rule_adapters,
     _rule_distill,
+    _rule_base,
     _rule_gate,
     _rule_sizes,
     _rule_world,

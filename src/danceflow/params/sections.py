@@ -64,6 +64,9 @@ class RunParams(Section):
     """Where networks compute: cpu, mps, cuda or cuda:<index>."""
     dtype: Literal["float32", "bfloat16", "float16"]
     """Number format of the networks; integration and loss are always float32."""
+    base: Literal["float", "int8", "nf4"]
+    """How the frozen network below the student's adapter is held in training: float (in dtype), or
+    with fewer bits, int8 or nf4."""
     num_threads: PositiveCount
     """Threads of one process on the CPU."""
     offload: Literal["none", "teachers", "blocks"]

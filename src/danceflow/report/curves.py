@@ -19,12 +19,14 @@ class Curves:
         bin_losses: by capability and sigma bin, (update, loss).
         scores: by capability, (update, validation score).
         seconds: how long the training took, ``None`` where nothing was trained.
+        field_evaluations: how many it had made by then, ``None`` where it does not tell.
     """
 
     losses: dict[str, Curve] = field(default_factory=dict)
     bin_losses: dict[str, dict[str, Curve]] = field(default_factory=dict)
     scores: dict[str, Curve] = field(default_factory=dict)
     seconds: float | None = None
+    field_evaluations: int | None = None
 
 
 def read_curves(path: Path) -> Curves:
@@ -74,3 +76,5 @@ def _add(curves: Curves, row: Mapping[str, object]) -> None:
         by_bin.setdefault(name, []).append((step, float(loss)))
     if "seconds" in row:
         curves.seconds = float(str(row["seconds"]))
+    if "field_evaluations" in row:
+        curves.field_evaluations = int(str(row["field_evaluations"]))

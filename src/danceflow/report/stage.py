@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,13 @@ from danceflow.errors import DataError
 from danceflow.evaluate.records import Evaluation, read_evaluation
 from danceflow.ops import timings
 from danceflow.ops.files import write_json, write_text
-from danceflow.ops.tracking import source_tags, without_login
+from danceflow.ops.tracking import RunPointer, dvc_digests, source_tags, without_login
 from danceflow.report.curves import Curves, read_curves
 from danceflow.report.evidence import evidence_of, read_identity
 from danceflow.report.gate import verdict, write_verdict
 from danceflow.report.metrics import metrics_of
-from danceflow.report.page.page import Making, render_page
+from danceflow.report.origin import machine, milliseconds, versions
+from danceflow.report.page.page import Making, Origin, Run, render_page
 from danceflow.report.page.tiles import read_tiles
 from danceflow.report.summary import summarise
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from danceflow.paths import Paths
 
 _LOG = logging.getLogger(__name__)
+_DIGITS = 12
+"""Of a digest, enough to tell two apart."""
 _ORDER = ("prepare", "cache", "distill", "evaluate")  # teachers are trained once, not per run
 
 
@@ -48,17 +52,27 @@ def run(params: "Params", paths: "Paths") -> None:
     summary["notes"] = _notes(evaluations)
     training = next(iter(evaluations.values())).training
     summary["training"] = None if training is None else training.model_dump()
-    summary["stages"] = stage_seconds(timings.read(paths.scratch), evaluations, curves)
+    costs = timings.read(paths.scratch)
+    recorded = {name: cost.seconds for name, cost in costs.items()}
+    summary["stages"] = stage_seconds(recorded, evaluations, curves)
     identities = {name: read_identity(paths, name) for name in evaluations}
     evidence = evidence_of(evaluations, identities, summary["capabilities"])
     answer = verdict(evidence, None, params.gate)
     making = Making(
         params_text=without_login(paths.params.read_text(encoding="utf-8")),
-        source=_source(source_tags(paths.root)),
         seconds=summary["stages"],
+        costs=costs,
         teachers=teachers,
         data=data,
         min_retention=params.gate.min_retention,
+        origin=Origin(
+            code=_source(source_tags(paths.root)),
+            data=_data(paths.root),
+            versions=versions(),
+            machine=machine(),
+            milliseconds=milliseconds(curves),
+        ),
+        run=_run(paths, params.tracking.experiment),
     )
     page = render_page(summary, answer, curves, tiles, making)
     write_json(paths.summary, summary)
@@ -121,10 +135,31 @@ def _source(tags: Mapping[str, str]) -> dict[str, str]:
     found = {}
     if "git.commit" in tags:
         changed = " with local changes" if tags["git.dirty"] == "true" else ""
-        found["Git commit"] = tags["git.commit"][:12] + changed
+        found["Git commit"] = tags["git.commit"][:_DIGITS] + changed
     if "dvc.experiment" in tags:
         found["DVC experiment"] = tags["dvc.experiment"]
     return found
+
+
+def _data(root: "Path") -> dict[str, str]:
+    """Return DVC's digests of rows and weights by path; it has them while it runs the stages."""
+    if "DVC_STAGE" not in os.environ:
+        return {}
+    found = {**dvc_digests(root, "data"), **dvc_digests(root, "models")}
+    return {path: digest[:_DIGITS] for path, digest in found.items()}
+
+
+def _run(paths: "Paths", experiment: str) -> Run | None:
+    """Return how the training's run is found; what differs from run to run stands beside the page.
+
+    Raises:
+        TrackingError: the pointer to it is damaged.
+    """
+    if not paths.run_pointer.exists():
+        return None
+    pointer = RunPointer.read(paths.run_pointer)
+    beside = paths.run_links(pointer.key).relative_to(paths.report_page.parent)
+    return Run(pointer.name, experiment, beside.as_posix())
 
 
 def _read_json(path: "Path", stage: str) -> dict[str, Any]:

@@ -372,7 +372,7 @@ def test_settings_that_are_not_understood_are_told(family, base, backbone, tmp_p
             '{"transformer.r": 3}',
             "transformer.lora_alpha of .* cannot be read as a number other than 0: None",
         ),
-        ('{"transformer.lora_alpha": 3, "transformer.use_dora": true}', "use_dora are not"),
+        ('{"transformer.lora_alpha": 3, "transformer.use_dora": true}', "says use_dora, but"),
     ):
         rewritten(path, lambda _: None, {"lora_adapter_metadata": settings})
         with pytest.raises(WeightsError, match=message):

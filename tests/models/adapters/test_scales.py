@@ -254,7 +254,7 @@ def test_a_config_whose_alpha_is_no_number_is_refused(base, factors, tmp_path, v
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"use_dora": True}, "use_dora are not supported"),
+        ({"use_dora": True}, "says use_dora, but the file holds no magnitudes"),
         ({"use_qalora": True}, "use_qalora are not supported"),
         ({"layer_replication": [[0, 1]]}, "layer_replication are not supported"),
         ({"peft_type": "LOHA"}, "is about a LOHA, not a LoRA"),

@@ -1,7 +1,5 @@
 """Tiles are cut where they were put; damaged ones are told."""
 
-import base64
-import io
 import json
 import shutil
 from pathlib import Path
@@ -36,19 +34,29 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
-def pixels(uri: str) -> np.ndarray:
-    _, _, data = uri.partition(",")
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-
-
 def test_tiles_are_the_pictures_that_were_put_there(folder: Path) -> None:
     sheet = np.asarray(Image.open(folder / "tiles.png"))
     first, second = read_tiles(folder)
     assert list(first.pictures) == ["target", "student", "start"]
     assert list(second.pictures) == ["target", "start"]  # the student was not asked
-    assert (pixels(first.pictures["student"]) == sheet[:8, 8:16]).all()
-    assert (pixels(second.pictures["start"]) == sheet[8:, 16:]).all()
+    assert (np.asarray(first.pictures["student"]) == sheet[:8, 8:16]).all()
+    assert (np.asarray(second.pictures["start"]) == sheet[8:, 16:]).all()
     assert (first.kind, first.prompt) == ("standard", "prompt standard")
+
+
+def test_an_edit_tells_what_was_left_alone(folder: Path) -> None:
+    sheet = Image.new("RGB", (32, 8), "navy")
+    sheet.paste("red", (16, 0, 20, 8))  # half of the student's
+    sheet.save(folder / "tiles.png")
+    index = json.loads((folder / "tiles.json").read_text())
+    index["rows"] = index["rows"][:1]
+    index["columns"] = ["source", "target", "student", "start"]
+    (folder / "tiles.json").write_text(json.dumps(index))
+    (row,) = read_tiles(folder)
+    assert row.kept == {"target": 1.0, "student": 0.5, "start": 1.0}
+    drawn = np.asarray(row.pictures["difference"]).astype(int)
+    assert (np.ptp(drawn[:, 4:], axis=2) == 0).all()  # kept: grey
+    assert (drawn[:, :4, 0] > drawn[:, :4, 2] + 100).all()  # changed: red
 
 
 def truncate(path: Path) -> None:

@@ -6,21 +6,31 @@
 | PEFT | ``base_model.model.a.b.lora_A.weight`` |
 | Kohya | ``lora_unet_a_b.lora_down.weight`` |
 
-Scales are read where ``adapter_scales`` tells, and taken into the factors before all else. A file
-that calls modules by the names of a model's original code is translated by the family first; a
-tensor that its translation leaves out is an error, too.
+Scales are read where ``adapter_scales`` tells, and taken into the factors before all else; LoHa
+and LoKr are made factors of a LoRA (``kinds``). A file that calls modules by the names of a model's
+original code is translated by the family first; a tensor that its translation leaves out is an
+error, too.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
+from danceflow.models.adapters.kinds import (
+    DORA,
+    LORA,
+    Magnitudes,
+    as_lora,
+    kinds_of,
+    length_keys,
+    without_magnitudes,
+)
 from danceflow.models.adapters.scales import (
     PEFT_FILE,
     Stated,
@@ -35,12 +45,11 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
 
 _DOTTED = ("", PREFIX, "base_model.model.", "diffusion_model.")
-_FLAT = ("lora_unet_", "lora_transformer_")
+_FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
 _FACTORS = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B"}
 _KEY = re.compile(
     r"(?P<module>.+?)\.(?:(?P<factor>lora_A|lora_B|lora_down|lora_up)(?:\.\w+)?\.weight|alpha)"
 )
-_DORA = ("dora_scale", "lora_magnitude_vector")
 
 Translate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -56,6 +65,9 @@ class AdapterFile:
         alpha: updates are alpha / rank * B A, with the same quotient for every module.
         layout: whose spelling the file has.
         source: where alpha was found, nothing if it is said nowhere.
+        kind: of its writer: ``LoRA``, or one that was made factors of a LoRA.
+        lengths: DoRA's, by module, in the shape in which they multiply the weight: [out, 1, ...]
+            for rows, [1, in, ...] for columns.
     """
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
@@ -63,6 +75,20 @@ class AdapterFile:
     alpha: float
     layout: str
     source: str = ""
+    kind: str = LORA
+    lengths: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether its factors have more numbers than the weights that they change."""
+        pairs = self.pairs.values()
+        own = sum(down.numel() + up.numel() for down, up in pairs)
+        return own > sum(down[0].numel() * len(up) for down, up in pairs)
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether it is better, or can only be, a network of its own than an adapter on a base."""
+        return bool(self.lengths) or (self.kind != LORA and self.is_wide)
 
 
 def adapter_path(place: Path) -> Path:
@@ -97,12 +123,18 @@ def read_adapter(
         WeightsError: if the file is missing or damaged, a tensor belongs to no module, is lost in
             translation or has another shape, or the file asks for another kind of update.
     """
-    tensors, stated = read_tensors(path), stated_scales(path, read_metadata(path))
-    if dora := [key for key in tensors if any(part in key for part in _DORA)]:
-        raise WeightsError(f"{path}: {dora[0]} is DoRA's; such adapters are not supported")
-    tensors, common, source = _scaled(tensors, stated, modules, path)
+    tensors = read_tensors(path)
+    kinds = kinds_of(tensors)
+    stated = stated_scales(path, read_metadata(path), kinds)
+    names = _Names.of(modules)
+    tensors, magnitudes = without_magnitudes(tensors, names.find, f"{path}")
+    if any(item.has_lengths for item in stated):
+        _require_lengths(tensors, magnitudes, path)
+    tensors, common, source = _scaled(tensors, stated, names, path)
+    lengths = length_keys(magnitudes, tensors, names.find, f"{path}")
+    place = f"{path}"
     try:
-        return _fitted(tensors, common, source, modules, f"{path}", network)
+        file = _fitted(tensors, common, source, names, place, network)
     except WeightsError:
         if translate is None:
             raise
@@ -114,21 +146,90 @@ def read_adapter(
                 f"{path}: {odd[0]} has a spelling to which the scale of {stated[0].place} cannot "
                 "be given"
             ) from None
-        return _fitted(translated, common, source, modules, f"{path} (translated)", network)
+        if lengths and not magnitudes.by_row:
+            raise WeightsError(
+                f"{path}: its magnitudes are columns' of the original code's modules, several of "
+                "which are one there and not here; save it with magnitudes of rows"
+            ) from None
+        place = f"{path} (translated)"
+        file = _fitted(translated, common, source, names, place, network)
+        lengths = _translated(lengths, translate, path) if lengths else {}
+    if lengths:
+        fitted = _fitted(lengths, 1.0, "", names, place, network)
+        file = replace(file, lengths=_lengths(fitted, by_row=magnitudes.by_row))
+    if DORA in kinds:
+        kinds -= {LORA}  # on which DoRA is
+    return replace(file, kind=" and ".join(sorted(kinds)) or LORA)
+
+
+def _require_lengths(tensors: Mapping[str, Tensor], magnitudes: Magnitudes, path: Path) -> None:
+    """Raise ``WeightsError`` where DoRA is spoken of, and a module has no magnitude."""
+    names = {match["module"] for key in tensors if (match := _KEY.fullmatch(key))}
+    if lacking := sorted(names - magnitudes.lengths.keys()):
+        raise WeightsError(
+            f"{path}: its settings say use_dora, but {len(lacking)} of its modules have no "
+            f"magnitude, such as {lacking[0]}"
+        )
+
+
+def _lengths(file: AdapterFile, *, by_row: bool) -> dict[str, Tensor]:
+    """Return magnitudes by module, in the shape in which they multiply its weight."""
+    found = {}
+    for module, (down, up) in file.pairs.items():
+        ones = [1] * (down.ndim - 2)  # behind rows and columns, of a convolution's kernel
+        kept = up.reshape(-1, 1) if by_row else down.reshape(*down.shape[:2], -1)[..., 0]
+        found[module] = kept.reshape(*kept.shape, *ones)
+    return found
+
+
+@dataclass(frozen=True)
+class _Names:
+    """The modules of a network under every name that a file may have for them."""
+
+    modules: Mapping[str, nn.Module]
+    flat: Mapping[str, str]
+
+    @classmethod
+    def of(cls, modules: Mapping[str, nn.Module]) -> "_Names":
+        return cls(modules, {name.replace(".", "_"): name for name in modules})
+
+    def find(self, name: str) -> nn.Module | None:
+        """Return the module that a file's ``name`` stands for."""
+        module = self.named(name)[0]
+        return None if module is None else self.modules[module]
+
+    def named(self, name: str) -> tuple[str | None, str]:
+        """Return the name of the module that a file's stands for, and whose spelling that is."""
+        for prefix in _DOTTED:
+            if name.startswith(prefix) and name.removeprefix(prefix) in self.modules:
+                layout = "peft" if prefix.startswith("base_model") else "diffusers"
+                return name.removeprefix(prefix), layout
+        for prefix in _FLAT:
+            if name.startswith(prefix) and name.removeprefix(prefix) in self.flat:
+                return self.flat[name.removeprefix(prefix)], "kohya"
+        return None, ""
 
 
 def _scaled(
-    tensors: Mapping[str, Tensor],
-    stated: Sequence[Stated],
-    modules: Mapping[str, nn.Module],
-    path: Path,
+    tensors: Mapping[str, Tensor], stated: Sequence[Stated], names: _Names, path: Path
 ) -> tuple[dict[str, Tensor], float, str]:
     """Return tensors whose updates are one number times B A, that number, and who said it.
 
     Scales belong to the names that the file has, and translations treat them differently or not at
     all: the alphas of factors are used up here.
     """
-    flat = {name.replace(".", "_"): name for name in modules}
+
+    def scale_of(name: str, rank: int | None, own: Tensor | None) -> float:
+        if own is None and not stated:
+            require_own_settings(path)
+        module = names.named(name)[0] or _bare(name)
+        if rank is None:  # LyCORIS gives two whole matrices no scale, PEFT the quotient it states
+            peft = [item for item in stated if item.is_pefts]
+            return module_scale(module, None, None, peft, path)
+        return module_scale(module, rank, own, stated, path)
+
+    alphas = [key for key in tensors if key.endswith(".alpha")]
+    tensors, rewritten = as_lora(tensors, scale_of, names.find, f"{path}")
     keys: dict[str, dict[str, str]] = {}
     for key in tensors:
         if match := _KEY.fullmatch(key):
@@ -138,20 +239,17 @@ def _scaled(
     for name, parts in keys.items():
         if not parts.keys() >= {"A", "B"} or not tensors[parts["A"]].numel():
             continue
-        rank = len(tensors[parts["A"]])
         own = tensors[parts["alpha"]] if "alpha" in parts else None
-        if own is None and not stated:
-            require_own_settings(path)
-        module = _module(name, modules, flat)[0] or _bare(name)
-        scales[name] = module_scale(module, rank, own, stated, path)
+        scales[name] = 1.0 if name in rewritten else scale_of(name, len(tensors[parts["A"]]), own)
     common = Counter(scales.values()).most_common(1)[0][0] if scales else 1.0
-    alphas = {keys[name]["alpha"] for name in scales if "alpha" in keys[name]}
-    scaled = {key: value for key, value in tensors.items() if key not in alphas}
+    used = {keys[name]["alpha"] for name in scales if "alpha" in keys[name]}
+    scaled = {key: value for key, value in tensors.items() if key not in used}
     for name, scale in scales.items():
         if scale != common:
             up = keys[name]["B"]
             scaled[up] = scaled[up].float() * (scale / common)
-    sources = ["its alpha tensors"] * bool(alphas) + [item.place for item in stated]
+    used |= set(alphas) - tensors.keys()
+    sources = ["its alpha tensors"] * bool(used) + [item.place for item in stated]
     return scaled, common, ", ".join(dict.fromkeys(sources))
 
 
@@ -210,16 +308,15 @@ def _fitted(
     tensors: Mapping[str, Tensor],
     common: float,
     source: str,
-    modules: Mapping[str, nn.Module],
+    names: _Names,
     place: str,
     network: str,
 ) -> AdapterFile:
-    flat = {name.replace(".", "_"): name for name in modules}
     found: dict[str, dict[str, Tensor]] = {}
     layouts: Counter[str] = Counter()
     for key, value in tensors.items():
         match = _KEY.fullmatch(key)
-        module, layout = _module(match["module"], modules, flat) if match else (None, "")
+        module, layout = names.named(match["module"]) if match else (None, "")
         if match is None or module is None:
             raise WeightsError(f"{place}: {key} belongs to no module of {network}")
         part = _FACTORS[match["factor"]] if match["factor"] else "alpha"
@@ -233,7 +330,7 @@ def _fitted(
         shapes = {
             letter: tuple(parts[letter].shape) if letter in parts else None for letter in "AB"
         }
-        expected = _shapes(modules[module], max(1, (shapes["A"] or (0,))[0]))
+        expected = _shapes(names.modules[module], max(1, (shapes["A"] or (0,))[0]))
         if shapes != expected:
             raise WeightsError(f"{place}: {module} needs factors {expected}, found {shapes}")
     ranks = {module: len(parts["A"]) for module, parts in found.items()}
@@ -250,20 +347,6 @@ def _fitted(
         for module, parts in found.items()
     }
     return AdapterFile(pairs, rank, common * rank, layouts.most_common(1)[0][0], source)
-
-
-def _module(
-    name: str, modules: Mapping[str, nn.Module], flat: Mapping[str, str]
-) -> tuple[str | None, str]:
-    """Return the module that a file's ``name`` stands for, and whose spelling that is."""
-    for prefix in _DOTTED:
-        if name.startswith(prefix) and name.removeprefix(prefix) in modules:
-            layout = "peft" if prefix.startswith("base_model") else "diffusers"
-            return name.removeprefix(prefix), layout
-    for prefix in _FLAT:
-        if name.startswith(prefix) and name.removeprefix(prefix) in flat:
-            return flat[name.removeprefix(prefix)], "kohya"
-    return None, ""
 
 
 def _shapes(module: nn.Module, rank: int) -> dict[str, Sequence[int]]:

@@ -29,6 +29,7 @@ from danceflow.models.adapters.files import (
     adapter_path,
     read_adapter,
 )
+from danceflow.models.adapters.kinds import LORA
 from danceflow.models.adapters.scales import METADATA
 from danceflow.models.family import ModelFamily
 from danceflow.models.weights import cast_copy
@@ -44,6 +45,7 @@ __all__ = [
     "add_student_adapter",
     "load_adapter",
     "merge_adapter",
+    "merged_network",
     "plain_copy",
     "read_adapter_for",
     "save_adapter",
@@ -64,6 +66,7 @@ class AdapterReport:
         layout: whose spelling the file had: ``diffusers``, ``peft`` or ``kohya``.
         source: where alpha was found, nothing if no place says it.
         num_candidates: linear and convolution modules that the backbone has.
+        kind: LoRA, or what was made factors of a LoRA or merged.
     """
 
     name: str
@@ -73,13 +76,21 @@ class AdapterReport:
     layout: str
     source: str
     num_candidates: int
+    kind: str = LORA
 
     def __str__(self) -> str:
         """Return one line for a log."""
-        said = f"said by {self.source}" if self.source else "no place says it, so it is the rank"
-        size = f"rank {self.rank}, alpha {self.alpha:g} ({said})"
+        if self.kind == LORA:
+            said = (
+                f"said by {self.source}" if self.source else "no place says it, so it is the rank"
+            )
+            layout, size = self.layout, f"rank {self.rank}, alpha {self.alpha:g} ({said})"
+        else:
+            strength = self.source or "no place, so it is 1"
+            layout = f"{self.kind}, {self.layout}"
+            size = f"rank {self.rank} as a LoRA, strength said by {strength}"
         matched = f"{len(self.modules)} of {self.num_candidates} modules"
-        return f"adapter {self.name!r} ({self.layout}): {matched}, {size}"
+        return f"adapter {self.name!r} ({layout}): {matched}, {size}"
 
 
 def add_student_adapter(
@@ -212,17 +223,31 @@ def load_adapter(
 
 
 def add_adapter(backbone: nn.Module, file: AdapterFile, name: str) -> AdapterReport:
-    """Add an adapter that fits ``backbone``, frozen and inactive, and return what it changes."""
+    """Add an adapter that fits ``backbone``, frozen and inactive, and return what it changes.
+
+    Raises:
+        WeightsError: it has DoRA's magnitudes, which no product of factors holds.
+    """
+    if file.lengths:
+        raise WeightsError(
+            f"adapter {name!r} is a {file.kind}, which changes every weight's length: it can be "
+            "merged into a network, and is no adapter here"
+        )
     ranks = {module: down.shape[0] for module, (down, _) in file.pairs.items()}
-    num_candidates = len(dict(_plain_modules(backbone)))
     with _as_before(backbone):
         for module, layer in _inject(backbone, name, ranks, file.alpha).items():
             for factor, value in zip(_factors(layer, name), file.pairs[module], strict=True):
                 _set(factor, value)
                 factor.requires_grad_(False)
+    return report_of(backbone, file, name)
+
+
+def report_of(backbone: nn.Module, file: AdapterFile, name: str) -> AdapterReport:
+    """Return what an adapter that fits ``backbone`` changes."""
+    num_candidates = len(dict(_plain_modules(backbone)))
     modules = tuple(sorted(file.pairs))
     return AdapterReport(
-        name, modules, file.rank, file.alpha, file.layout, file.source, num_candidates
+        name, modules, file.rank, file.alpha, file.layout, file.source, num_candidates, file.kind
     )
 
 
@@ -266,10 +291,48 @@ def plain_copy(
         total: Tensor = tensor.float() + layer.get_delta_weight(name)
         return total
 
-    plain = cast_copy(backbone, dtype, added)
-    if adapter_names(plain):
-        plain.unload_lora()  # type: ignore[operator]
-    return plain.requires_grad_(False)
+    return _without_adapters(cast_copy(backbone, dtype, added))
+
+
+def merged_network(
+    backbone: nn.Module, file: AdapterFile, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Return a copy of ``backbone`` without adapters, what ``file`` holds merged into its weights.
+
+    W + U for the updates U = alpha / rank * B A, and m (W + U) / |W + U| where it has DoRA's
+    magnitudes m. The copy is made in main memory, tensor by tensor; sums are float32.
+
+    Args:
+        backbone: the network; it stays as it is.
+        file: an adapter that fits it.
+        dtype: of the copy.
+    """
+    modules = dict(_plain_modules(backbone))
+    changed = {id(modules[name].weight): name for name in file.pairs}
+
+    @torch.no_grad()
+    def merged(tensor: Tensor) -> Tensor:
+        name = changed.get(id(tensor))
+        if name is None:
+            return tensor
+        down, up = (factor.to(tensor.device, torch.float32) for factor in file.pairs[name])
+        update = (file.alpha / file.rank * up.flatten(1) @ down.flatten(1)).reshape(tensor.shape)
+        total: Tensor = tensor.float() + update
+        if name not in file.lengths:
+            return total
+        lengths = file.lengths[name].to(total)
+        axes = [axis for axis, length in enumerate(lengths.shape) if length == 1]
+        if lengths.numel() == 1:
+            axes = list(range(total.ndim))
+        return total * (lengths / total.square().sum(axes, keepdim=True).sqrt())
+
+    return _without_adapters(cast_copy(backbone, dtype, merged))
+
+
+def _without_adapters(network: nn.Module) -> nn.Module:
+    if adapter_names(network):
+        network.unload_lora()  # type: ignore[operator]
+    return network.requires_grad_(False)
 
 
 def adapter_names(backbone: nn.Module) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from danceflow.errors import WeightsError
+from danceflow.models.adapters.kinds import DORA, LORA
 from danceflow.models.weights import read_json
 
 METADATA = "lora_adapter_metadata"
@@ -32,7 +33,6 @@ _RANKS = ("r", "rank", "lora_rank", "lora_r", "network_dim", "network_rank", "ss
 _KOHYA_ARGUMENTS = "ss_network_args"
 # What PEFT trains for the adapter beside B A, or in place of it.
 _UNSUPPORTED = (
-    "use_dora",
     "lora_bias",
     "use_qalora",
     "use_bdlora",
@@ -61,6 +61,8 @@ class Stated:
         ranks: rank, likewise.
         root: whether updates are alpha / sqrt(rank) * B A.
         varies: whether modules have other alphas of their own, which the place does not list.
+        is_pefts: whether the place holds PEFT's settings.
+        has_lengths: whether it says that the adapter has DoRA's magnitudes.
     """
 
     place: str
@@ -70,14 +72,19 @@ class Stated:
     ranks: Mapping[str, float] = field(default_factory=dict)
     root: bool = False
     varies: bool = False
+    is_pefts: bool = False
+    has_lengths: bool = False
 
-    def scale(self, module: str, rank: int, path: Path) -> float:
+    def scale(self, module: str, rank: float | None, path: Path) -> float:
         """Return the scale of a module; raise ``WeightsError`` if its rank is another one."""
         said = _matching(self.ranks, module, self.rank)
+        rank = said if rank is None else rank
+        if rank is None:
+            raise WeightsError(f"{path}: {self.place} says nothing of the rank of {module}")
         if said is not None and said != rank:
             raise WeightsError(
                 f"{path}: {self.place} gives {module} the rank {said:g}, but its factors have "
-                f"rank {rank}: what is said of the scale is about another adapter"
+                f"rank {rank:g}: what is said of the scale is about another adapter"
             )
         alpha = _matching(self.alphas, module, self.alpha)
         assert alpha is not None
@@ -92,13 +99,13 @@ def _matching(patterns: Mapping[str, float], module: str, usual: float | None) -
 
 
 def module_scale(
-    module: str, rank: int, own: Tensor | None, stated: Sequence[Stated], path: Path
+    module: str, rank: int | None, own: Tensor | None, stated: Sequence[Stated], path: Path
 ) -> float:
     """Return the number by which B A of a module is multiplied; 1 where no place says it.
 
     Args:
         module: its name, for patterns and messages.
-        rank: width of its factors.
+        rank: width of its factors, ``None``: it has none, and the places say it.
         own: its ``alpha`` tensor, if it has one.
         stated: what other places say.
         path: of the file.
@@ -107,7 +114,7 @@ def module_scale(
         WeightsError: if two places contradict each other, or one cannot be understood.
     """
     found: list[tuple[str, float]] = []
-    if own is not None:
+    if own is not None and rank is not None:
         name = f"the tensor alpha of {module}"
         if own.numel() != 1:
             raise WeightsError(f"{path}: {name} has shape {tuple(own.shape)}, not one number")
@@ -132,12 +139,15 @@ def module_scale(
     return scale
 
 
-def stated_scales(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]:
+def stated_scales(
+    path: Path, metadata: Mapping[str, str], kinds: frozenset[str] = frozenset({LORA})
+) -> tuple[Stated, ...]:
     """Return what is said of the scale beside a file and in its metadata, outside its tensors.
 
     Args:
         path: a safetensors file.
         metadata: of that file.
+        kinds: of the adapters that its tensors are.
 
     Raises:
         WeightsError: if a place cannot be understood, asks for another kind of update, or may be
@@ -147,7 +157,7 @@ def stated_scales(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]
     for key, text in metadata.items():
         if (settings := _object(text)) is not None:
             found += [
-                _of_settings(own, prefix, key, path)
+                _of_settings(own, prefix, key, path, kinds)
                 for prefix, own in _own(settings).items()
                 if "lora_alpha" in own or (key == METADATA and own)
             ]
@@ -158,7 +168,7 @@ def stated_scales(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]
     found += _of_entries(metadata, path)
     config = path.parent / PEFT_CONFIG
     if config.is_file() and not _is_anothers(path):
-        found.append(_of_settings(read_json(config), "", PEFT_CONFIG, path))
+        found.append(_of_settings(read_json(config), "", PEFT_CONFIG, path, kinds))
     return tuple(found)
 
 
@@ -228,12 +238,19 @@ def _of_entries(metadata: Mapping[str, str], path: Path) -> list[Stated]:
     return found
 
 
-def _of_settings(settings: Mapping[str, Any], prefix: str, where: str, path: Path) -> Stated:
-    """Return what arguments of ``peft.LoraConfig`` say."""
+def _of_settings(
+    settings: Mapping[str, Any], prefix: str, where: str, path: Path, kinds: frozenset[str]
+) -> Stated:
+    """Return what arguments of ``peft.LoraConfig``, or LoHa's or LoKr's, say."""
     if unknown := [name for name in _UNSUPPORTED if settings.get(name)]:
         raise WeightsError(f"{path}: adapters with {', '.join(unknown)} are not supported")
-    if str(kind := settings.get("peft_type") or "LORA").upper() != "LORA":
-        raise WeightsError(f"{path}: {where} is about a {kind}, not a LoRA")
+    kind = str(settings.get("peft_type") or LORA).upper()
+    found = {LORA if item == DORA else item for item in kinds} or {LORA}
+    if kind not in {item.upper() for item in found}:
+        raise WeightsError(f"{path}: {where} is about a {kind}, not a {' or '.join(sorted(found))}")
+    if (has_lengths := bool(settings.get("use_dora"))) and DORA not in kinds:
+        raise WeightsError(f"{path}: {where} says use_dora, but the file holds no magnitudes")
+    alpha_key = "lora_alpha" if kind == LORA.upper() else "alpha"
     start = str(settings.get("init_lora_weights", "")).lower()
     if start.startswith(_OTHER_BASES):
         raise WeightsError(
@@ -254,12 +271,14 @@ def _of_settings(settings: Mapping[str, Any], prefix: str, where: str, path: Pat
             raise WeightsError(f"{path}: {what} cannot be read: {error!r}") from error
 
     return Stated(
-        place=f"{prefix}lora_alpha of {where}",
-        alpha=number("lora_alpha"),
+        place=f"{prefix}{alpha_key} of {where}",
+        alpha=number(alpha_key),
         rank=next((number(name) for name in _RANKS if name in settings), None),
         alphas=patterns("alpha_pattern"),
         ranks=patterns("rank_pattern"),
         root=bool(settings.get("use_rslora")),
+        is_pefts=True,
+        has_lengths=has_lengths,
     )
 
 

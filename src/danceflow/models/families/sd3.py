@@ -507,11 +507,28 @@ class Sd3Family:
         from diffusers import SD3Transformer2DModel
 
         backbone: nn.Module = SD3Transformer2DModel(**self.transformer_config)
+        load_state(backbone, self.stored_weights(folder), folder)
+        return backbone
+
+    def empty_backbone(self) -> nn.Module:
+        """Return a transformer whose parameters have no values yet."""
+        from accelerate import init_empty_weights
+        from diffusers import SD3Transformer2DModel
+
+        with init_empty_weights():
+            backbone: nn.Module = SD3Transformer2DModel(**self.transformer_config)
+        return backbone
+
+    def stored_weights(self, folder: Path) -> dict[str, Tensor]:
+        """Return the weights in ``folder``, as they are stored; missing source channels are zeros.
+
+        Raises:
+            WeightsError: if they are missing or truncated.
+        """
         state = read_state(folder)
         if self.takes_source:
             state = _with_source_channels(state, self.latent_shape[0], self.source_mask)
-        load_state(backbone, state, folder)
-        return backbone
+        return state
 
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
         """Write the transformer to ``folder`` as float16 in diffusers' format."""

@@ -365,8 +365,20 @@ class StockFamily(ABC):
             WeightsError: if the weights are missing, truncated or of another shape.
         """
         backbone: nn.Module = self.transformer_class()(**self.settings.transformer)
-        load_state(backbone, read_state(folder), folder)
+        load_state(backbone, self.stored_weights(folder), folder)
         return backbone
+
+    def empty_backbone(self) -> nn.Module:
+        """Return a transformer whose parameters have no values yet."""
+        from accelerate import init_empty_weights
+
+        with init_empty_weights():
+            backbone: nn.Module = self.transformer_class()(**self.settings.transformer)
+        return backbone
+
+    def stored_weights(self, folder: Path) -> dict[str, Tensor]:
+        """Return the transformer's weights in ``folder``, as they are stored."""
+        return read_state(folder)
 
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
         """Write the transformer to ``folder`` as float16 in diffusers' format."""

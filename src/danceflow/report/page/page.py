@@ -1,8 +1,10 @@
 """The report as one HTML page that asks for nothing else."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import jinja2
@@ -10,11 +12,17 @@ from markupsafe import Markup
 
 from danceflow.evaluate.metrics import METRICS
 from danceflow.evaluate.records import LOST, STANDARD, START, STUDENT, TEACHER
+from danceflow.ops.timings import Cost
 from danceflow.report.curves import Curves
 from danceflow.report.gate import Verdict
 from danceflow.report.page.charts import line_chart
-from danceflow.report.page.tiles import TileRow
+from danceflow.report.page.looks import LOOKS
+from danceflow.report.page.tiles import DIFFERENCE, SOURCE, TARGET, TileRow
 
+MAX_BYTES = 2_900_000
+"""No page is heavier: it is sent by mail, and opened on a phone."""
+
+_LOG = logging.getLogger(__name__)
 _TEMPLATES = Path(__file__).with_name("templates")
 _NAMES = {
     "t2i": "Text to image",
@@ -29,17 +37,57 @@ _NAMES = {
     "field_gap": "Field gap to the own teacher",
 }
 _KINDS = {
-    STANDARD: ("", "The first test prompts of every category; no picture was chosen."),
+    STANDARD: (
+        "The first prompts",
+        "The first test prompts of every category; no picture was chosen.",
+    ),
     LOST: (
-        "where the student loses most",
+        "Where the student loses most",
         "Test prompts on which it falls furthest behind its teacher.",
     ),
-    "reworded": ("reworded", "Wordings that no training prompt has."),
-    "held_out_pair": ("held-out pairs", "Colour and shape pairs that no training image shows."),
+    "reworded": ("Reworded", "Wordings that no training prompt has."),
+    "held_out_pair": ("Held-out pairs", "Colour and shape pairs that no training image shows."),
 }
 _NUM_CONFLICT_ROWS = 2
+_LOCAL = 0.5
+"""Share of pixels that local edits leave alone at least."""
 _TRACK_END = 1.2
 """Retention at the right end of the bars."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a result was made from, names and values to show.
+
+    Attributes:
+        code: where the code comes from.
+        data: DVC's digests of rows and weights, by path.
+        versions: of packages.
+        machine: what it computes with.
+        milliseconds: of a forward pass in the training; ``None``: not known.
+    """
+
+    code: Mapping[str, str]
+    data: Mapping[str, str]
+    versions: Mapping[str, str]
+    machine: Mapping[str, str]
+    milliseconds: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the training's run is found.
+
+    Attributes:
+        name: of the run in MLflow.
+        experiment: of MLflow that it belongs to.
+        beside: address, relative to the page, of the links that a flow leaves there. They differ
+            from run to run while the page, which DVC keeps, does not.
+    """
+
+    name: str
+    experiment: str
+    beside: str
 
 
 @dataclass(frozen=True)
@@ -48,19 +96,23 @@ class Making:
 
     Attributes:
         params_text: the parameters as they stand in their file.
-        source: where the code comes from, names and values to show.
         seconds: of every stage.
+        costs: of the stages that ran in this checkout.
         teachers: ``reports/teachers.json``.
         data: ``reports/data.json``.
         min_retention: what the gate asks, by capability.
+        origin: data, code, versions and machine.
+        run: how the training's run is found; ``None``: it left no pointer.
     """
 
     params_text: str
-    source: Mapping[str, str]
     seconds: Mapping[str, float]
+    costs: Mapping[str, Cost]
     teachers: Mapping[str, Any]
     data: Mapping[str, Any]
     min_retention: Mapping[str, float]
+    origin: Origin
+    run: Run | None
 
 
 def render_page(
@@ -70,7 +122,7 @@ def render_page(
     tiles: Mapping[str, Sequence[TileRow]],
     making: Making,
 ) -> str:
-    """Return the page.
+    """Return the page; pictures are as they were made unless it would be too heavy with them.
 
     Args:
         summary: ``reports/summary.json``.
@@ -91,18 +143,28 @@ def render_page(
         "percent": percent,
         "figure": figure,
         "duration": duration,
+        "size": size,
+        "combine": lambda one, other: {**one, **other},
         "bar": lambda value: round(100 * min(max(value, 0.0), _TRACK_END) / _TRACK_END, 2),
         "share": lambda value: 0 if value is None else round(100 * min(max(value, 0.0), 1.0)),
     }
-    return environment.get_template("report.html.j2").render(
-        summary=summary,
-        verdict=answer,
-        headline=headline(summary),
-        galleries=_galleries(summary["conflict"], tiles),
-        fields=list(summary["conflict"]["fields"]),
-        charts=_charts(curves, summary["conflict"]["scale"]),
-        making=making,
-    )
+    template = environment.get_template("report.html.j2")
+    shown = {
+        "summary": summary,
+        "verdict": answer,
+        "headline": headline(summary),
+        "galleries": _galleries(summary["conflict"], tiles),
+        "fields": list(summary["conflict"]["fields"]),
+        "charts": _charts(curves, summary["conflict"]["scale"]),
+        "making": making,
+    }
+    page = ""
+    for look in LOOKS:
+        page = template.render(shown, look=look, uri=look.uri)
+        if len(page.encode()) <= MAX_BYTES:
+            return page
+    _LOG.warning("the page has %s: there are too many pictures", size(len(page.encode())))
+    return page
 
 
 def headline(summary: Mapping[str, Any]) -> dict[str, float | None]:
@@ -150,6 +212,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def size(count: float) -> str:
+    """Return bytes as a person would say them."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 @dataclass(frozen=True)
 class _Gallery:
     """A table of pictures: rows, and what stands in each column under which heading."""
@@ -159,41 +230,87 @@ class _Gallery:
     columns: Mapping[str, str]
     rows: Sequence[TileRow]
     scale: float
-    folded: bool = False
+
+
+@dataclass(frozen=True)
+class _Galleries:
+    """What is shown of a capability.
+
+    Attributes:
+        title: its name.
+        conflict: every field on some prompts.
+        pictures: first prompts, and beside them the worst.
+        robustness: variants of prompts.
+        kept: what an edit that is local leaves alone, in a sentence.
+    """
+
+    title: str
+    conflict: _Gallery
+    pictures: Sequence[_Gallery]
+    robustness: Sequence[_Gallery]
+    kept: str
 
 
 def _galleries(
     conflict: Mapping[str, Any], tiles: Mapping[str, Sequence[TileRow]]
-) -> dict[str, list[_Gallery]]:
-    """Return the tables of pictures by section: ``conflict``, ``pictures`` and ``robustness``."""
-    found: dict[str, list[_Gallery]] = {"conflict": [], "pictures": [], "robustness": []}
-    for name, rows in tiles.items():
-        kinds = {row.kind: [r for r in rows if r.kind == row.kind] for row in rows}
-        has_source = any("source" in row.pictures for row in rows)
-        source = {"source": "Source"} if has_source else {}
-        target = {"target": "Exact target" if has_source else "One right answer"}
-        own = {conflict["own_teacher"][name]: human(conflict["own_teacher"][name])}
-        start, student = {START: human(START)}, {STUDENT: human(STUDENT)}
-        scale = conflict["scale"][name]
-        every = {field: human(field) for field in conflict["fields"]}
-        usual = source | own | start | student | target
-        found["conflict"].append(
-            _Gallery(
-                f"{human(name)}, as every field does it",
-                "The same prompts and noise for every field.",
-                source | every,
-                _one_of_each(kinds.get(STANDARD, []))[:_NUM_CONFLICT_ROWS],
-                scale,
-            )
-        )
-        for kind, part in kinds.items():
-            section = "pictures" if kind in (STANDARD, LOST) else "robustness"
-            title = human(name) if kind == STANDARD else f"{human(name)}: {_KINDS[kind][0]}"
-            columns = usual if section == "pictures" else source | own | student | target
-            found[section].append(
-                _Gallery(title, _KINDS[kind][1], columns, part, scale, folded=kind != STANDARD)
-            )
-    return found
+) -> list[_Galleries]:
+    """Return the tables of pictures of every capability."""
+    every = {field: human(field) for field in conflict["fields"]}
+    return [
+        _of_capability(name, rows, every, conflict["own_teacher"][name], conflict["scale"][name])
+        for name, rows in tiles.items()
+    ]
+
+
+def _of_capability(
+    name: str, rows: Sequence[TileRow], every: dict[str, str], teacher: str, scale: float
+) -> _Galleries:
+    kinds = {row.kind: [r for r in rows if r.kind == row.kind] for row in rows}
+    has_source = any(SOURCE in row.pictures for row in rows)
+    is_local = _is_local(rows)
+    source = {SOURCE: "Source"} if has_source else {}
+    changed = {DIFFERENCE: "Changes"} if is_local else {}
+    target = {TARGET: "Exact target" if has_source else "One right answer"}
+    own, student = {teacher: human(teacher)}, {STUDENT: human(STUDENT)}
+    columns = source | own | {START: human(START)} | student | changed | target
+
+    def gallery(kind: str, columns: Mapping[str, str]) -> _Gallery:
+        title, caption = _KINDS[kind]
+        return _Gallery(title, caption, columns, kinds[kind], scale)
+
+    return _Galleries(
+        human(name),
+        _Gallery(
+            f"{human(name)}, as every field does it",
+            "The same prompts and noise for every field.",
+            source | every,
+            _one_of_each(kinds.get(STANDARD, []))[:_NUM_CONFLICT_ROWS],
+            scale,
+        ),
+        [gallery(kind, columns) for kind in (STANDARD, LOST) if kind in kinds],
+        [
+            gallery(kind, source | own | student | changed | target)
+            for kind in kinds
+            if kind not in (STANDARD, LOST)
+        ],
+        _kept(kinds.get(STANDARD, rows), teacher) if is_local else "",
+    )
+
+
+def _is_local(rows: Sequence[TileRow]) -> bool:
+    """Return whether the right answers leave at least half of most sources alone."""
+    kept = [row.kept[TARGET] for row in rows if TARGET in row.kept]
+    return bool(kept) and median(kept) >= _LOCAL
+
+
+def _kept(rows: Sequence[TileRow], teacher: str) -> str:
+    """Return how many pixels of the sources stay, by whom."""
+    parts = []
+    for name, who in ((STUDENT, "the student"), (teacher, "its teacher"), (TARGET, "the targets")):
+        found = [row.kept[name] for row in rows if name in row.kept]
+        if found:
+            parts.append(f"{who} {percent(fmean(found))}")
+    return f"Pixels of the source that stay as they are: {', '.join(parts)}."
 
 
 def _one_of_each(rows: Sequence[TileRow]) -> list[TileRow]:

@@ -2,14 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from danceflow.errors import DataError
-from danceflow.evaluate.records import TILES, TILES_INDEX
-from danceflow.pictures import data_uri, png_bytes, read_own
+from danceflow.evaluate.records import STUDENT, TILES, TILES_INDEX
+from danceflow.pictures import read_own
+from danceflow.report.page.difference import difference, kept_share, without_bars
 
-_ALWAYS = ("source", "target")
+SOURCE, TARGET = "source", "target"
+DIFFERENCE = "difference"
+"""Column of what the student changed of the source."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +26,18 @@ class TileRow:
         kind: ``standard``, another variant, or ``lost``.
         category: of the prompt.
         prompt: what was asked.
-        pictures: PNG data URIs by column: ``source``, ``target`` and the fields that were asked.
+        pictures: by column: ``source``, ``target`` and the fields that were asked; of an edit also
+            ``difference``.
         scores: by field.
+        kept: of an edit, the share of the source's pixels that a column left alone.
     """
 
     kind: str
     category: str
     prompt: str
-    pictures: Mapping[str, str]
+    pictures: Mapping[str, Image.Image]
     scores: Mapping[str, float]
+    kept: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_tiles(folder: Path) -> list[TileRow]:
@@ -44,16 +53,13 @@ def read_tiles(folder: Path) -> list[TileRow]:
         if sheet.size != (size * len(columns), size * len(index["rows"])):
             raise ValueError(f"{TILES} is {sheet.width} x {sheet.height} pixels")
         return [
-            TileRow(
-                kind=row["kind"],
-                category=row["category"],
-                prompt=row["prompt"],
-                pictures={
-                    name: data_uri(png_bytes(sheet.crop(_box(number, place, size)), 9))
+            _row(
+                row,
+                {
+                    name: sheet.crop(_box(number, place, size))
                     for place, name in enumerate(columns)
-                    if name in _ALWAYS or name in row["scores"]
+                    if name in (SOURCE, TARGET) or name in row["scores"]
                 },
-                scores=row["scores"],
             )
             for number, row in enumerate(index["rows"])
         ]
@@ -62,6 +68,16 @@ def read_tiles(folder: Path) -> list[TileRow]:
             f"{folder}: the pictures of this evaluation are missing or damaged ({error}); run the "
             f"stage: dvc repro evaluate@{folder.name}"
         ) from error
+
+
+def _row(row: Mapping[str, Any], pictures: dict[str, Image.Image]) -> TileRow:
+    kept: dict[str, float] = {}
+    if SOURCE in pictures:
+        bare = dict(zip(pictures, without_bars(list(pictures.values())), strict=True))
+        kept = {name: kept_share(bare[SOURCE], bare[name]) for name in bare if name != SOURCE}
+        if STUDENT in pictures:
+            pictures |= {DIFFERENCE: difference(pictures[SOURCE], pictures[STUDENT])}
+    return TileRow(row["kind"], row["category"], row["prompt"], pictures, row["scores"], kept)
 
 
 def _box(row: int, column: int, size: int) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from danceflow.data.buckets import VALIDATION, read_bucket
 from danceflow.evaluate.grids import image_grid
 from danceflow.evaluate.quick import QuickBatch, quick_batch
-from danceflow.models.memory import memory_of
+from danceflow.models.memory import exported_memory
 from danceflow.models.teachers import Teachers
 from danceflow.ops.files import atomic_directory
 from danceflow.worlds.world import open_world
@@ -30,7 +30,7 @@ def score_teachers(params: "Params", paths: "Paths", data: "Paths", report: dict
         report: gets what it lacks.
     """
     teachers = Teachers(
-        paths.teachers, params.family.name, list(params.teachers), memory_of(params.run)
+        paths.teachers, params.family.name, list(params.teachers), exported_memory(params.run)
     )
     for name, backbone in teachers.backbones.items():
         entry = {

@@ -1,0 +1,75 @@
+"""What an edit left alone: a picture of the difference, and the share of pixels that were kept."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_Levels = NDArray[np.int16]
+
+CHANGE = 16
+"""Levels of 255 by which a colour must move to be more than noise."""
+
+_WHITE = 255
+_PALE, _DARKEST = 0.35, 150
+_FAINT, _STRONG = np.array([246.0, 178.0, 107.0]), np.array([176.0, 24.0, 24.0])
+_FULL = 128
+"""Levels at which a change is drawn as strongly as it can be."""
+
+
+def difference(source: Image.Image, edited: Image.Image) -> Image.Image:
+    """Return the source as a pale grey picture, with what was changed in orange to red.
+
+    Args:
+        source: RGB.
+        edited: RGB, of the same size.
+    """
+    grey = np.asarray(source.convert("L"), dtype=np.float64)[..., None]
+    pale = np.repeat(_DARKEST + (_WHITE - _DARKEST) * (1 - _PALE) + _PALE * (grey - _DARKEST), 3, 2)
+    moved = _moved(source, edited)
+    strength = np.clip((moved - CHANGE) / (_FULL - CHANGE), 0, 1)[..., None]
+    marked = _FAINT + strength * (_STRONG - _FAINT)
+    shown = np.where(moved[..., None] > CHANGE, marked, pale)
+    return Image.fromarray(np.clip(shown, 0, _WHITE).astype(np.uint8))
+
+
+def kept_share(source: Image.Image, edited: Image.Image) -> float:
+    """Return the share of pixels whose colour moves by no more than ``CHANGE``.
+
+    Args:
+        source: RGB.
+        edited: RGB, of the same size.
+    """
+    return float((_moved(source, edited) <= CHANGE).mean())
+
+
+def without_bars(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Return pictures of one size without the white bars that all of them have on two sides.
+
+    Tiles are squares: a picture that is none lies in the middle of one.
+
+    Args:
+        pictures: RGB, at least one.
+    """
+    white = np.logical_and.reduce([(np.asarray(one) == _WHITE).all(2) for one in pictures])
+    height, width = white.shape
+    top, left = (_bar(white.all(axis)) for axis in (1, 0))
+    if top:  # a tile has bars along one axis only
+        left = 0
+    box = (left, top, width - left, height - top)
+    return [one.crop(box) for one in pictures]
+
+
+def _moved(source: Image.Image, edited: Image.Image) -> _Levels:
+    """Return by how many levels the colour that moves most does, [H, W]."""
+    one, other = (np.asarray(item, dtype=np.int16) for item in (source, edited))
+    moved: _Levels = np.abs(one - other).max(2)
+    return moved
+
+
+def _bar(white: NDArray[np.bool_]) -> int:
+    """Return how many lines are white at both ends; none where all are."""
+    if white.all():
+        return 0
+    return int(min(np.argmin(white), np.argmin(white[::-1])))

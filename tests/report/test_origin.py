@@ -1,0 +1,29 @@
+"""A result tells what it was made from."""
+
+import platform
+
+import pytest
+import torch
+
+from danceflow.report.curves import Curves
+from danceflow.report.origin import machine, milliseconds, versions
+
+
+def test_versions_are_those_that_run() -> None:
+    found = versions()
+    assert found["Python"] == platform.python_version()
+    assert found["torch"] == str(torch.__version__)
+    assert "not installed" not in found.values()
+
+
+def test_the_machine_is_told_and_not_named() -> None:
+    found = machine()
+    assert found["System"].startswith(platform.system())
+    assert "core" in found["Processor"]
+    assert platform.node() not in " ".join(found.values())
+
+
+def test_a_forward_pass_takes_the_time_of_a_field_evaluation() -> None:
+    assert milliseconds(Curves(seconds=30.0, field_evaluations=20_000)) == pytest.approx(1.5)
+    assert milliseconds(Curves(seconds=30.0)) is None
+    assert milliseconds(Curves(field_evaluations=5)) is None
