@@ -42,8 +42,9 @@ def registered(
     with start_run(tracking, tmp_path / "run.json", name="n", key="k", params={}) as tracker:
         run_id = tracker.run_id
     for seed in (1, 2):
-        write_student(teachers, tmp_path / str(seed), seed)
-        register_student(store, lambda: run_id, tmp_path / str(seed), NAME, evidence_of(0.5, 0.9))
+        folder = tmp_path / str(seed) / "student"
+        write_student(teachers, folder, seed)
+        register_student(store, lambda: run_id, folder, NAME, evidence_of(0.5, 0.9))
     return tracking
 
 
@@ -55,15 +56,13 @@ def test_versions_of_one_base_are_served_on_it(registered, teachers, tmp_path, m
     assert one.size == (SIDE, SIDE)
     assert one.tobytes() != other.tobytes()
     assert first.generate(["a red circle"], seed=0)[0].tobytes() == one.tobytes()
-    (of_the_folder,) = open_student(tmp_path / "1").generate(["a red circle"], seed=0)
+    (of_the_folder,) = open_student(tmp_path / "1" / "student").generate(["a red circle"], seed=0)
     assert of_the_folder.tobytes() == one.tobytes()
     version = open_store(registered).client.get_model_version(NAME, "1")
     assert json.loads(version.tags[TAG])["where"] == "hf://somebody/small-sd3@main"
     with contextlib.chdir(tmp_path):
         monkeypatch.setenv(BASES_VARIABLE, str(tmp_path / "1"))
-        with pytest.raises(
-            WeightsError, match="not in the cache.*`hf download somebody/sm"
-        ):
+        with pytest.raises(WeightsError, match="not in the cache.*`hf download somebody/sm"):
             del first, second, fields
             open_student(f"models:/{NAME}/1", registered)
 

@@ -117,12 +117,14 @@ class SharedBase:
     Attributes:
         family: the frozen parts.
         network: the network, with the adapters of all.
+        reading: held while the frozen parts read prompts.
     """
 
     def __init__(self, family: ModelFamily, network: nn.Module) -> None:
         """Join the two."""
         self.family = family
         self.network = network
+        self.reading = threading.Lock()
         self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._left: collections.deque[str] = collections.deque()

@@ -18,8 +18,10 @@ One that is an adapter names its base, which many students share (``danceflow.mo
 """
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from dataclasses import field as attribute
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +66,15 @@ class Package:
         field: the student's velocity field.
         device: where it computes.
         meta: how it was made; holds ``num_steps`` at least.
+        reading: held while prompts are read: a tokenizer keeps how it was asked to pad, and two
+            threads would pad each other's prompts. Students with the same frozen parts share it.
     """
 
     family: ModelFamily
     field: VelocityField
     device: torch.device
     meta: Mapping[str, Any]
+    reading: threading.Lock = attribute(default_factory=threading.Lock)
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -134,7 +139,8 @@ def _on_base(
     else:
         base = shared_base(folder, meta, memory)
     family = base.family.sized(*meta["image_sizes"][0])
-    return Package(family, base.student(folder / ADAPTER_FOLDER), torch.device(memory.device), meta)
+    student = base.student(folder / ADAPTER_FOLDER)
+    return Package(family, student, torch.device(memory.device), meta, base.reading)
 
 
 def write_manifest(folder: Path, meta: Mapping[str, Any]) -> None:
