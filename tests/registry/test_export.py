@@ -100,7 +100,7 @@ def test_an_export_of_a_folder_says_that_nobody_evaluated_it(tmp_path: Path) -> 
     folder = write_whole_student(tmp_path / "student")
     export_student(str(folder), "diffusers", tmp_path / "out")
     text = (tmp_path / "out" / CARD).read_text()
-    assert "It was not evaluated." in text
+    assert "No scores of it are known here." in text
     assert "Base: none, its network is its own" in text
     assert 'SD3Transformer2DModel.from_pretrained("<this folder>", subfolder="transformer")' in text
     with pytest.raises(UsageError, match="unknown format 'difusers': did you mean 'diffusers'"):

@@ -6,6 +6,7 @@ verdict. What it holds is short on purpose: the rows stand in the run's files.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from danceflow.ops.tracking import Store, known, store_errors, without_login
@@ -146,13 +147,14 @@ def _origin(
     version: "ModelVersion", evidence: "Evidence", params: Mapping[str, str], run: "Run | None"
 ) -> list[str]:
     about = About.of_tags(version.tags)
+    teachers = dict.fromkeys(
+        scored.teacher.removeprefix("teacher:") for scored in evidence.capabilities.values()
+    )
     if about is None:
-        teachers = dict.fromkeys(
-            scored.teacher.removeprefix("teacher:") for scored in evidence.capabilities.values()
-        )
         lines = [f"Teachers: {_listed(teachers)}"]
     else:
-        lines = [plain(line) for line in about.lines()]
+        found = replace(about, teachers={**teachers, **about.teachers})
+        lines = [plain(line) for line in found.lines()]
     for label, name in (
         ("Family", "family.name"),
         ("Method", "distill.method"),

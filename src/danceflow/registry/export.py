@@ -101,7 +101,7 @@ def card(meta: Mapping[str, Any], kind: str, place: Path, evidence: "Evidence | 
     """
     about = About.of(meta)
     sizes = ", ".join(f"{width} x {height}" for height, width in meta.get("image_sizes", []))
-    scores = "It was not evaluated." if evidence is None else score_table(evidence)
+    scores = "No scores of it are known here." if evidence is None else score_table(evidence)
     origin = "\n".join(
         f"- {plain(line)}"
         for line in (
@@ -160,7 +160,9 @@ def _evidence_here(folder: Path) -> "Evidence | None":
         digest = sha256(paths.student / MANIFEST)
         names = sorted(file.stem for file in paths.evaluations.glob("*.json"))
         if any(read_evaluation(paths.evaluation(name), name).student != digest for name in names):
-            _LOG.warning("the evaluation here is of another student; the card tells no scores")
+            _LOG.warning(
+                "the evaluation here does not say that it is of this student; no scores are told"
+            )
             return None
         return read_evidence(paths, names, _summary(paths)) if names else None
     except (DanceflowError, OSError) as error:
