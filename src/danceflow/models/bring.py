@@ -1,8 +1,10 @@
 """Teachers that were trained elsewhere: a stock pipeline's folder, and LoRAs or networks for it."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from danceflow.errors import WeightsError, unknown_name
 from danceflow.models.adapters.lora import (
@@ -104,10 +106,10 @@ def stated_licence(source: Path) -> str | None:
     from huggingface_hub import metadata_load
 
     folder = source if source.is_dir() else source.parent
-    try:
-        card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
-    except ValueError:
-        card = None  # its head is no YAML: it states nothing
+    card: dict[str, Any] | None = None
+    if (folder / "README.md").is_file():
+        with contextlib.suppress(Exception):  # a head that is no YAML states nothing
+            card = metadata_load(folder / "README.md")
     for key in ("license_name", "license"):
         if isinstance(found := (card or {}).get(key), str) and found != "other":
             return found
