@@ -39,7 +39,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(READY)  ## run the whole pipeline on the embedded default
-	danceflow run
+	danceflow run $(ARGS)
 
 test: $(READY)  ## run every test, with coverage of src
 	python -m pytest -n $(WORKERS) --cov --cov-report=term --cov-fail-under=85 $(ARGS)

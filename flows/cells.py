@@ -1,6 +1,7 @@
 """The cells of a sweep as experiments and runs: planned, found again, recorded."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from flows import dvc_graph
 from flows.experiment import Proposal, entries, kept_experiments, kept_file, plan
 
 _SWEEP_TAG = "sweep.sweep"
+_TICK_S = 0.001
 
 # What lies at the top of the checkout and decides no number of a run; the parameters are part of a
 # cell's name.
@@ -199,6 +201,17 @@ def latest(cells: Mapping[str, CellRecord]) -> tuple[CellRecord, ...]:
     for record in sorted(cells.values(), key=lambda cell: cell.finished):
         found[record.variant, record.seed] = record
     return tuple(found.values())
+
+
+def ends_now(kept: Iterable[CellRecord]) -> float:
+    """Return the time at which a cell ends: later than those that are kept.
+
+    What was run last is what counts, and the clock may have been set back since.
+
+    Args:
+        kept: cells that ended before.
+    """
+    return max([time.time(), *(record.finished + _TICK_S for record in kept)])
 
 
 def _keep_later(found: dict[str, CellRecord], record: CellRecord) -> None:

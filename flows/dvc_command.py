@@ -9,6 +9,8 @@
 - An object of the cache is looked at by its hash before it is used. DVC takes the content of every
   write-protected file for what its name says, and would bring a damaged one back as a result. One
   that differs is named and removed, and its stage runs again.
+- ``push --run-cache`` sends what git keeps, too, as far as the run-cache restores it. DVC leaves it
+  out, and a clone without this lock would execute the stage although the run-cache knows it.
 """
 
 import contextlib
@@ -38,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
     write_whole()
     look_at_objects()
+    send_what_git_keeps()
     if arguments and arguments[0] == THAW:
         _thaw(arguments[1])
         arguments = arguments[2:]
@@ -78,6 +81,32 @@ def look_at_objects() -> None:
 
     local: Any = LocalHashFileDB
     local.check = check
+
+
+@functools.cache
+def send_what_git_keeps() -> None:
+    """Let DVC within this process send outputs without a cache with the run-cache.
+
+    Their content lies in the local cache since the stage ran: the run-cache restores it from there.
+    """
+    from dvc.exceptions import UploadError
+    from dvc.stage.cache import StageCache
+
+    push = StageCache.push
+
+    def push_all(self: Any, remote: str | None, odb: Any = None) -> Any:
+        sent = push(self, remote, odb)
+        local = self.repo.cache.local
+        kept = {
+            out.hash_info
+            for out in self.repo.index.outs
+            if not out.use_cache and out.hash_info and local.exists(out.hash_info.value)
+        }
+        if kept and (failed := self.repo.cloud.push(kept, remote=remote, odb=odb).failed):
+            raise UploadError(len(failed))
+        return sent
+
+    StageCache.push = push_all
 
 
 class _Whole:

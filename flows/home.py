@@ -2,7 +2,8 @@
 
 The project's own database is ``.prefect`` of the main checkout, beside ``mlflow.db``; that of the
 user, with the runs of other projects, is left alone. One server at a time works on it: the first
-command that needs one starts it, others join, and it ends with the last of them.
+command that needs one starts it, others join, and it ends with the last of them. One that is killed
+is started again, and whoever asks it waits.
 """
 
 import contextlib
@@ -19,13 +20,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import prefect.context
 from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from danceflow.errors import StageError, UsageError
 from danceflow.ops.files import exclusive, write_json
 from danceflow.ops.processes import is_running, process_mark
-from danceflow.ops.tracking import main_checkout
+from danceflow.ops.tracking import main_checkout, without_login
 from danceflow.paths import Paths
 from flows.ports import free_ports, is_free
 from flows.servers import prefect_server, require_api
@@ -35,6 +37,15 @@ PORT = 4200
 
 HEARTBEAT_S = 30
 """How often a flow says that it is alive; Prefect takes no less."""
+
+RETRIES = 4
+"""How often a server that is configured and away is asked again: for half a minute in all."""
+
+_PATIENCE_S = {True: 60.0, False: 30.0}
+"""How long a server is waited for; one of the project's own is being started again."""
+
+_AWAY = (502, 503, 504)
+"""What a proxy answers for a server that is away."""
 
 _KEEPER = Path(__file__).with_name("keeper.py")
 _USERS = "DANCEFLOW_PREFECT_USERS"
@@ -73,7 +84,8 @@ def at_home(root: Path, port: int | None = None, *, is_asked: bool = True) -> It
 
     Raises:
         UsageError: the port is taken.
-        StageError: the server does not start, or the one that is configured does not answer.
+        StageError: the server does not start, or the one that is configured does not answer; or it
+            went away within the block and did not come back.
     """
     beats = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
     if url := PREFECT_API_URL.value():
@@ -83,7 +95,10 @@ def at_home(root: Path, port: int | None = None, *, is_asked: bool = True) -> It
             if is_asked:
                 raise
             _LOG.warning("%s", error)
-        with _surroundings(beats):
+        patience = {}
+        if "max_retries" not in get_current_settings().client.model_fields_set:
+            patience["PREFECT_CLIENT_MAX_RETRIES"] = str(RETRIES)
+        with _surroundings({**beats, **patience}), _away_is_one_error(url):
             yield Home(url, lambda: True)
         return
     paths = Paths(main_checkout(root))
@@ -102,6 +117,7 @@ def at_home(root: Path, port: int | None = None, *, is_asked: bool = True) -> It
         with (
             _surroundings({"PREFECT_API_URL": home.url}),
             prefect.context.root_settings_context(),
+            _away_is_one_error(home.url),
         ):
             yield home
 
@@ -121,6 +137,18 @@ def is_own_server() -> bool:
     return _USERS in os.environ
 
 
+def wait_for_server() -> None:
+    """Return when the server answers, or it was waited for long enough.
+
+    Prefect's client asks again only where it had an answer before: one that is new, as for every
+    artifact, gives up at once.
+    """
+    url = PREFECT_API_URL.value()
+    deadline = time.monotonic() + _PATIENCE_S[is_own_server()]
+    while url and not answers(url.rstrip("/")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
 _STAYING = contextlib.ExitStack()
 
 
@@ -132,14 +160,38 @@ def _used(users: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _away_is_one_error(url: str) -> Iterator[None]:
+    """Raise ``StageError`` where Prefect's client gives a server up within the block."""
+    try:
+        yield
+    except (httpx.TransportError, httpx.HTTPStatusError) as error:
+        reason = str(error) or type(error).__name__
+        is_away = True
+        if isinstance(error, httpx.HTTPStatusError):
+            code = error.response.status_code
+            reason, is_away = f"HTTP {code}", code in _AWAY
+        if not is_away or not str(error.request.url).startswith(url.rstrip("/")):
+            raise
+        raise StageError(
+            f"Prefect at {without_login(url)} went away ({reason}); what the stages have made is "
+            "kept, and the same command goes on with it"
+        ) from error
+
+
 def _running(folder: Path) -> Home | None:
-    """Return the project's server if there is one."""
+    """Return the project's server if there is one; one that was killed is waited for."""
     try:
         record = json.loads((folder / "server.json").read_text(encoding="utf-8"))
         url, keeper = str(record["url"]), str(record["keeper"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Home(url, lambda: is_running(keeper)) if is_running(keeper) and answers(url) else None
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while is_running(keeper) and time.monotonic() < deadline:
+        if answers(url):
+            return Home(url, lambda: is_running(keeper))
+        time.sleep(0.2)
+    return None
 
 
 def _started(folder: Path, port: int | None) -> Home:

@@ -26,7 +26,7 @@ from danceflow.params.rules import require_trained_here, require_weights
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.registry.promotion import Standing
-from flows import approval, dvc_graph, dvc_remote, dvc_stage, links, promote, sync
+from flows import approval, dvc_graph, dvc_remote, dvc_stage, home, links, promote, sync
 from flows.beginning import begin
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
@@ -296,6 +296,7 @@ def _run(
         standing = pass_gate(root, params, number, settings.wait_for_approval)
         if settings.wait_for_approval:
             standing = approval.asked(root, params, standing)
+    home.wait_for_server()  # stages need none, and it may have been killed meanwhile
     found = links.find(root, tracking, name)  # a run that was lost is there again by now
     links.tell(found, tracking)
     _show(paths, f"{result_table(summary, stages, standing)}\n{found.line}\n")

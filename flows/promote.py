@@ -4,13 +4,13 @@ Plain functions, so that a command calls them without a Prefect server; ``flows.
 tasks of the first two. They are no DVC stages: a side effect on a registry must not be cached.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from danceflow.errors import StageError, TrackingError, UsageError
+from danceflow.errors import DataError, TrackingError, UsageError
+from danceflow.ops.files import read_object
 from danceflow.ops.tracking import Store, TrackingSettings, open_store, source_tags
 from danceflow.params.read import load_params
 from danceflow.params.sections import Params
@@ -200,16 +200,11 @@ def read_summary(path: Path) -> Mapping[str, Any]:
     """Return ``reports/summary.json``.
 
     Raises:
-        StageError: it is missing or holds no capabilities.
+        DataError: it is missing or holds no capabilities.
     """
-    try:
-        summary: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(summary["capabilities"], dict):
-            raise TypeError("capabilities")
-    except FileNotFoundError:
-        raise StageError(f"{path}: no summary; the stage report writes it") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StageError(f"{path}: is no summary of capabilities: {error!r}") from None
+    summary = read_object(path, "run the stage report")
+    if not isinstance(summary.get("capabilities"), dict):
+        raise DataError(f"{path}: holds no capabilities; run the stage report")
     return summary
 
 

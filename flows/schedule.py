@@ -9,21 +9,26 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect import Flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL
@@ -85,8 +90,11 @@ def serve(root: Path, cron: str, port: int | None = None) -> None:
             for name, (flow, when) in served.items()
         ]
         logging.getLogger("prefect.runner").addFilter(_Queue())
+        own = [item for item in made if isinstance(item, UUID)]
+        with get_client(sync_client=True) as client:
+            _refuse_unknown(client, [client.read_deployment(item) for item in own])
         automations.set_up()
-        _end_dead_runs([item for item in made if isinstance(item, UUID)])
+        _end_dead_runs(own)
         _LOG.info("runs at %r; start others at %s/deployments", cron, home.page)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` lets it be ignored
         try:
@@ -137,8 +145,23 @@ def deploy(root: Path) -> None:
             text=True,
             check=False,
         )
-    if done.returncode != 0:
-        raise StageError(f"prefect deploy --all in {root}: {(done.stdout + done.stderr).strip()}")
+        if done.returncode != 0:
+            told = (done.stdout + done.stderr).strip()
+            raise StageError(f"prefect deploy --all in {root}: {told}")
+        pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
+        flows = FlowFilter(name=FlowFilterName(any_=list(automations.FLOWS)))
+        _refuse_unknown(client, client.read_deployments(work_pool_filter=pool, flow_filter=flows))
+
+
+def _refuse_unknown(client: SyncPrefectClient, deployments: Iterable[DeploymentResponse]) -> None:
+    """Let the server refuse a run with a parameter that its flow does not have.
+
+    Prefect's schema of a flow names the parameters and leaves others open: such a run is made, and
+    fails when its turn has come.
+    """
+    for item in deployments:
+        closed = {**(item.parameter_openapi_schema or {}), "additionalProperties": False}
+        client.update_deployment(item.id, DeploymentUpdate(parameter_openapi_schema=closed))
 
 
 class _Runner(Runner):

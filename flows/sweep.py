@@ -12,12 +12,13 @@ trainings, and starting DVC seven times for each would take longer than some of 
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -42,6 +43,7 @@ from flows.cells import (
     PlannedCell,
     SweepFailedError,
     code_of,
+    ends_now,
     kept_cells,
     plan_cells,
     record_cell,
@@ -49,6 +51,7 @@ from flows.cells import (
 )
 from flows.dvc_stage import Outcome, StageResult, StageStoppedError
 from flows.experiment import experiment, snapshot
+from flows.home import wait_for_server
 from flows.parameters import AtOnce, Seconds, SweepFile
 from flows.pipeline import STEADY
 from flows.processes import ProcessGroups
@@ -113,6 +116,7 @@ class _Sweep:
     git: threading.Lock
     processes: ProcessGroups
     timeout_s: float | None
+    kept: tuple[CellRecord, ...]
 
 
 @task(name="cell", task_run_name="{name}", **STEADY)
@@ -153,7 +157,8 @@ def run_sweep(
     tree = snapshot(root)
     targets = sweep.targets or ()
     code = code_of(root, tree)
-    finished = _finished(root, sweep.name, cells, code, " ".join(targets))
+    kept = kept_cells(root, sweep.name)
+    finished = _finished(root, sweep.name, kept, cells, code, " ".join(targets))
     results = [
         CellResult(cell.name, cell.cell.variant, cell.cell.seed, KEPT)
         for cell in cells
@@ -175,8 +180,10 @@ def run_sweep(
             git=threading.Lock(),
             processes=processes,
             timeout_s=cell_timeout_s,
+            kept=tuple(kept.values()),
         )
         results += _run_all(waiting, shared, limit, len(cells), progress)
+    wait_for_server()
     create_markdown_artifact(cells_table(results), key="danceflow-cells", description=sweep.name)
     failed = [result for result in results if result.state == FAILED]
     if failed:
@@ -222,8 +229,16 @@ def _run_all(
         results.append(_result(planned, time.monotonic() - began, future))
         num_done = num_cells - len(left) - len(running)
         log.info("[%d/%d] %s: %s", num_done, num_cells, planned.name, results[-1].state)
-        update_progress_artifact(progress, 100 * num_done / num_cells)
+        _show_progress(progress, 100 * num_done / num_cells)
     return results
+
+
+def _show_progress(progress: UUID, percent: float) -> None:
+    """Tell Prefect's page; a server that is away costs no cell."""
+    try:
+        update_progress_artifact(progress, percent)
+    except httpx.TransportError as error:
+        get_run_logger().warning("the progress is not shown, as Prefect is away: %s", error)
 
 
 def _result(
@@ -293,19 +308,23 @@ def _record(planned: PlannedCell, sweep: _Sweep, paths: Paths) -> CellRecord:
         seed=planned.cell.seed,
         targets=" ".join(sweep.targets),
         code=sweep.code,
-        finished=time.time(),
+        finished=ends_now(sweep.kept),
         scores=scores_of(params, evaluations),
     )
 
 
 def _finished(
-    root: Path, sweep: str, cells: Sequence[PlannedCell], code: str, targets: str
+    root: Path,
+    sweep: str,
+    kept: Mapping[str, CellRecord],
+    cells: Sequence[PlannedCell],
+    code: str,
+    targets: str,
 ) -> frozenset[str]:
     """Return the names of the cells that ended well with this code and these targets.
 
     One that was stopped between its experiment and its run in MLflow is recorded now.
     """
-    kept = kept_cells(root, sweep)
     finished = {
         cell.name: kept[cell.name]
         for cell in cells

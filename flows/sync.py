@@ -4,14 +4,13 @@ Files come first: a store that was away, was changed for another or has lost its
 again, although DVC executes no stage. What is complete is not touched.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from danceflow.errors import DataError, TrackingError, UsageError
-from danceflow.ops.files import exclusive_if_free, fingerprint, sha256
+from danceflow.errors import TrackingError, UsageError
+from danceflow.ops.files import exclusive_if_free, fingerprint, read_object, sha256
 from danceflow.ops.tracking import (
     TrackingSettings,
     open_store,
@@ -101,7 +100,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _send_result(settings: TrackingSettings, paths: Paths, params: Params, run_id: str) -> None:
     """Record scores, verdict, pictures and page of a student with its run, once."""
-    metrics = _read(paths.metrics)
+    metrics = read_object(paths.metrics, "run the stage report")
     files = [path for path in (paths.summary, paths.gate, paths.report_page) if path.is_file()]
     places = {name: paths.evaluation_images(name) / "grid.png" for name in params.capabilities}
     grids = {name: sha256(path) for name, path in places.items() if path.is_file()}
@@ -135,20 +134,10 @@ def _evidence(paths: Paths) -> Evidence | None:
     """Return the evidence that lies in a checkout; None where a stage has still to make some."""
     if not paths.summary.is_file():
         return None
-    summary = _read(paths.summary).get("capabilities", {})
+    summary = read_object(paths.summary, "run the stage report").get("capabilities", {})
     if not all(paths.evaluation(name).is_file() for name in summary):
         return None
     return read_evidence(paths, summary, summary)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError("it holds no object")
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run the stage report") from error
-    return found
 
 
 def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

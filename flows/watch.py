@@ -27,6 +27,7 @@ from danceflow.paths import Paths, find_root
 from danceflow.registry.open import is_folder, open_student
 from danceflow.watch.compare import PAGE, RESULT, Comparison, compare, write_comparison
 from flows.dvc_stage import Outcome
+from flows.home import wait_for_server
 from flows.pipeline import STEADY, run_pipeline
 
 PATIENCE_S = 86_400.0
@@ -121,6 +122,7 @@ def run_watch(
     kept = Paths(place).served if samples is None else samples
     wanted = str(Path(source).resolve()) if is_folder(source) else source
     found, folder = compare_task(place, kept, wanted, days)
+    wait_for_server()
     create_markdown_artifact(as_markdown(found, folder), "watch", "served requests and training")
     followed = follow(place, params, found, patience_s)
     record_task(place, found, folder, followed)

@@ -198,7 +198,7 @@ def test_the_commands_are_frozen() -> None:
         "schema": ["--out"],
         "digits": [],
         "generate": [*student, "--size", "prompts"],
-        "edit": [*student, "image", "instructions"],
+        "edit": [*student, "given"],
         "evaluate": ["--capability", "--from", "--out"],
         "promote": ["--reason", "--wait-for-approval", "version"],
         "rollback": ["--reason"],
@@ -224,6 +224,7 @@ def test_the_commands_are_frozen() -> None:
             "--together",
             "--window",
         ],
+        "studio": ["--device", "--folder", "--from", "--host", "--port", "--student", "--url"],
         "deploy": [],
         "watch": ["--days", "--from", "--samples"],
         "ui": ["--mlflow-port", "--prefect-port"],
@@ -580,10 +581,29 @@ def test_edit_gives_every_instruction_the_image(
     assert code == 0
     assert text.split() == ["edited/000.png", "edited/001.png"]
     pictures, *rest = student.asked
-    assert [(picture.mode, picture.size) for picture in pictures] == [("RGBA", (8, 8))] * 2
+    assert [[(p.mode, p.size) for p in row] for row in pictures] == [[("RGBA", (8, 8))]] * 2
     assert rest == [["make it green", "make it night"], 0, None, 1.0]
     (source, settings, device), _ = student.opened
     assert (source, settings.root, device) == ("champion", checkout, "cpu")
+
+
+def test_edit_takes_several_images_before_the_instructions(
+    checkout: Path, danceflow: Danceflow, student: SimpleNamespace
+) -> None:
+    for name, colour in (("a.png", "blue"), ("b.png", "red"), ("notes", "green")):
+        Image.new("RGB", (8, 8), colour).save(checkout / name, format="PNG")
+    assert danceflow("edit", "a.png", "b.png", "notes", "put a.png onto b.png")[0] == 0
+    [row], prompts, *_ = student.asked
+    assert [picture.getpixel((0, 0)) for picture in row] == [(0, 0, 255), (255, 0, 0), (0, 128, 0)]
+    assert prompts == ["put a.png onto b.png"]
+    for given, message in (
+        (["a.png", "b.png"], "'b.png': write an instruction behind the images"),
+        (["make it green"], "'make it green': write an image before the instructions"),
+        (["a.png", "c.png", "turn it"], "c.png: "),
+    ):
+        code, _, err = danceflow("edit", *given)
+        assert code == 2
+        assert err.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize("size", ["48", "48x", "0x32", "48X32", "-4x4", "big"])

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -289,6 +290,35 @@ CUT = {
 def test_a_picture_that_ends_early_though_in_order_is_refused(name: str) -> None:
     with pytest.raises(DataError, match="is a damaged picture: its data ends early"):
         decode(CUT[name])
+
+
+SMOOTH = Image.fromarray(np.add.outer(np.arange(64), np.arange(96)).astype(np.uint8))
+SCENES = {"noise": picture(3, (64, 64)), "smooth": SMOOTH.convert("RGB"), "gray": SMOOTH}
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_progressive_jpeg_that_lacks_its_last_scans_is_refused(name: str) -> None:
+    """Closed with an end marker it shows the whole picture, only coarser."""
+    data = encoded(SCENES[name], "JPEG", quality=90, progressive=True)
+    scans = [found.start() for found in re.finditer(rb"\xff\xda", data)]
+    assert len(scans) >= 6
+    for at in scans[1:]:
+        with pytest.raises(DataError, match="is a damaged picture: its data ends early"):
+            decode(data[:at] + b"\xff\xd9")
+    for share in (0.2, 0.5, 0.8):
+        with pytest.raises(DataError, match="is a damaged picture"):
+            decode(cut_jpeg(SCENES[name], share, progressive=True))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_whole_progressive_jpeg_is_read(mode: str, subsampling: int) -> None:
+    scenes = [*SCENES.values(), Image.new("RGB", (40, 30)), Image.new("RGB", (40, 30), "gray")]
+    for scene in scenes:
+        options = {"progressive": True, "subsampling": subsampling}
+        data = encoded(scene.convert(mode), "JPEG", **options)
+        assert decode(data).size == scene.size
+        assert decode(data + b"what a camera adds").size == scene.size
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from danceflow.errors import DanceflowError
+from danceflow.ops.processes import process_mark
 from flows.team.services import Service
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def running(folder: Path, name: str) -> "list[Process]":
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(MARK) == wanted and process.status() != psutil.STATUS_ZOMBIE:
-                found.append((process.create_time(), process.pid, process))
+                # Since the machine's start: a clock that is set changes no order.
+                started = int(process_mark(process.pid).rpartition("-")[2])
+                found.append((started, process.pid, process))
     return [process for *_, process in sorted(found, key=lambda item: item[:2])]
 
 

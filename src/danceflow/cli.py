@@ -32,6 +32,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_STUDIO_PORT = 7860  # where the field's pages are
+
 Source = Annotated[
     str,
     typer.Option(
@@ -552,10 +554,25 @@ def generate(
     _save(images, out)
 
 
+def _is_picture(text: str) -> bool:
+    """Return whether an argument names a picture: a file, or one word that ends as its name."""
+    endings = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+    try:
+        is_named = text.lower().endswith(endings) and not any(map(str.isspace, text))
+        return is_named or Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 @app.command()
 def edit(
-    image: Annotated[Path, typer.Argument(help="The image to change.")],
-    instructions: Annotated[list[str], typer.Argument(help="What to do, one image for each.")],
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE... INSTRUCTION...",
+            help="The image to change, further ones that it is told of, and what to do.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("edited"),
     source: Source = "champion",
     seed: Seed = 0,
@@ -563,13 +580,20 @@ def edit(
     guidance: Guidance = 1.0,
     device: Device = "cpu",
 ) -> None:
-    """Change an image as told.
+    """Change an image as told, one result for each instruction.
 
-    Of the sizes that the student makes, the result has the one of the image's aspect.
+    Of the sizes that the student makes, the result has the one of the image's aspect. What is a
+    file, or is named like a picture, is an image; at least one stands before the instructions.
     """
-    pictures = [_read(image)] * len(instructions)
+    count = next((place for place, text in enumerate(given) if not _is_picture(text)), len(given))
+    paths, instructions = given[:count], given[count:]
+    if not paths or not instructions:
+        what = "an instruction behind the images" if paths else "an image before the instructions"
+        raise UsageError(f"{given[-1 if paths else 0]!r}: write {what}")
+    pictures = [_read(Path(path)) for path in paths]
     runtime.require_writable(out)
-    images = _student(source, device).edit(pictures, instructions, seed, num_steps, guidance)
+    student = _student(source, device)
+    images = student.edit([pictures] * len(instructions), instructions, seed, num_steps, guidance)
     _save(images, out)
 
 
@@ -811,6 +835,52 @@ def serve_model(
 
 
 @app.command()
+def studio(
+    students: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--student",
+            "--from",
+            help="As generate's --from; several can be chosen on the page. Default: champion.",
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="A model service to ask, such as http://127.0.0.1:8080; no weights."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address; one that others reach needs DANCEFLOW_SERVICE_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port; default: 7860 if it is free, else another."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the tree of pictures is kept; default: studio.")
+    ] = None,
+    device: Device = "cpu",
+) -> None:
+    """Show a page to make pictures and change them.
+
+    Every step stays in a tree, which is kept. The page is for this machine alone unless --host says
+    otherwise.
+    """
+    if url is not None and students:
+        raise UsageError("--student and --url: the model is here or at a service, not both")
+    named = students or ["champion"]
+    from danceflow.registry.open import is_folder
+    from danceflow.studio.serve import Place, serve_studio, tree_folder
+    from flows.ports import free_ports, is_free
+
+    settings = None
+    if url is None:
+        settings = _studio_settings([text for text in named if not is_folder(text)])
+    if port is None:
+        port = _STUDIO_PORT if is_free(_STUDIO_PORT) else next(free_ports(1))
+    serve_studio(Place(host, port, tree_folder(folder)), named, url, settings, device)
+
+
+@app.command()
 def watch(
     samples: Annotated[
         Path | None, typer.Option(help="Folder of kept requests; default: .danceflow/served.")
@@ -995,6 +1065,23 @@ def _store_settings(source: str) -> "TrackingSettings":
             return TrackingSettings(Path.cwd(), True, None, "danceflow", "")
     root = _checkout()
     return TrackingSettings.of(root, load_params(root / "params.yaml").tracking)
+
+
+def _studio_settings(entries: "Sequence[str]") -> "TrackingSettings | None":
+    """Return the store to choose from; folders alone can do without one.
+
+    Args:
+        entries: students that a store must have.
+    """
+    if entries:
+        return _store_settings(entries[0])
+    from danceflow.paths import find_root
+
+    try:
+        find_root(Path.cwd())
+    except UsageError:
+        return None
+    return _store_settings("champion")
 
 
 def _read(path: Path) -> "Image":

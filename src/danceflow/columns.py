@@ -12,6 +12,8 @@ COLUMN_NAMES = (
     "category",
     "prompt",
     "source",
+    "source_2",
+    "source_3",
     "target",
     "split",
     "variant",
@@ -19,6 +21,12 @@ COLUMN_NAMES = (
     "spec",
 )
 """What a column of a user's table can hold."""
+
+SOURCE_COLUMNS = ("source", "source_2", "source_3")
+"""The pictures of an edit, in order; a row may have none of the further ones."""
+
+IMAGE_COLUMNS = ("image", "image_2", "image_3")
+"""The same, as the served model calls them."""
 
 COLUMN_PRESETS: Mapping[str, Mapping[str, str]] = {
     "danceopd": {

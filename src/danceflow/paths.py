@@ -166,6 +166,11 @@ class Paths:
         """Prefect's database, where no server is configured."""
         return self.root / ".prefect"
 
+    @property
+    def studio(self) -> Path:
+        """The tree of pictures that designers made; no clean removes it."""
+        return self.root / "studio"
+
     # Scratch, known to neither git nor DVC.
 
     @property

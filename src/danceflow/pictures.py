@@ -9,6 +9,7 @@ import base64
 import io
 import math
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,11 @@ _MAX_ASPECT_DIFFERENCE = 0.02
 
 _MADE_UP = {"JPEG": {127, 128}, "PNG": {0}, "TIFF": {0}}
 """By format, the levels that Pillow makes up where a picture's data ends early."""
+
+# A JPEG's markers of one byte and its zeros and restarts within a scan begin no segment.
+_SEGMENT = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")
+_END, _SCAN, _PROGRESSIVE = 0xD9, 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)
+_NUM_COEFFICIENTS = 64
 
 _GARBAGE = bytes(range(1, 255))  # without 255, which begins JPEG's markers
 _STRIP_PIXELS = 1 << 20
@@ -218,11 +224,14 @@ def _is_cut(image: Image.Image, data: bytes) -> bool:
 
     A last pixel of a level that may be made up is looked into: over another ground, or with more
     data before a JPEG's end marker, what was decoded comes out the same and what was made up does
-    not. A progressive JPEG that lacks its later scans is whole, only coarse.
+    not. A progressive JPEG shows no such pixels: it is only coarser. It is always looked into.
     """
+    is_progressive = "progressive" in image.info
+    if is_progressive and _lacks_scans(data):
+        return True
     made_up = _MADE_UP.get(image.format or "", set())
     last = image.getpixel((image.width - 1, image.height - 1))
-    if not {*(last if isinstance(last, tuple) else (last,))} <= made_up:
+    if not is_progressive and not {*(last if isinstance(last, tuple) else (last,))} <= made_up:
         return False
     is_jpeg = image.format == "JPEG"
     end = data.rfind(b"\xff\xd9") if is_jpeg else len(data)
@@ -231,6 +240,33 @@ def _is_cut(image: Image.Image, data: bytes) -> bool:
         again.im = Image.new(again.mode, again.size, 255).im
     again.load()
     return any(image.crop(at).tobytes() != again.crop(at).tobytes() for at in _strips(image))
+
+
+def _lacks_scans(data: bytes) -> bool:
+    """Return whether a progressive JPEG ends before the last bit of every coefficient.
+
+    Each scan brings some coefficients of some components down to a bit, 0 being the last (ITU-T
+    T.81, G.1.1). Such a file has an end marker as where somebody else closed a file that was cut.
+    """
+    open_bits: dict[int, list[int]] = {}
+    position = 2
+    while found := _SEGMENT.search(data, position):
+        code, begin = found[1][0], found.end()
+        if code == _END:
+            break
+        segment = data[begin : begin + int.from_bytes(data[begin : begin + 2])]
+        if code in _PROGRESSIVE:
+            ids = segment[8::3]
+            open_bits = {number: [1] * _NUM_COEFFICIENTS for number in ids}
+        elif code == _SCAN:
+            count = segment[2]
+            first, last, bits = segment[3 + 2 * count : 6 + 2 * count]
+            for number in segment[3 : 3 + 2 * count : 2]:
+                if number in open_bits:
+                    opened = range(first, last + 1)
+                    open_bits[number][first : last + 1] = [bits & 15] * len(opened)
+        position = begin + len(segment)
+    return any(any(bits) for bits in open_bits.values())
 
 
 # ---------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.errors import StageError, UsageError, unknown_name
-from danceflow.ops import determinism, files, runtime, timings
+from danceflow.ops import determinism, files, group, launch, runtime, timings
 from danceflow.ops.code import EVERY_STAGE
 from danceflow.params.read import load_params
 from danceflow.params.rules import require_weights
-from danceflow.params.sections import Params
+from danceflow.params.sections import RUN_KEYS, Params
 from danceflow.paths import Paths, find_root
 
 # A stage that starts on a nearly full disk would fail half-way.
@@ -57,6 +57,7 @@ class Stage:
         axis: What one item is called on the command line, or None.
         frozen: Whether it runs only when asked for by name.
         beside: Modules that decide its outputs and that its imports do not reach.
+        is_shared: Whether ``run.num_processes`` processes compute it together.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Stage:
     axis: str | None = None
     frozen: bool = False
     beside: tuple[str, ...] = ()
+    is_shared: bool = False
 
     @property
     def command(self) -> str:
@@ -108,7 +110,7 @@ _TABLE = (
     Stage(
         name="teachers",
         function="danceflow.train.teachers.stage:run",
-        params=("run", "family", "data", "capabilities", "teachers", "evaluate"),
+        params=(*RUN_KEYS, "family", "data", "capabilities", "teachers", "evaluate"),
         deps=("data/buckets",),
         outs=(
             Out("models/teachers", cached=False, persists=True),
@@ -116,12 +118,13 @@ _TABLE = (
             Out("reports/teachers.json", cached=False, persists=True),
         ),
         frozen=True,
+        is_shared=True,
     ),
     Stage(
         name="cache",
         function="danceflow.data.cache:run",
         params=(
-            "run",
+            *RUN_KEYS,
             "family",
             "capabilities.{item}.bucket",  # not its weight, which is a matter of the training
             "capabilities.{item}.guidance",
@@ -136,12 +139,13 @@ _TABLE = (
         outs=(Out("data/cache/{item}"),),
         matrix="capabilities",
         axis="capability",
+        is_shared=True,
     ),
     Stage(
         name="distill",
         function="danceflow.train.distill.stage:run",
         params=(
-            "run",
+            *RUN_KEYS,
             "family",
             "capabilities",
             "distill",
@@ -154,12 +158,13 @@ _TABLE = (
             "models/teachers",
         ),
         outs=(Out("models/student"), Out("reports/distill")),
+        is_shared=True,
     ),
     Stage(
         name="evaluate",
         function="danceflow.evaluate.stage:run",
         params=(
-            "run",
+            *RUN_KEYS,
             "family",
             "capabilities",
             "distill.method",  # these three say what the student started from
@@ -180,6 +185,7 @@ _TABLE = (
         ),
         matrix="capabilities",
         axis="capability",
+        is_shared=True,
     ),
     Stage(
         name="report",
@@ -207,7 +213,7 @@ STAGES: dict[str, Stage] = {stage.name: stage for stage in _TABLE}
 
 
 def run_stage(name: str, item: str | None = None, root: Path | None = None) -> None:
-    """Run one stage to its end in this process.
+    """Run one stage to its end, in this process or in ``run.num_processes`` that it starts.
 
     Args:
         name: A key of ``STAGES``.
@@ -229,12 +235,21 @@ def run_stage(name: str, item: str | None = None, root: Path | None = None) -> N
 
         require_training(params, str(paths.params))
     runtime.require_disk_space(paths.root, _FREE_BYTES)
-    function = stage.load()
-    determinism.prepare(params.run)
-    meter = timings.Meter()
-    with files.disk_errors(paths.root):
-        function(params, paths, *arguments)
-    timings.record(paths.scratch, "@".join([name, *arguments]), meter.read())
+    if group.is_member():
+        with group.joined(params.run), files.disk_errors(paths.root):
+            stage.load()(params, paths, *arguments)
+        return
+    full_name, meter = "@".join([name, *arguments]), timings.Meter()
+    if stage.is_shared and params.run.num_processes > 1:
+        words = ["stage", name, *(word for item in arguments for word in (f"--{stage.axis}", item))]
+        launch.launch(params.run, "danceflow.cli", words, f"stage {full_name!r}")
+    else:
+        function = stage.load()
+        determinism.prepare(params.run)
+        meter = timings.Meter()
+        with files.disk_errors(paths.root):
+            function(params, paths, *arguments)
+    timings.record(paths.scratch, full_name, meter.read())
 
 
 def _items(stage: Stage, item: str | None, params: Params) -> tuple[str, ...]:

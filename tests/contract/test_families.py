@@ -326,7 +326,8 @@ def test_a_prompt_that_is_read_to_its_end_reports_nothing(family) -> None:
 def test_what_lies_behind_the_window_is_reported(family) -> None:
     for edits in layouts(family):
         readings = family.readings(LONG, edits=edits)
-        if edits and family.name == "qwen_image":  # beside a picture it has no window
+        # Beside a picture it has no window, and the later one never.
+        if (edits and family.name == "qwen_image") or family.name == "qwen_image21":
             assert told(readings) == ""
             continue
         for item in readings:
@@ -340,6 +341,9 @@ def test_what_lies_behind_the_window_is_reported(family) -> None:
 def test_prompts_that_differ_behind_the_window_are_one_condition_and_told(family) -> None:
     other = LONG + "remove the blue square"
     one, same = family.readings(LONG), family.readings(other)
+    if family.name == "qwen_image21":  # which reads all of both
+        assert one_to_all([one, same]) == []
+        return
     assert one_to_all([one, family.readings("a red circle"), same]) == [[0, 2]]
     assert "remove the blue square" in same[0].dropped
     assert_same(family.condition([LONG]), family.condition([other]), rtol=0, atol=1e-5)

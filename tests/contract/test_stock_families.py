@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from stock_cases import CASES, StockCase, picture
 from tiny_models import PROMPTS, shake
-from tiny_stock import SIDE, stock_family
+from tiny_stock import stock_family
 
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, normal, sample
@@ -31,8 +31,7 @@ from danceflow.models.quantised import Base
 
 TIGHT = {"rtol": 1e-4, "atol": 1e-4}
 STEPS = 3
-SQUARE = (SIDE, SIDE)
-WIDE = (SIDE // 2, SIDE)
+SQUARE, WIDE = "square", "wide"
 
 
 class Opened:
@@ -43,6 +42,8 @@ class Opened:
         self.pipeline = case.build()
         self.family = stock_family(case.family, self.pipeline, folder)
         self.backbone = self.network()
+        side, _ = self.family.image_size
+        self.sizes = {SQUARE: (side, side), WIDE: (side // 2, side)}
 
     def network(self) -> torch.nn.Module:
         return self.family.load_backbone(self.folder / "transformer").eval().requires_grad_(False)
@@ -53,20 +54,20 @@ class Opened:
             list(prompts),
             noise,
             guidance,
-            size,
+            self.sizes[size],
             source,
             num_inference_steps=STEPS,
             output_type=output,
         )
 
     def ours(self, noise, condition: Condition, guidance, size=SQUARE, field=None):
-        family = self.family.sized(*size)
+        family = self.family.sized(*self.sizes[size])
         plain = family.field(self.backbone) if field is None else field
         with torch.no_grad():
             return sample(family.guided(plain, guidance), noise, condition, family.grid(STEPS))
 
     def noise(self, size=SQUARE):
-        return normal(self.family.sized(*size).latent_shape, [1, 2])
+        return normal(self.family.sized(*self.sizes[size]).latent_shape, [1, 2])
 
     def condition(self, sources=None) -> Condition:
         if sources is None:
@@ -94,7 +95,7 @@ def editing(opened: Opened) -> Opened:
     return opened
 
 
-@pytest.mark.parametrize("size", [SQUARE, WIDE], ids=["square", "wide"])
+@pytest.mark.parametrize("size", [SQUARE, WIDE])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_images_from_text_are_the_stock_pipelines(creating, guidance, size) -> None:
     noise = creating.noise(size)
@@ -129,6 +130,32 @@ def test_edits_are_the_stock_pipelines(editing, shape: str, size, guidance: floa
         torch.testing.assert_close(editing.family.decode(latents[at]), expected, **TIGHT)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_edits_of_several_pictures_are_the_stock_pipelines(editing, guidance: float) -> None:
+    family, noise = editing.family, editing.noise()
+    pictures = [picture(seed, SOURCES[shape]) for seed, shape in enumerate(SOURCES, 1)]
+    latents = [family.encode(image) for image in pictures]
+    if family.max_sources == 1:
+        with pytest.raises(WeightsError, match="model takes one source, and 3 are given"):
+            family.condition(PROMPTS[:1], latents, pictures)
+        return
+    # Two rows of a batch: one has all three pictures, the other the first and the third.
+    both = [torch.cat([image, image]) for image in latents]
+    both[1][1] = 0
+    seen = [torch.cat([image, image]) for image in pictures]
+    found = editing.ours(noise, family.condition(PROMPTS, both, seen), guidance)
+    for row, given in enumerate((pictures, [pictures[0], pictures[2]])):
+        at = slice(row, row + 1)
+        stock = (PROMPTS[at], noise[at], guidance, SQUARE, given)
+        torch.testing.assert_close(found[at], editing.stock(*stock), **TIGHT)
+        expected = editing.stock(*stock, output="pt")
+        torch.testing.assert_close(family.decode(found[at]), expected, **TIGHT)
+    other = editing.ours(noise, family.condition(PROMPTS, both[:1], seen[:1]), guidance)
+    assert (other - found).abs().amax(dim=(1, 2, 3)).min() > 1e-4
+    with pytest.raises(WeightsError, match="takes 3 sources, and 4 are given"):
+        family.condition(PROMPTS, [*both, both[0]], [*seen, seen[0]])
+
+
 def test_the_source_and_its_place_count(editing) -> None:
     field, z = editing.family.field(editing.backbone), editing.noise()
     sigma = torch.tensor([0.8, 0.4])
@@ -143,13 +170,15 @@ def test_grids_are_the_stock_pipelines(name: str, num_steps: int, tmp_path: Path
     case = CASES[name]
     for number, options in enumerate(case.scheduler):
         pipeline = case.build(**options)
-        family = stock_family(case.family, pipeline, tmp_path / str(number)).sized(*WIDE)
+        family = stock_family(case.family, pipeline, tmp_path / str(number))
+        side, _ = family.image_size
+        family = family.sized(side // 2, side)
         case.call(
             pipeline,
             list(PROMPTS[:1]),
             normal(family.latent_shape, [1]),
             1.0,
-            WIDE,
+            (side // 2, side),
             None if case.creates else picture(1),
             num_inference_steps=num_steps,
             output_type="latent",
@@ -226,7 +255,7 @@ def test_a_packaged_student_gives_its_images(opened, tmp_path: Path) -> None:
     shake(add_student_adapter(opened.family, student, rank=2, alpha=4, seed=0))
     save_package(tmp_path, opened.family, merge_adapter(student), {"num_steps": STEPS})
     package = load_package(tmp_path)
-    assert package.family.image_size == SQUARE
+    assert package.family.image_size == opened.sizes[SQUARE]
     source = [picture(1), picture(2)] if opened.case.edits else None
     condition, z = opened.condition(source), opened.noise()
     sigma = torch.tensor([0.9, 0.3])

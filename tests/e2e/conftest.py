@@ -25,13 +25,14 @@ class Finished:
 def first_run(
     tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, prefect_server: None
 ) -> Finished:
-    """The first run: the real stages through a real Prefect server, DVC and MLflow."""
+    """The tutorial's first command: real stages through a real Prefect server, DVC and MLflow."""
     from prefect.settings import PREFECT_API_URL
 
     server = {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
     checkout = Checkout(tmp_path_factory.mktemp("e2e"), server)
     shutil.copyfile(mlflow_template, checkout.root / "mlflow.db")
-    table = checkout.run("danceflow", "run", "--parallel", "2")
+    checkout.take_environment()
+    table = checkout.run("make", "--silent", "run", "ARGS=--parallel 2")
     checkout.commit()
     return Finished(checkout, table)
 

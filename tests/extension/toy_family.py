@@ -15,7 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
-from danceflow.fields import Condition, GuidedField, VelocityField, normal, shifted_grid
+from danceflow.fields import (
+    Condition,
+    GuidedField,
+    Sources,
+    VelocityField,
+    as_sources,
+    normal,
+    shifted_grid,
+)
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.weights import WEIGHTS_FILE, load_state, read_json, read_state
 
@@ -56,6 +64,7 @@ class ToyFamily:
 
     name = "toy"
     takes_source = True
+    max_sources = 1
     sees_source = False
     adapter_targets = ("mix", "read")
 
@@ -94,8 +103,8 @@ class ToyFamily:
     def condition(
         self,
         prompts: Sequence[str],
-        source_BCHW: Tensor | None = None,
-        images_B3HW: Tensor | None = None,
+        sources: Sources = None,
+        images: Sources = None,
     ) -> Condition:
         longest = max(1, *(len(prompt.split()) for prompt in prompts))
         prompt_BLD = torch.zeros(len(prompts), longest, _WIDTH)
@@ -104,7 +113,7 @@ class ToyFamily:
                 seeds = [zlib.crc32(word.encode()) for word in words]
                 prompt_BLD[row, : len(words)] = normal((_WIDTH,), seeds)
         blank = torch.zeros(len(prompts), *self.latent_shape)
-        source = blank if source_BCHW is None else source_BCHW
+        source = blank if sources is None else as_sources(sources)[0]
         return Condition({"prompt": prompt_BLD, "source": source})
 
     def null(self, condition: Condition) -> Condition:

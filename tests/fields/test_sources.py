@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from danceflow.fields import SOURCE, no_sources, rows_with_source, with_source
+from danceflow.fields import SOURCE, Condition, no_sources, rows_with_source, with_source
 
 PROMPTS = {"embeds": torch.ones(2, 3, 4, dtype=torch.bfloat16)}
 SHAPE = (3, 8, 8)
@@ -28,3 +28,12 @@ def test_a_source_that_is_given_stays(takes_source: bool) -> None:
     found = with_source(PROMPTS, given, SHAPE, takes_source=takes_source).tensors
     assert found[SOURCE] is given
     assert list(found) == ["embeds", SOURCE]
+
+
+def test_rows_without_further_sources_join_those_that_have_some() -> None:
+    one, two = torch.ones(2, *SHAPE), torch.ones(2, *SHAPE)
+    both = with_source(PROMPTS, [one, two], SHAPE, takes_source=True)
+    alone = with_source(PROMPTS, one, SHAPE, takes_source=True)
+    assert list(both.tensors) == ["embeds", "source", "source_2"]
+    joined = Condition.cat([alone, both]).tensors["source_2"]
+    assert rows_with_source(joined).tolist() == [False, False, True, True]

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from listening import listening
 from repository import ROOT
 
 from danceflow.errors import DanceflowError
@@ -157,12 +158,15 @@ def fetched(url: str) -> bytes | None:
 def test_however_the_command_ends_nothing_of_the_servers_is_left(
     tmp_path: Path,
     mlflow_template: Path,
+    prefect_template: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     shutil.copyfile(mlflow_template, tmp_path / "mlflow.db")
+    (tmp_path / ".prefect").mkdir()
+    shutil.copy(prefect_template, tmp_path / ".prefect")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     for name in ("PREFECT_API_URL", "PREFECT_UI_API_URL", "PREFECT_SERVER_UI_API_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -181,6 +185,9 @@ def test_however_the_command_ends_nothing_of_the_servers_is_left(
         commands = [" ".join(process.cmdline()) for process in started]
         assert not [line for line in commands if "huey" in line or "job" in line]
         assert len([line for line in commands if str(mlflow) in line]) <= 2
+        is_own = listening(page)
+        assert set(is_own) >= {mlflow, prefect}
+        assert all(is_own.values()), is_own
     finally:
         page.send_signal(number)
         page.wait(60)

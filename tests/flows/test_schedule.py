@@ -1,3 +1,4 @@
+import json
 import logging
 import multiprocessing
 import os
@@ -106,9 +107,37 @@ def test_one_command_makes_all_that_a_team_needs(prefect_server):
             (demand, {"overrides": {"distill.num_updates": -1}}, "less than the minimum of 1"),
             (demand, {"overrides": {"distill.num_stepz": 4}}, "'distill.num_stepz' does not match"),
             (sweep, {"parallel": 0}, "less than the minimum of 1"),
+            (demand, {"recipie": "recipes/smoke.yaml"}, "'recipie' was unexpected"),
+            (watch, {"dayz": 3}, "'dayz' was unexpected"),
         ):
             with pytest.raises(PrefectHTTPStatusError, match="409") as error:
                 client.create_flow_run_from_deployment(deployment.id, parameters=wrong)
             assert told in error.value.response.text
         asked = DeploymentFilter(id=DeploymentFilterId(any_=[demand.id, sweep.id]))
         assert client.read_flow_runs(deployment_filter=asked) == []
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        ("docker", {"image": "danceflow:cpu", "mem_limit": "8g"}, {"volumes": "/srv:/project"}),
+        ("kubernetes", {"gpus": 8, "volume_claim": "ours"}, {"gpus": 0}),
+    ],
+)
+def test_the_server_takes_the_pools_of_containers(prefect_server, kind, right, wrong):
+    """With their job variables, and refuses values that these cannot have."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    template = json.loads((ROOT / "deploy" / "work-pools" / f"{kind}.json").read_text())
+    with get_client(sync_client=True) as client:
+        pool = WorkPoolCreate(name=f"test-{kind}", type=kind, base_job_template=template)
+        made = client.create_work_pool(pool)
+        assert made.base_job_template == template
+        flow = client.create_flow_from_name("a-flow")
+        options = {"flow_id": flow, "work_pool_name": made.name}
+        client.create_deployment(name=f"on-{kind}", job_variables=right, **options)
+        with pytest.raises(PrefectHTTPStatusError, match="409|422"):
+            client.create_deployment(name=f"not-on-{kind}", job_variables=wrong, **options)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from danceflow.errors import DanceflowError, DiskSpaceError
+from danceflow.errors import DanceflowError, DataError, DiskSpaceError
 from danceflow.ops import files
 from danceflow.ops.processes import process_mark
 
@@ -48,6 +48,17 @@ def test_a_written_file_has_the_rights_of_any_other(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
     files.write_text(tmp_path / "atomic", "")
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]", '"a"', '{"a": 1', "\xff", "[" * 100_000])
+def test_what_holds_no_object_is_told_with_what_to_do(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "json"
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"json: cannot be read \(.+\); make it anew"):
+        files.read_object(path, "make it anew")
+    files.write_json(path, {"b": 1, "a": [None]})
+    assert files.read_object(path, "") == {"b": 1, "a": [None]}
 
 
 def test_json_takes_finite_numbers_only(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A schedule and its runs that are killed: told by Prefect, nothing held, and gone on with."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ CRASHED_WITHIN_S = 90.0
 
 
 @pytest.fixture
-def checkout(project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def checkout(project, prefect_template: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project without tracking and without a server that is configured."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -29,6 +31,8 @@ def checkout(project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with (project.root / ".gitignore").open("a") as file:
         file.write("/.prefect/\n")
     project.commit()
+    (project.root / ".prefect").mkdir()
+    shutil.copy(prefect_template, project.root / ".prefect")
     monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
@@ -54,7 +58,7 @@ def flows_of(process: psutil.Process) -> list[psutil.Process]:
 
 def test_what_is_killed_counts_as_crashed_and_the_next_run_goes_on(project, checkout) -> None:
     from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
+    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
     sleeping = project.calls_file.with_name("sleeping")
     project.trouble("distill", "sleep always")
@@ -81,6 +85,11 @@ def test_what_is_killed_counts_as_crashed_and_the_next_run_goes_on(project, chec
         # Everything that danceflow has started is killed but the server, as by a lack of memory.
         first = serve(checkout)
         until(is_served, "no deployment")
+        with pytest.raises(PrefectHTTPStatusError, match="409") as error:
+            client.create_flow_run_from_deployment(
+                deployment("on-demand").id, parameters={"recipie": "recipes/smoke.yaml"}
+            )
+        assert "'recipie' was unexpected" in error.value.response.text
         killed, waiting = start("on-demand"), start("scheduled")
         until(sleeping.exists, "the run does nothing")
         assert set(states(waiting)) == {"SCHEDULED"}
@@ -122,6 +131,61 @@ def test_what_is_killed_counts_as_crashed_and_the_next_run_goes_on(project, chec
             second.wait(120)
         assert not psutil.wait_procs(started, timeout=60)[1]
     assert "Traceback" not in (checkout.parent / "serve.log").read_text()
+
+
+def test_a_prefect_server_that_is_killed_in_the_middle_costs_no_stage(project, checkout) -> None:
+    from prefect.client.orchestration import get_client
+
+    everything = ["prepare", "cache@t2i", "cache@local_edit", "distill", "report"]
+
+    def run_in_the_middle_of_a_stage(without: str, **further: str) -> subprocess.Popen[str]:
+        environment = {k: v for k, v in os.environ.items() if k != without}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "danceflow.cli", "run"], cwd=checkout, text=True,
+            env={**environment, "PAUSE": "4", **further},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        calls = project.calls_file
+        until(
+            lambda: (
+                (calls.exists() and "cache@t2i begins" in calls.read_text())
+                or process.poll() is not None
+            ),
+            "the run does nothing",
+        )
+        return process
+
+    with at_home(checkout) as home, get_client(sync_client=True) as client:
+        record = json.loads((checkout / ".prefect" / "server.json").read_text())
+        keeper = psutil.Process(int(record["keeper"].partition("-")[0]))
+
+        # The project's own is started again, and the run waits where it needs it.
+        run = run_in_the_middle_of_a_stage("PREFECT_API_URL")
+        (server,) = keeper.children()
+        server.kill()
+        output, _ = run.communicate(timeout=240)
+        assert run.returncode == 0, output
+        assert "Traceback" not in output
+        assert project.began() == everything
+        (again,) = keeper.children()
+        assert again.pid != server.pid
+        (flow,) = client.read_flow_runs()
+        assert flow.state.type.value == "COMPLETED"
+
+        # One that is configured, and stays away: one error, after the stages.
+        (checkout / "stage.py").open("a").write("# changed\n")
+        run = run_in_the_middle_of_a_stage(
+            "DANCEFLOW_PREFECT_USERS", PREFECT_CLIENT_MAX_RETRIES="1"
+        )
+        for process in (keeper, again):
+            process.kill()
+        output, _ = run.communicate(timeout=240)
+        assert run.returncode == 1, output
+        assert "Traceback" not in output
+        assert f"\nerror: Prefect at {home.url} went away" in output, output
+        assert project.began() == everything
+    project.run("dvc", "repro")
+    assert project.began() == []
 
 
 def test_a_group_that_is_told_to_stop_ends_without_a_word_too_many(project, checkout) -> None:

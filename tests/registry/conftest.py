@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from danceflow.errors import WeightsError
-from danceflow.fields import Condition, GuidedField, VelocityField, shifted_grid
+from danceflow.fields import (
+    Condition,
+    GuidedField,
+    Sources,
+    VelocityField,
+    as_sources,
+    shifted_grid,
+)
 from danceflow.models.frozen.reading import Reading
 
 SIZE = 8
@@ -25,6 +32,7 @@ class ColourFamily:
     """Pixels are latents; a prompt begins with a colour; the null prompt is black."""
 
     name = "colour"
+    max_sources = 3
     latent_shape = (3, SIZE, SIZE)
 
     @property
@@ -39,12 +47,12 @@ class ColourFamily:
     def condition(
         self,
         prompts: Sequence[str],
-        source_BCHW: Tensor | None = None,
-        images_B3HW: Tensor | None = None,
+        sources: Sources = None,
+        images: Sources = None,
     ) -> Condition:
         colours = torch.tensor([COLOURS[prompt.split()[0]] for prompt in prompts])[:, :, None, None]
         blank = torch.zeros(len(prompts), *self.latent_shape)
-        source = blank if source_BCHW is None else source_BCHW
+        source = blank if sources is None else torch.stack(as_sources(sources)).mean(0)
         return Condition({"colour": colours, "source": source})
 
     def null(self, condition: Condition) -> Condition:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import browser, findings
 from PIL import Image
 from training_record import CAPABILITIES, write_metrics
 
@@ -348,3 +349,14 @@ def test_figures_are_worth_reading() -> None:
         "Base teacher",
         "Held-out pairs",
     ]
+
+
+def test_axe_finds_nothing_serious_in_light_dark_and_on_a_phone(reported) -> None:
+    with browser() as opened:
+        for scheme, width in (("light", 1280), ("dark", 1280), ("dark", 390)):
+            size = {"width": width, "height": 860}
+            page = opened.new_page(color_scheme=scheme, viewport=size)
+            page.goto(reported[1].report_page.as_uri())
+            page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+            assert findings(page) == []
+            page.close()

@@ -608,3 +608,39 @@ def test_a_model_that_makes_nothing_does_not_take_over(student_folder) -> None:
     live.stop()
     assert live.served is None
     assert live.problem
+
+
+# ---------------------------------------------------------------------------------------------
+# What else is told
+
+
+def test_notes_are_told_without_a_picture(served) -> None:
+    with served.client() as client:
+        before = served.metric("danceflow_batch_rows_count")
+        asked = {"prompts": ["a red unicorn", "a red circle"], "edits": True}
+        notes = client.post("/v1/notes", json=asked).json()["notes"]
+        assert "'unicorn'" in notes[0][0]
+        assert notes[1] == []
+        assert client.post("/v1/notes", json={"prompts": []}).status_code == 422
+        assert client.post("/v1/notes", json={"prompts": [" "]}).status_code == 422
+    assert served.metric("danceflow_batch_rows_count") == before
+
+
+def test_a_named_request_is_followed_while_it_is_worked_on(served) -> None:
+    name = "a-name-of-this-test"
+    seen = []
+    asked = {"prompts": ["a red circle"] * 6, "steps": 20}
+    with served.client() as client, served.client() as other, ThreadPoolExecutor(1) as pool:
+        work = pool.submit(
+            client.post, "/v1/generate", json=asked, headers={"X-Danceflow-Request": name}
+        )
+        while not work.done():
+            answer = other.get(f"/v1/progress/{name}")
+            if answer.status_code == 200:
+                seen.append((answer.json()["begun"], answer.json()["steps"]))
+        assert work.result().status_code == 200
+        over = other.get(f"/v1/progress/{name}")
+    assert (over.status_code, said(over)) == (404, "no request of this name is worked on now")
+    assert seen
+    assert seen == sorted(seen)
+    assert {steps for _, steps in seen} == {120}

@@ -1,8 +1,10 @@
 """A clone of the repository with small parameters, in which the real stages run."""
 
+import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -95,6 +97,30 @@ class Checkout:
         (self.root / "dvc.lock").unlink(missing_ok=True)  # it is about other parameters
         self.run("git", "init", "--quiet", "--initial-branch", "main", str(top))
         self.commit()
+
+    def take_environment(self) -> None:
+        """Take the environment of this process as the one that ``make setup`` would make."""
+        place = self.root / ".venv"
+        place.mkdir()
+        for part in Path(sys.prefix).iterdir():
+            (place / part.name).symlink_to(part)
+        ready = place / ".ready"
+        ready.unlink(missing_ok=True)
+        ready.touch()
+
+    def twin(self, folder: Path) -> "Checkout":
+        """Return a copy with what was made in it, whose tracking store is its own."""
+        other = copy.copy(self)
+        other.root = folder / "checkout"
+        other.paths = Paths(other.root)
+        shutil.copytree(self.root, other.root, symlinks=True)
+        moved = str(self.root), str(other.root)
+        other.environment = {
+            **self.environment,
+            "DVC_SITE_CACHE_DIR": str(folder / "site"),
+            "PYTHONPATH": self.environment["PYTHONPATH"].replace(*moved),
+        }
+        return other
 
     def call(
         self, *command: str, environment: Mapping[str, str] | None = None

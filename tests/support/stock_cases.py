@@ -6,7 +6,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from tiny_stock import flux2_pipeline, qwen_image_pipeline, zimage_pipeline
+from tiny_stock import (
+    flux2_pipeline,
+    qwen_image21_pipeline,
+    qwen_image_pipeline,
+    zimage_pipeline,
+)
 from torch import Tensor
 
 SOURCE_SIDE = 64
@@ -20,10 +25,20 @@ def picture(seed: int, size: tuple[int, int] = (SOURCE_SIDE, SOURCE_SIDE)) -> Te
     return blocks.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
+Given = Tensor | list[Tensor] | None
+"""One source image, several, or none."""
+
+
 def to_pil(image_13HW: Tensor) -> Any:
     from PIL import Image
 
     return Image.fromarray((image_13HW[0] * 255).byte().permute(1, 2, 0).numpy())
+
+
+def all_to_pil(source: Given) -> list[Any]:
+    if source is None:
+        return []
+    return [to_pil(item) for item in (source if isinstance(source, list) else [source])]
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,7 @@ class StockCase:
     Attributes:
         family: name of the family that opens its folder.
         build: makes the pipeline; scheduler options may be given.
-        call: runs it: (pipeline, prompts, noise, guidance, size, source or None, **options).
+        call: runs it: (pipeline, prompts, noise, guidance, size, sources or None, **options).
         edits: whether it takes a source image.
         creates: whether it makes images without one.
         scheduler: options with which its grid is tested.
@@ -53,11 +68,11 @@ def call_zimage(
     noise: Tensor,
     guidance: float,
     size: tuple[int, int],
-    source: Tensor | None,
+    source: Given,
     **options: Any,
 ) -> Tensor:
     if source is not None:
-        options["image"] = to_pil(source)
+        [options["image"]] = all_to_pil(source)
         _encode_in_float32(pipeline)
     return pipeline(
         prompt=list(prompts),
@@ -81,12 +96,12 @@ def call_flux2(
     noise: Tensor,
     guidance: float,
     size: tuple[int, int],
-    source: Tensor | None,
+    source: Given,
     **options: Any,
 ) -> Tensor:
     images = pipeline(
         prompt=list(prompts),
-        image=None if source is None else to_pil(source),
+        image=all_to_pil(source) or None,
         latents=noise,
         guidance_scale=guidance,
         height=size[0],
@@ -107,21 +122,31 @@ def call_qwen_image(
     noise: Tensor,
     guidance: float,
     size: tuple[int, int],
-    source: Tensor | None,
+    source: Given,
     **options: Any,
 ) -> Tensor:
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+    from diffusers.pipelines.qwenimage import (
+        pipeline_qwenimage_edit,
+        pipeline_qwenimage_edit_plus,
+    )
 
     batch, channels, height, width = noise.shape
     packed = pipeline._pack_latents(noise, batch, channels, height, width)
-    own_size = None
-    if source is not None:
-        options["image"] = to_pil(source)
-        own_size = (*options["image"].size, None)
-    # The edit pipeline makes every source a megapixel; here it stays as small as it is.
-    with patch.object(
-        pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: own_size
-    ):
+    pictures = all_to_pil(source)
+    is_plus = "Plus" in type(pipeline).__name__
+    if pictures:
+        options["image"] = pictures if is_plus else pictures[0]
+    module = pipeline_qwenimage_edit_plus if is_plus else pipeline_qwenimage_edit
+    sizes, usual = _own_sizes(pictures), module.calculate_dimensions
+
+    def own(area: int, ratio: float) -> Any:
+        if not is_plus:
+            return (*sizes[ratio], None)
+        # What the language model sees has the size that it has always.
+        return usual(area, ratio) if area == module.CONDITION_IMAGE_SIZE else sizes[ratio]
+
+    # The edit pipelines make every source a megapixel; here it stays as small as it is.
+    with patch.object(module, "calculate_dimensions", own):
         images = pipeline(
             prompt=list(prompts),
             negative_prompt=[" "] * batch if guidance > 1 else None,
@@ -134,6 +159,47 @@ def call_qwen_image(
     if options["output_type"] != "latent":
         return images
     return pipeline._unpack_latents(images, *size, pipeline.vae_scale_factor)[:, :, 0]
+
+
+def _own_sizes(pictures: list[Any]) -> dict[float, tuple[int, int]]:
+    """Width and height of pictures by their quotient."""
+    return {picture.width / picture.height: picture.size for picture in pictures}
+
+
+def call_qwen_image21(
+    pipeline: Any,
+    prompts: list[str],
+    noise: Tensor,
+    guidance: float,
+    size: tuple[int, int],
+    source: Given,
+    **options: Any,
+) -> Tensor:
+    from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21 as module
+
+    pictures = all_to_pil(source)
+    sizes = _own_sizes(pictures)
+    own = patch.object(module, "calculate_dimensions", lambda _, ratio: (*sizes[ratio], None))
+    images = []
+    with own:  # which would make every source a megapixel
+        # One by one: it puts a batch's pictures behind the longest of its prompts.
+        for row, prompt in enumerate(prompts):
+            latents = noise[row : row + 1].flatten(2).mT
+            made = pipeline(
+                prompt=prompt,
+                image=pictures or None,
+                negative_prompt=" " if guidance > 1 else None,
+                true_cfg_scale=guidance,
+                latents=latents,
+                height=size[0],
+                width=size[1],
+                **options,
+            ).images
+            images.append(made)
+    found = torch.cat(images)
+    if options["output_type"] == "latent":
+        return found.mT.reshape(noise.shape)
+    return found[:, :3]
 
 
 _DYNAMIC = {"use_dynamic_shifting": True}
@@ -152,6 +218,20 @@ CASES = {
         call_qwen_image,
         edits=True,
         creates=False,
+    ),
+    "qwen_image_edit_plus": StockCase(
+        "qwen_image",
+        lambda **o: qwen_image_pipeline(plus=True, **o),
+        call_qwen_image,
+        edits=True,
+        creates=False,
+    ),
+    "qwen_image21": StockCase(
+        "qwen_image21",
+        qwen_image21_pipeline,
+        call_qwen_image21,
+        edits=True,
+        scheduler=({}, _DYNAMIC),
     ),
     "zimage": StockCase(
         "zimage", zimage_pipeline, call_zimage, edits=False, scheduler=({}, _DYNAMIC)

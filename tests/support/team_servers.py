@@ -1,8 +1,11 @@
 """What the tests of a team's servers share."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import httpx
 from checkout import Checkout
 
 from flows.team.settings import Team
@@ -26,3 +29,12 @@ class Servers:
     team: Team
     table: str
     said: str
+
+
+def ask(team: Team, path: str, body: Mapping[str, Any]) -> Any:
+    """What Prefect's API answers to a POST with the team's login."""
+    user, _, password = team.environment["PREFECT_API_AUTH_STRING"].partition(":")
+    address = f"{team.environment['PREFECT_API_URL']}/{path}"
+    answer = httpx.post(address, json=dict(body), auth=(user, password), timeout=60)
+    answer.raise_for_status()
+    return answer.json()

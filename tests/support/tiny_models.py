@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_stock import flux2_pipeline, qwen_image_pipeline, stock_family, zimage_pipeline
+from tiny_stock import (
+    flux2_pipeline,
+    qwen_image21_pipeline,
+    qwen_image_pipeline,
+    stock_family,
+    zimage_pipeline,
+)
 from torch import nn
 
 from danceflow.fields import normal
@@ -154,6 +160,10 @@ TINY_FAMILIES: Mapping[str, Mapping[str, Callable[[Path], ModelFamily]]] = {
     "qwen_image": {
         "create": lambda folder: stock_family("qwen_image", qwen_image_pipeline(), folder),
         "edit": lambda folder: stock_family("qwen_image", qwen_image_pipeline(edit=True), folder),
+        "plus": lambda folder: stock_family("qwen_image", qwen_image_pipeline(plus=True), folder),
+    },
+    "qwen_image21": {
+        "both": lambda folder: stock_family("qwen_image21", qwen_image21_pipeline(), folder),
     },
     "zimage": {
         "plain": lambda folder: stock_family("zimage", zimage_pipeline(), folder),

@@ -102,11 +102,11 @@ def cached_project(root: Path, capabilities: tuple[str, ...]) -> Paths:
 @contextmanager
 def as_a_stage_runs(params: Params | None = None) -> Iterator[None]:
     """Torch as a stage sets it up, and as it was afterwards."""
-    threads = torch.get_num_threads()
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     determinism.prepare_torch((params or small_params()).run)
     yield
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(strict)
 
 
 class Blind:

@@ -15,6 +15,7 @@ CHAT = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+_PAD = "<|image_pad|>"
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -187,13 +188,14 @@ def flux2_pipeline(**options: Any) -> Any:
     return pipeline
 
 
-def qwen_image_pipeline(*, edit: bool = False, **options: Any) -> Any:
-    """A ``QwenImagePipeline``, or a ``QwenImageEditPipeline``."""
+def qwen_image_pipeline(*, edit: bool = False, plus: bool = False, **options: Any) -> Any:
+    """A ``QwenImagePipeline``, a ``QwenImageEditPipeline`` or a ``QwenImageEditPlusPipeline``."""
 
     def make() -> Any:
         from diffusers import (
             AutoencoderKLQwenImage,
             QwenImageEditPipeline,
+            QwenImageEditPlusPipeline,
             QwenImagePipeline,
             QwenImageTransformer2DModel,
         )
@@ -238,6 +240,7 @@ def qwen_image_pipeline(*, edit: bool = False, **options: Any) -> Any:
                 num_attention_heads=2,
                 joint_attention_dim=16,
                 axes_dims_rope=(2, 2, 4),
+                zero_cond_t=plus,  # as in 2511
             ),
             "vae": AutoencoderKLQwenImage(
                 base_dim=4,
@@ -252,39 +255,142 @@ def qwen_image_pipeline(*, edit: bool = False, **options: Any) -> Any:
             "tokenizer": tokenizer,
             "scheduler": scheduler(**{"shift": 3.0, **options}),
         }
-        if not edit:
+        if not (edit or plus):
             return QwenImagePipeline(**parts)
-        return QwenImageEditPipeline(**parts, processor=None)
+        pipeline_class = QwenImageEditPlusPipeline if plus else QwenImageEditPipeline
+        return pipeline_class(**parts, processor=None)
 
     pipeline = built(make)
-    if edit:
+    if edit or plus:
         pipeline.processor = PictureProcessor(pipeline.tokenizer)
     return pipeline
 
 
-class PictureProcessor:
-    """What ``Qwen2VLProcessor`` does with one picture a text; that class needs torchvision."""
+def qwen_image21_pipeline(**options: Any) -> Any:
+    """A ``QwenImage21Pipeline``."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def make() -> Any:
+        from diffusers import (
+            AutoencoderKLQwenImage21,
+            QwenImage21Pipeline,
+            QwenImage21Transformer2DModel,
+        )
+        from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+        tokenizer = byte_tokenizer()
+        config = Qwen3VLConfig(
+            text_config={
+                "vocab_size": 270,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "max_position_embeddings": 1200,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "mrope_section": [2, 1, 1],
+                },
+            },
+            vision_config={
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_heads": 2,
+                "out_hidden_size": 16,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0],
+            },
+            image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+            video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+            vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+            vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        )
+        return QwenImage21Pipeline(
+            transformer=QwenImage21Transformer2DModel(
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                context_in_dim=16,
+                axes_dims_rope=(2, 2, 4),
+            ),
+            vae=AutoencoderKLQwenImage21(
+                base_dim=4,
+                decoder_base_dim=4,
+                z_dim=4,
+                dim_mult=[1, 1, 1, 1, 1],
+                num_res_blocks=1,
+                temperal_downsample=[False, True, True, True],
+                latents_mean=[-0.3, 0.0, 0.2, 0.4],
+                latents_std=[0.8, 1.0, 1.2, 1.5],
+            ),
+            text_encoder=Qwen3VLForConditionalGeneration(config),
+            processor=PictureProcessor(tokenizer, patch_size=16, min_pixels=1024),
+            scheduler=scheduler(**{"shift": 3.0, **options}),
+        )
+
+    return built(make)
+
+
+class PictureProcessor:
+    """What ``Qwen2VLProcessor`` and ``Qwen3VLProcessor`` do; those classes need torchvision."""
+
+    def __init__(self, tokenizer: Any, **options: Any) -> None:
         from transformers import Qwen2VLImageProcessor
 
         self.tokenizer = tokenizer
-        self.image_processor = Qwen2VLImageProcessor()
+        self.image_processor = Qwen2VLImageProcessor(**options)
 
-    def __call__(self, text: list[str], images: Any, padding: bool, return_tensors: str) -> Any:
-        inputs = self.image_processor(images=images, return_tensors=return_tensors)
-        [grid] = inputs["image_grid_thw"].tolist()
-        count = grid[0] * grid[1] * grid[2] // self.image_processor.merge_size**2
-        texts = [item.replace("<|image_pad|>", "<|image_pad|>" * count) for item in text]
-        inputs.update(self.tokenizer(texts, padding=padding, return_tensors=return_tensors))
+    def __call__(
+        self, text: list[str], return_tensors: str, images: Any = None, **options: Any
+    ) -> Any:
+        from transformers import BatchFeature
+
+        counts: list[int] = []
+        inputs = BatchFeature()
+        if images is not None:
+            inputs = self.image_processor(images=images, return_tensors=return_tensors)
+            cells = self.image_processor.merge_size**2
+            counts = (inputs["image_grid_thw"].prod(1) // cells).tolist()
+        texts = []
+        for item in text:
+            first, *others = item.split(_PAD)
+            texts.append(first + "".join(_PAD * counts.pop(0) + part for part in others))
+        inputs.update(self.tokenizer(texts, return_tensors=return_tensors, **options))
+        if "padding_side" in options:  # Qwen3-VL's says which tokens are a picture's
+            pad = self.tokenizer.convert_tokens_to_ids(_PAD)
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == pad).int()
         return inputs
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        """What the template makes of the system's message alone."""
+        [message] = messages
+        [content] = message["content"]
+        text = f"<|im_start|>{message['role']}\n{content['text']}<|im_end|>\n"
+        return [self.tokenizer(text).input_ids]
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
 
 def stock_family(name: str, pipeline: Any, folder: Path) -> Any:
     """The family of a pipeline saved in ``folder``, for small images."""
     from danceflow.models.family import open_family
 
+    processor = getattr(pipeline, "processor", None)
+    if isinstance(processor, PictureProcessor):
+        pipeline.register_modules(processor=None)
     pipeline.save_pretrained(folder)
-    if isinstance(processor := getattr(pipeline, "processor", None), PictureProcessor):
-        processor.image_processor.save_pretrained(folder / "processor")
-    return open_family(name, folder).sized(SIDE, SIDE)
+    if isinstance(processor, PictureProcessor):
+        pipeline.processor = processor
+        has_own = (folder / "tokenizer").is_dir()
+        part = processor.image_processor if has_own else processor
+        part.save_pretrained(folder / "processor")
+    family = open_family(name, folder)
+    side = max(SIDE, 2 * family.codec.factor * family.unit)
+    return family.sized(side, side)

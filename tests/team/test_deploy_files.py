@@ -202,3 +202,44 @@ def test_every_command_exists(place: str, command: list[str]) -> None:
         assert [name for name in options if name not in done.stdout] == []
     else:
         assert program in {"set", "gh", "cat"}, command
+
+
+def prefects_own(kind: str) -> dict[str, Any]:
+    """The template that a package of workers brings, as the pinned Prefect knows it."""
+    package = files("prefect") or []
+    name = "collections_data/views/aggregate-worker-metadata.json"
+    [place] = [file for file in package if str(file).endswith(name)]
+    known: dict[str, Any] = json.loads(place.read_text())[f"prefect-{kind}"][kind]
+    return known["default_base_job_configuration"]
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_a_work_pools_template_is_the_packages_own_with_further_defaults(kind: str) -> None:
+    own, found = prefects_own(kind), json.loads((DEPLOY / f"work-pools/{kind}.json").read_text())
+    assert found["job_configuration"].keys() == own["job_configuration"].keys()
+    assert found["variables"]["definitions"] == own["variables"]["definitions"]
+    variables = found["variables"]["properties"]
+    for name, schema in own["variables"]["properties"].items():
+        assert {**variables[name], "default": None} == {**schema, "default": None}, name
+    jsonschema.Draft7Validator.check_schema(found["variables"])
+    defaults = {name: item["default"] for name, item in variables.items() if "default" in item}
+    jsonschema.Draft7Validator(found["variables"]).validate(defaults)
+    used = re.findall(r"\{\{ (\w+) \}\}", json.dumps(found["job_configuration"]))
+    assert set(used) == variables.keys()
+    assert all(item.get("description") for item in variables.values())
+    assert SECRETS.search(json.dumps(defaults)) is None
+
+
+def test_a_pod_has_what_several_processes_need() -> None:
+    template = json.loads((DEPLOY / "work-pools/kubernetes.json").read_text())
+    job = template["job_configuration"]["job_manifest"]["spec"]
+    pod = job["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {"project": "/project", "shared-memory": "/dev/shm"}
+    assert {volume["name"] for volume in pod["volumes"]} == mounts.keys()
+    assert container["workingDir"] == "/project"
+    # Fields of a job, which no pod has; Prefect's own template has them in the pod.
+    assert not {"parallelism", "completions"} & pod.keys()
+    assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (1, 1, 0)

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from checkout import Checkout
 from params_files import dump_yaml
 from registered import enter, promotions_of
 from repository import ROOT
+from team_servers import ask
 
 from danceflow.params.read import override
 from danceflow.params.yaml12 import read_yaml
@@ -112,15 +112,6 @@ def test_a_rollback_restores_the_former_champion(
     changes: list[Mapping[str, Any]] = json.loads(said[said.index("[") :])
     assert [change["version"] for change in changes] == [1, 2, 1]
     assert changes[-1]["reason"] == "six fingers"
-
-
-def ask(team: Team, path: str, body: Mapping[str, Any]) -> Any:
-    """What Prefect's API answers to a POST with the team's login."""
-    user, _, password = team.environment["PREFECT_API_AUTH_STRING"].partition(":")
-    address = f"{team.environment['PREFECT_API_URL']}/{path}"
-    answer = httpx.post(address, json=dict(body), auth=(user, password), timeout=60)
-    answer.raise_for_status()
-    return answer.json()
 
 
 def paused(team: Team, asking: subprocess.Popen[str]) -> Any:

@@ -93,12 +93,15 @@ def test_pictures_that_are_worse_than_the_evaluation_s_are_seen(
 
 
 def test_other_requests_cross_limits_and_the_page_shows_them_as_text(
-    project, student, tmp_path: Path
+    project, student, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     params, paths = project
     foreign = [f"{EVIL} number {number} of a very long list of words" for number in range(12)]
-    ServedLog(tmp_path, 1.0).write([row(prompt) for prompt in foreign])
+    rows = [row(prompt) for prompt in foreign]
+    rows[0] = replace(rows[0], time="2999-01-01T00:00:00.000000+00:00")
+    ServedLog(tmp_path, 1.0).write(rows)
     found = compare(params, paths, student, tmp_path, 1.0)
+    assert "samples of a time to come: 1;" in caplog.text
     told = decisions(found)
     assert told["generate", "unknown_words"] == told["generate", "length_shift"] == "crossed"
     assert told["generate", "score_loss"] == "unknown"

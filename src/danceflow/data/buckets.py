@@ -1,16 +1,21 @@
-"""Buckets on disk: one ``datasets`` folder per bucket and split, always with the same columns."""
+"""Buckets on disk: one ``datasets`` folder per bucket and split, always with the same columns.
+
+Those of edits of several pictures have a column for each further one, too.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.errors import DataError
-from danceflow.ops.files import write_json
+from danceflow.ops.files import read_object, write_json
 from danceflow.pictures import FIT, PAPER, png_bytes, read_own, to_picture, to_pixels
 
 if TYPE_CHECKING:
@@ -22,22 +27,28 @@ VALIDATION = "validation"
 FRAMING = "framing.json"
 """In ``data/buckets``: how pictures were brought into their frame, which a student goes on with."""
 
+_PICTURES = (*SOURCE_COLUMNS, "target")
 _DATA_FILE = "data-00000-of-00001.arrow"
 _ROWS_IN_MEMORY = 64
 _EMPTY = "this bucket is empty; its capability has nothing to learn from"
 
 
-def features() -> Any:
+def columns_of(num_further: int = 0) -> tuple[str, ...]:
+    """Return the columns of a bucket whose rows have so many further pictures at most."""
+    return COLUMNS + SOURCE_COLUMNS[1 : 1 + num_further]
+
+
+def features(num_further: int = 0) -> Any:
     """Return the ``datasets`` features of every bucket.
 
-    ``uid``, ``category``, ``variant``, ``prompt``: text. ``source`` (``None`` for text-to-image)
-    and ``target``: PNG images. ``spec``: JSON of what the world knows
-    about the answer, empty where it knows nothing.
+    ``uid``, ``category``, ``variant``, ``prompt``: text. ``source`` (``None`` for text-to-image),
+    further ones (``None`` in rows without) and ``target``: PNG images. ``spec``: JSON of what the
+    world knows about the answer, empty where it knows nothing.
     """
     from datasets import Features, Image, Value
 
     text = Value("string")
-    return Features({n: Image() if n in ("source", "target") else text for n in COLUMNS})
+    return Features({n: Image() if n in _PICTURES else text for n in columns_of(num_further)})
 
 
 def write_bucket(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -57,9 +68,15 @@ class BucketWriter:
     To be used in a ``with`` block; the split can be read when the block was left.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Take the folder to write, which may not be there yet."""
-        self.folder = folder
+    def __init__(self, folder: Path, num_further: int = 0) -> None:
+        """Take what to write.
+
+        Args:
+            folder: may not be there yet.
+            num_further: pictures of a row beside the first source, at most.
+        """
+        self.folder, self.columns = folder, columns_of(num_further)
+        self.features = features(num_further)
         self.digest = hashlib.blake2b(digest_size=8)
 
     def __enter__(self) -> "BucketWriter":
@@ -69,17 +86,17 @@ class BucketWriter:
         self.folder.mkdir(parents=True)
         path = self.folder / _DATA_FILE
         self.writer = ArrowWriter(
-            features=features(), path=str(path), writer_batch_size=_ROWS_IN_MEMORY
+            features=self.features, path=str(path), writer_batch_size=_ROWS_IN_MEMORY
         )
         return self
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a row of ``COLUMNS``; pictures are PNG cells or ``None``."""
-        for name in COLUMNS:
+        """Add a row of the bucket's columns; pictures are PNG cells or ``None``."""
+        for name in self.columns:
             cell = row[name]
             data = cell["bytes"] if isinstance(cell, dict) else (cell or "").encode()
             self.digest.update(len(data).to_bytes(8, "big") + data)
-        self.writer.write({name: row[name] for name in COLUMNS})
+        self.writer.write({name: row[name] for name in self.columns})
 
     def __exit__(self, *error: object) -> None:
         """Close the file and describe it, unless the block was left by an error."""
@@ -89,7 +106,7 @@ class BucketWriter:
             self.writer.close()
             return
         self.writer.finalize()
-        DatasetInfo(features=features()).write_to_directory(str(self.folder))
+        DatasetInfo(features=self.features).write_to_directory(str(self.folder))
         state: dict[str, Any] = {
             "_data_files": [{"filename": _DATA_FILE}],
             "_fingerprint": self.digest.hexdigest(),
@@ -117,11 +134,11 @@ def read_bucket(folder: Path, split: str) -> Any:
         if _has_no_file(place):  # which datasets writes for no rows, but does not read
             raise DataError(f"{place}: {_EMPTY}") from error
         raise DataError(f"{place}: cannot be read as a data set: {error}") from error
-    if set(dataset.column_names) != set(COLUMNS):
+    if {*dataset.column_names} - {*SOURCE_COLUMNS[1:]} != {*COLUMNS}:
         raise DataError(f"{place}: has columns {dataset.column_names}, expected {list(COLUMNS)}")
     if len(dataset) == 0:
         raise DataError(f"{place}: {_EMPTY}")
-    for name in ("source", "target"):
+    for name in (*source_columns(dataset), "target"):
         dataset = dataset.cast_column(name, Image(decode=False))
     return dataset
 
@@ -147,12 +164,11 @@ def read_framing(folder: Path) -> dict[str, str]:
     Raises:
         DataError: they were prepared without.
     """
-    path = folder / FRAMING
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"fit": str(found["fit"]), "paper": str(found["paper"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run the stage prepare") from error
+    path, advice = folder / FRAMING, "run the stage prepare"
+    found = read_object(path, advice)
+    if missing := {"fit", "paper"} - found.keys():
+        raise DataError(f"{path}: has no {' and no '.join(sorted(missing))}; {advice}")
+    return {"fit": str(found["fit"]), "paper": str(found["paper"])}
 
 
 def _has_no_file(folder: Path) -> bool:
@@ -176,6 +192,50 @@ def images_of(dataset: Any, rows: Sequence[int], column: str) -> Tensor:
         shown = " and ".join(f"{width} x {height}" for _, height, width in sorted(sizes)[:2])
         raise DataError(f"{column}: images of {shown} pixels cannot be computed together")
     return torch.stack(images)
+
+
+def source_columns(dataset: Any) -> tuple[str, ...]:
+    """Return the columns of pictures to edit that a bucket has."""
+    return tuple(name for name in SOURCE_COLUMNS if name in dataset.column_names)
+
+
+def sources_of(dataset: Any, rows: Sequence[int]) -> list[Tensor]:
+    """Return the pictures to edit of rows by place, [B, 3, H, W] float32 in [0, 1] each.
+
+    Where a row has no further picture it is NaN.
+
+    Raises:
+        DataError: naming the row whose image is missing or corrupt, or images of several sizes.
+    """
+    first = images_of(dataset, rows, SOURCE_COLUMNS[0])
+    found = [first]
+    for name in source_columns(dataset)[1:]:
+        cells = dataset.select(list(rows))[name]
+        there = [place for place, cell in enumerate(cells) if cell is not None]
+        images = torch.full_like(first, math.nan)
+        if there:
+            images[there] = images_of(dataset, [rows[place] for place in there], name)
+        found.append(images)
+    return found
+
+
+def encoded_sources(
+    images: Sequence[Tensor], encode: Callable[[Tensor], Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return latents of pictures to edit, zeros where there is none, and pictures to look at.
+
+    Args:
+        images: what ``sources_of`` gives.
+        encode: gives the latents of pictures.
+    """
+    there = [~image.flatten(1).isnan().any(1) for image in images]
+    seen = [image.nan_to_num(0.0) for image in images]
+    latents = [encode(image) for image in seen]
+    kept = [
+        found * own.to(found).reshape(-1, *[1] * (found.ndim - 1))
+        for found, own in zip(latents, there, strict=True)
+    ]
+    return kept, seen
 
 
 def _decode(cell: dict[str, Any] | None, place: str) -> Tensor:

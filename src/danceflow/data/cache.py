@@ -7,24 +7,33 @@ to the work folder first, so an interrupted stage goes on where it stopped.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from danceflow.data.buckets import images_of, read_bucket
+from danceflow.data.buckets import (
+    VALIDATION,
+    encoded_sources,
+    images_of,
+    read_bucket,
+    source_columns,
+    sources_of,
+)
 from danceflow.data.cached_rows import INDEX
 from danceflow.data.shards import MappedTable, mapped_tables
 from danceflow.data.sizes import Size, by_size, shown, sizes_of
 from danceflow.data.write_shards import ShardWriter, link_shards
 from danceflow.errors import DataError, WeightsError
-from danceflow.fields import SOURCE, normal, sample, seed_for, with_source
+from danceflow.fields import SOURCES, normal, sample, seed_for, with_source
 from danceflow.models.frozen.reading import Reading, one_to_all, told
 from danceflow.models.memory import DTYPES, memory_of
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256, write_json
+from danceflow.ops.group import current
 from danceflow.paths import MANIFEST
 
 if TYPE_CHECKING:
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SPLIT = "train"
+FIXED = "fixed"
 _NUM_EXAMPLES = 3
 
 
@@ -57,12 +67,23 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         raise WeightsError(
             f"capability {capability!r} edits, but the model in {paths.teachers} takes no source"
         )
+    if config.needs_source and len(source_columns(dataset)) > family.max_sources:
+        raise WeightsError(
+            f"rows of capability {capability!r} have up to {len(source_columns(dataset))} pictures "
+            f"to edit, the model in {paths.teachers} takes {family.max_sources}"
+        )
+    validation = read_bucket(folder, VALIDATION)
     key = keys.cached(
-        params, capability, config, dataset._fingerprint, sha256(paths.teachers / MANIFEST)
+        params,
+        capability,
+        config,
+        dataset._fingerprint,
+        validation._fingerprint,
+        sha256(paths.teachers / MANIFEST),
     )
     with key.working(paths) as work:
         place = paths.cache(capability)
-        _write(work, place, params, capability, teachers, families, dataset, groups)
+        _write(work, place, params, capability, teachers, families, dataset, groups, validation)
 
 
 def _write(
@@ -74,10 +95,12 @@ def _write(
     families: dict[Size, "ModelFamily"],
     dataset: Any,
     groups: dict[Size, list[int]],
+    validation: Any,
 ) -> None:
     """Write the cache of a capability to ``place``, by way of shards in ``work``."""
     config, family = params.capabilities[capability], teachers.family
-    writer = ShardWriter(work, DTYPES[params.cache.dtype], params.cache.batch_size)
+    group = current()
+    writer = ShardWriter(work, DTYPES[params.cache.dtype], params.cache.batch_size, group)
     prompts = sorted(set(dataset["prompt"]))
     unknown = sorted({word for prompt in prompts for word in family.unknown_words(prompt)})
     if unknown:
@@ -97,10 +120,24 @@ def _write(
         )
         for size, rows in groups.items()
     }
+    asked = _write_validation(writer, family, validation, has_source=config.needs_source)
+    fixed = family.fixed_texts()
+    # One row of everything, where there is anything.
+    rows = [0] if fixed else []
+    fixed_shards = writer.write(FIXED, rows, lambda _: {name: t[None] for name, t in fixed.items()})
+    family.release()  # what follows needs the network alone
     tables = mapped_tables([work / name for name in texts])
     samples = {
         size: _write_teacher_samples(
-            writer, params, capability, teachers, families[size], tables, prompt_row, dataset, rows
+            writer,
+            params,
+            capability,
+            teachers,
+            families[size],
+            tables,
+            mapped_tables([work / name for name in latents[size]]),
+            dataset,
+            rows,
         )
         for size, rows in groups.items()
     }
@@ -111,6 +148,8 @@ def _write(
         "num_rows": len(dataset),
         "num_prompts": len(next(iter(tables.values()))),
         "prompts": texts,
+        "fixed": fixed_shards,
+        "validation": asked,
         "sizes": [
             {
                 "image_size": size,
@@ -127,6 +166,8 @@ def _write(
         # the same content is no reason to train.
         "files": writer.files,
     }
+    if not group.is_main:
+        return
     with atomic_directory(place, flush=False) as folder:  # every shard was flushed
         link_shards(writer.files, work, folder)
         write_json(folder / INDEX, index)
@@ -156,9 +197,9 @@ def _write_seen_texts(
     for size, rows in groups.items():
 
         def texts(rows: Sequence[int], family: "ModelFamily" = families[size]) -> dict[str, Tensor]:
-            images = images_of(dataset, rows, "source")
+            latents, images = encoded_sources(sources_of(dataset, rows), family.encode)
             prompts = dataset.select(rows)["prompt"]
-            found = family.condition(list(prompts), family.encode(images), images)
+            found = family.condition(list(prompts), latents, images)
             return _texts(found.tensors, _named(dataset, rows))
 
         names += writer.write(f"prompts-{shown(size)}", rows, texts)
@@ -167,7 +208,7 @@ def _write_seen_texts(
 
 def _texts(tensors: Mapping[str, Tensor], named: Callable[[int], str]) -> dict[str, Tensor]:
     """Return the tensors of prompts; sources are kept beside the latents."""
-    texts = {name: table for name, table in tensors.items() if name != SOURCE}
+    texts = {name: table for name, table in tensors.items() if name not in SOURCES}
     for name, table in texts.items():
         _require_finite(table, named, f"the text encoder's {name}")
     return texts
@@ -238,13 +279,37 @@ def _write_latents(
 
     def latents(rows: Sequence[int]) -> dict[str, Tensor]:
         tensors = {"prompt_row": prompt_row[rows]}
-        for kind in ("target", "source") if has_source else ("target",):
-            tensors[kind] = family.encode(images_of(dataset, rows, kind))
+        tensors["target"] = family.encode(images_of(dataset, rows, "target"))
+        if has_source:
+            found, _ = encoded_sources(sources_of(dataset, rows), family.encode)
+            tensors |= dict(zip(source_columns(dataset), found, strict=True))
+        for kind in [name for name in tensors if name != "prompt_row"]:
             named = _named(dataset, rows)
             _require_finite(tensors[kind], named, f"the codec's latents of the {kind}")
         return tensors
 
     return writer.write(f"latents-{shown(family.image_size)}", rows, latents)
+
+
+def _write_validation(
+    writer: ShardWriter, family: "ModelFamily", dataset: Any, *, has_source: bool
+) -> list[dict[str, Any]]:
+    """Write the conditions of the rows that score a training; return where they are, by size."""
+    found = []
+    for size, rows in by_size(sizes_of(dataset, range(len(dataset)))).items():
+        conditions = partial(_conditions, family.sized(*size), dataset, has_source=has_source)
+        shards = writer.write(f"validation-{shown(size)}", rows, conditions)
+        found.append({"image_size": size, "rows": rows, "conditions": shards})
+    return found
+
+
+def _conditions(
+    family: "ModelFamily", dataset: Any, rows: Sequence[int], *, has_source: bool
+) -> Mapping[str, Tensor]:
+    pictures = sources_of(dataset, rows) if has_source else []
+    latents, images = encoded_sources(pictures, family.encode)
+    prompts = list(dataset.select(rows)["prompt"])
+    return family.condition(prompts, latents or None, images or None).tensors
 
 
 def _write_teacher_samples(
@@ -254,7 +319,7 @@ def _write_teacher_samples(
     teachers: Teachers,
     family: "ModelFamily",
     texts: Mapping[str, MappedTable],
-    prompt_row: Tensor,
+    latents: Mapping[str, MappedTable],
     dataset: Any,
     rows: Sequence[int],
 ) -> list[str]:
@@ -269,14 +334,17 @@ def _write_teacher_samples(
         f"{config.guidance:g}, {cache.num_steps} steps)"
     )
 
+    places = {row: place for place, row in enumerate(rows)}
+
     def samples(rows: Sequence[int]) -> dict[str, Tensor]:
         seeds = [seed_for(params.run.seed, f"cache/{capability}", 0, row) for row in rows]
-        tensors = {name: table[prompt_row[rows]] for name, table in texts.items()}
-        source = None
-        if config.needs_source:
-            source = family.encode(images_of(dataset, rows, "source"))
+        at = torch.tensor([places[row] for row in rows])
+        prompts = latents["prompt_row"][at]
+        tensors = {name: table[prompts] for name, table in texts.items()}
+        columns = source_columns(dataset) if config.needs_source else ()
+        sources = [latents[name][at] for name in columns] or None
         condition = with_source(
-            tensors, source, family.latent_shape, takes_source=family.takes_source
+            tensors, sources, family.latent_shape, takes_source=family.takes_source
         )
         clean = sample(
             field,

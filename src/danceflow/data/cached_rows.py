@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from danceflow.data.shards import MappedTable, mapped_tables, require_whole
 from danceflow.data.sizes import Size, draw_group
 from danceflow.errors import DataError, WeightsError
-from danceflow.fields import Condition, uniform, with_source
+from danceflow.fields import SOURCES, Condition, uniform, with_source
 
 INDEX = "index.json"
 
@@ -25,7 +26,8 @@ class CachedRows:
         texts: prompt tables of the capability, a row per prompt.
         prompt_row: [R] long, each row's place in ``texts``.
         target: [R, C, H, W] latents of the targets.
-        source: [R, C, H, W] latents of the sources, ``None`` for a capability without.
+        sources: [R, C, H, W] latents of the sources by place, zeros where a row has no further
+            one; none for a capability without.
         teacher_samples: [S, C, H, W] the teacher's samples of the first S rows, ``None``: S is 0.
         takes_source: whether the model takes a source.
     """
@@ -34,7 +36,7 @@ class CachedRows:
     texts: Mapping[str, MappedTable]
     prompt_row: MappedTable
     target: MappedTable
-    source: MappedTable | None
+    sources: tuple[MappedTable, ...]
     teacher_samples: MappedTable | None
     takes_source: bool
 
@@ -46,8 +48,8 @@ class CachedRows:
         """Return the conditions of ``rows``, float32."""
         prompts = self.prompt_row[rows]
         tensors = {name: table[prompts] for name, table in self.texts.items()}
-        source = None if self.source is None else self.source[rows]
-        return with_source(tensors, source, self.target.row_shape, takes_source=self.takes_source)
+        sources = [table[rows] for table in self.sources]
+        return with_source(tensors, sources, self.target.row_shape, takes_source=self.takes_source)
 
     def clean(self, kind: str, rows: Tensor) -> Tensor:
         """Return clean latents of ``rows``, float32: the ``data`` targets or ``teacher`` samples.
@@ -70,8 +72,25 @@ class CachedRows:
         return 0 if self.teacher_samples is None else len(self.teacher_samples)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Conditions of rows of the validation split that have one size.
+
+    Attributes:
+        places: in the tables, by row.
+        tables: the conditions.
+    """
+
+    places: Mapping[int, int]
+    tables: Mapping[str, MappedTable]
+
+
 class ConditionCache:
-    """The cached rows of one capability, size by size."""
+    """The cached rows of one capability, size by size.
+
+    Attributes:
+        fixed: what the encoders say of texts that are no row's (``ModelFamily.fixed_texts``).
+    """
 
     def __init__(self, folder: Path) -> None:
         """Open ``folder``, whose rows stay on the disk; it need not be writable.
@@ -85,6 +104,16 @@ class ConditionCache:
             require_whole(folder, self.index["files"], remedy)
             self.texts = mapped_tables([folder / name for name in self.index["prompts"]])
             self.groups = tuple(self._open(folder, entry) for entry in self.index["sizes"])
+            fixed = [folder / name for name in self.index["fixed"]]
+            tables = mapped_tables(fixed) if fixed else {}
+            self.fixed = {name: table[torch.tensor([0])][0] for name, table in tables.items()}
+            self._asked = {
+                (entry["image_size"][0], entry["image_size"][1]): Asked(
+                    {row: place for place, row in enumerate(entry["rows"])},
+                    mapped_tables([folder / name for name in entry["conditions"]]),
+                )
+                for entry in self.index["validation"]
+            }
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         except KeyError as error:
@@ -99,10 +128,22 @@ class ConditionCache:
             texts=self.texts,
             prompt_row=latents["prompt_row"],
             target=latents["target"],
-            source=latents.get("source"),
+            sources=tuple(latents[name] for name in SOURCES if name in latents),
             teacher_samples=mapped_tables(samples)["clean"] if samples else None,
             takes_source=bool(self.index["takes_source"]),
         )
+
+    def validation(
+        self, size: Size, rows: Sequence[int]
+    ) -> tuple[Mapping[str, MappedTable], Tensor]:
+        """Return the conditions of the rows that score a training, and the places of ``rows``.
+
+        Args:
+            size: of their pictures.
+            rows: of the validation split.
+        """
+        asked = self._asked[size]
+        return asked.tables, torch.tensor([asked.places[row] for row in rows])
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -31,12 +31,14 @@ from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.task import Row, Task, build_task
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.family import ModelFamily
-from danceflow.models.memory import exported_memory
+from danceflow.models.memory import DTYPES, exported_memory
 from danceflow.models.package import FROZEN_FOLDER, Package
 from danceflow.models.start import start_backbone
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import file_digests, sha256
+from danceflow.ops.group import current
+from danceflow.params.sections import RUN_KEYS
 from danceflow.paths import MANIFEST
 from danceflow.worlds.world import open_world
 
@@ -82,6 +84,7 @@ def task_of(params: "Params", capability: str, dataset: Any, family: ModelFamily
         DataError: no test prompt can be read.
     """
     config = params.evaluate
+    family.to(params.run.device, DTYPES[params.run.dtype])
     counts = dict.fromkeys(HELD_OUT_VARIANTS, max(1, config.num_samples // 3))
     task = build_task(
         capability,
@@ -92,6 +95,8 @@ def task_of(params: "Params", capability: str, dataset: Any, family: ModelFamily
         config.seeds,
         device=params.run.device,
     )
+    family.fixed_texts()
+    family.release()  # what follows needs the networks and the decoder alone
     if not task.where(STANDARD):
         raise DataError(
             f"data.buckets.{params.capabilities[capability].bucket}: every test prompt has words "
@@ -169,7 +174,15 @@ class Survey:
         return self.task.select(self.places[name])
 
     def images(self, name: str, on_batch: Callable[[int], object]) -> Sequence[Tensor]:
-        """Return a field's answers, all of them finite."""
+        """Return a field's answers, all of them finite.
+
+        Other processes, which ``help_with``, are told to give their share.
+        """
+        current().told(name)
+        return self.share_of(name, on_batch)
+
+    def share_of(self, name: str, on_batch: Callable[[int], object] = int) -> Sequence[Tensor]:
+        """Return a field's answers on the main process; every process gives its share of them."""
         return finite_images(self.part(name), self.fields[name], self.config, name, on_batch)
 
     def result(
@@ -233,6 +246,12 @@ def survey_of(
     places = {name: every if name in (STUDENT, own) else once(task, STANDARD) for name in fields}
     gap_task = task.select(task.first_of_each(STANDARD, _GAP_ROWS))
     return Survey(task, fields, own, places, gap_task, params.evaluate, metrics)
+
+
+def help_with(survey: Survey) -> None:
+    """Give a process's share of the answers that the main one asks for, until it has all."""
+    while (name := current().told(None)) is not None:
+        survey.share_of(name)
 
 
 def ask(
@@ -322,7 +341,7 @@ def _inputs(
         # The student's own frozen parts read the prompts.
         "frozen": {k: v for k, v in student["files"].items() if k.startswith(FROZEN_FOLDER)},
         "base": student.get("base", {}).get("frozen"),
-        "params": params.select(("run", "family", "data.world")),
+        "params": params.select((*RUN_KEYS, "family", "data.world")),
         "evaluate": params.evaluate.model_dump(mode="json", exclude={"guidance", "num_bootstrap"}),
         "capability": [capability, config.teacher, config.guidance],
     }

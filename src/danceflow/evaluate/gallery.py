@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.evaluate.grids import image_grid, tile_sheet
 from danceflow.evaluate.records import (
     HELD_OUT_VARIANTS,
@@ -85,6 +86,8 @@ def _columns(
     }
     sources, targets = task.sources, task.targets
     columns = {"source": [sources[place] for place in places]} if task.is_edit else {}
+    for number, further in enumerate(task.further, 2):
+        columns[f"source {number}"] = [further[place] for place in places]
     for heading, field in headings.items():
         found = [answers[field].at(place) for place in places]
         images = [item[0] for item in found if item is not None]
@@ -111,6 +114,8 @@ def _write_tiles(
     sources, targets = task.sources, task.targets
     places = [(kind, place) for kind in kinds for place in kinds[kind]]
     columns = {"source": [sources[place] for _, place in places]} if task.is_edit else {}
+    for name, further in zip(SOURCE_COLUMNS[1:], task.further, strict=False):
+        columns[name] = [further[place] for _, place in places]
     columns["target"] = [targets[place] for _, place in places]
     rows = [
         {

@@ -14,6 +14,7 @@ from danceflow.evaluate.asked import (
     ask,
     ask_and_judge,
     fields_of,
+    help_with,
     judge_of,
     require_sizes,
     survey_of,
@@ -33,6 +34,7 @@ from danceflow.models.memory import exported_memory
 from danceflow.models.package import load_package
 from danceflow.models.teachers import Teachers
 from danceflow.ops.files import atomic_directory, sha256, write_json
+from danceflow.ops.group import current
 from danceflow.paths import MANIFEST
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     """
     started = time.monotonic()
     metrics, notes = open_metrics(params.evaluate.weights, paths.root)
-    judge = judge_of(params, paths, capability)
+    judge = judge_of(params, paths, capability) if current().is_main else None
     bucket = paths.bucket(params.capabilities[capability].bucket)
     dataset = read_bucket(bucket, SPLIT)
     memory = exported_memory(params.run)
@@ -61,6 +63,9 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     require_sizes(paths.student, student, dataset)
     task = task_of(params, capability, dataset, student.family)
     survey = survey_of(params, task, fields_of(params, capability, student, teachers), metrics)
+    if not current().is_main:
+        help_with(survey)
+        return
     with tqdm(
         total=survey.num_images, desc=f"evaluate {capability}", unit="image", mininterval=2
     ) as bar:
@@ -69,6 +74,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         else:
             survey, images, results = ask_and_judge(survey, judge, bar)
             notes.append(judge.note())
+    current().told(None)  # no more is asked
     with atomic_directory(paths.evaluation_images(capability)) as folder:
         drawn = {
             name: Answers(survey.places[name], images[name], [row.score for row in result.rows])

@@ -8,22 +8,27 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from danceflow.data.ahead import Ahead, pinned_condition
-from danceflow.data.buckets import images_of, rows_of
+from danceflow.data.buckets import encoded_sources, images_of, rows_of, sources_of
 from danceflow.data.shards import MappedTable
-from danceflow.data.sizes import by_size, sizes_of
+from danceflow.data.sizes import Size, by_size, sizes_of
 from danceflow.data.write_shards import spilled
+from danceflow.errors import WeightsError
 from danceflow.evaluate.records import STANDARD, UNKNOWN_WORDS
 from danceflow.fields import Condition, VelocityField, normal, sample, seed_for
 from danceflow.models.family import ModelFamily
+from danceflow.ops.group import current
 from danceflow.worlds.world import Sample, World
 
 _LOG = logging.getLogger(__name__)
+Conditions = Callable[[Size, Sequence[int]], tuple[Mapping[str, MappedTable], Tensor]]
+"""Gives tables of conditions, and which of their rows belong to rows of the data of one size."""
 _ROWS_TOGETHER = 64
 """Rows whose prompts and sources are encoded together."""
 
@@ -59,6 +64,7 @@ class Part:
         asked: [B] long, the row of the tables that each question has.
         noise: [B, C, H, W] initial states.
         source: [B, 3, H, W] images in [0, 1], or ``None`` for text-to-image.
+        further: further images of the edits by place, [B, 3, H, W] each; NaN where a row has none.
         target: [B, 3, H, W] exact answers (for text-to-image, one of many).
     """
 
@@ -69,6 +75,7 @@ class Part:
     noise: Tensor
     source: Tensor | None
     target: Tensor
+    further: tuple[Tensor, ...] = ()
 
     @property
     def condition(self) -> Condition:
@@ -92,6 +99,7 @@ class Part:
             noise=self.noise[at.to(self.noise.device)],
             source=None if self.source is None else self.source[at],
             target=self.target[at],
+            further=tuple(images[at] for images in self.further),
         )
 
 
@@ -162,6 +170,18 @@ class Task:
         return self._in_order([() if p.source is None else tuple(p.source) for p in self.parts])
 
     @property
+    def further(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The further images of the edits by place, [3, H, W] each; white where there is none."""
+        places = range(self.num_further)
+        found = [self._in_order([tuple(p.further[n]) for p in self.parts]) for n in places]
+        return tuple(tuple(image.nan_to_num(1.0) for image in images) for images in found)
+
+    @property
+    def num_further(self) -> int:
+        """How many further images an edit of the capability has at most."""
+        return len(self.parts[0].further)
+
+    @property
     def targets(self) -> tuple[Tensor, ...]:
         """The exact answers, [3, H, W] each."""
         return self._in_order([tuple(part.target) for part in self.parts])
@@ -230,6 +250,9 @@ class Task:
     ) -> tuple[Tensor, ...]:
         """Return the field's answer to every row, [3, H, W] float32 in [0, 1] on the CPU.
 
+        Of several processes each answers its share of the batches of every size, and the main one
+        gets all answers; the others get none.
+
         Args:
             field: the field to sample from, by Euler steps on the family's grid for the size.
             num_steps: number of steps.
@@ -237,19 +260,24 @@ class Task:
             on_batch: called with the number of finished samples after every batch.
         """
         found: list[list[Tensor]] = []
+        group = current()
         for part in self.parts:
             device = part.noise.device
             grid = part.family.grid(num_steps).to(device)
             found.append([])
             ahead = Ahead(partial(part.read, batch_size))
-            for start in range(0, len(part.places), batch_size):
-                end = start + batch_size
-                condition = ahead.take(start // batch_size, last=end >= len(part.places))
+            batches = group.share(-(-len(part.places) // batch_size))
+            for number in batches:
+                start, end = number * batch_size, (number + 1) * batch_size
+                condition = ahead.take(number, last=number == batches[-1])
                 condition = condition.to(device, non_blocking=True)
                 clean = sample(field, part.noise[start:end], condition, grid)
                 found[-1] += part.family.decode(clean).cpu()
                 on_batch(len(clean))
-        return self._in_order(found)
+        parts = group.gathered(found)
+        if not group.is_main:
+            return ()
+        return self._in_order([[*chain(*shares)] for shares in zip(*parts, strict=True)])
 
 
 def build_task(
@@ -262,6 +290,7 @@ def build_task(
     *,
     purpose: str = "evaluate",
     device: str = "cpu",
+    cached: Conditions | None = None,
 ) -> Task:
     """Return the first rows of each category of each variant, once for every noise seed.
 
@@ -277,6 +306,7 @@ def build_task(
         seeds: noise seeds; the noise of a row is a function of (seed, purpose, place of the row).
         purpose: keeps the noise of different uses apart.
         device: where to compute.
+        cached: gives the conditions of rows of a size, if encoders need not be asked for them.
 
     Raises:
         DataError: there are fewer rows, or a row has a corrupt image.
@@ -294,7 +324,8 @@ def build_task(
     for size, index in by_size(sizes_of(dataset, places)).items():
         prompts, rows = [samples[i].prompt for i in index], [places[i] for i in index]
         noise_seeds = [seed_for(seed, purpose, 0, row) for seed in seeds for row in rows]
-        part = _part(family.sized(*size), dataset, rows, prompts, noise_seeds, device)
+        given = None if cached is None else cached(size, rows)
+        part = _part(family.sized(*size), dataset, rows, prompts, noise_seeds, device, given)
         repeats = range(len(seeds))
         parts.append(
             replace(part, places=tuple(r * len(places) + i for r in repeats for i in index))
@@ -325,26 +356,41 @@ def _part(
     prompts: Sequence[str],
     noise_seeds: Sequence[int],
     device: str,
+    cached: tuple[Mapping[str, MappedTable], Tensor] | None,
 ) -> Part:
     """Return rows of one size, as often as there are noise seeds for them."""
     target = images_of(dataset, rows, "target")
     has_source = dataset[rows[0]]["source"] is not None
-    source = images_of(dataset, rows, "source") if has_source else None
+    images = sources_of(dataset, rows) if has_source else []
+    if len(images) > max(1, family.max_sources):
+        raise WeightsError(
+            f"rows to be evaluated have up to {len(images)} pictures to edit, the model takes "
+            f"{family.max_sources}"
+        )
 
     def conditions(some: Sequence[int]) -> Mapping[str, Tensor]:
-        pixels = None if source is None else source[some].to(device)
-        latents = None if pixels is None else family.encode(pixels)
-        return family.condition([prompts[i] for i in some], latents, pixels).tensors
+        here = [image[some].to(device) for image in images]
+        latents, pixels = encoded_sources(here, family.encode)
+        texts = [prompts[i] for i in some]
+        return family.condition(texts, latents or None, pixels or None).tensors
 
     at = torch.arange(len(noise_seeds)) % len(rows)
+    if cached is None:
+        tables: Mapping[str, MappedTable] = spilled(
+            "conditions", range(len(rows)), conditions, _ROWS_TOGETHER
+        )
+        asked = at
+    else:
+        tables, asked = cached[0], cached[1][at]
     return Part(
         places=tuple(range(len(noise_seeds))),
         family=family,
-        tables=spilled("conditions", range(len(rows)), conditions, _ROWS_TOGETHER),
-        asked=at,
+        tables=tables,
+        asked=asked,
         noise=normal(family.latent_shape, noise_seeds).to(device),
-        source=None if source is None else source[at],
+        source=images[0][at] if images else None,
         target=target[at],
+        further=tuple(image[at] for image in images[1:]),
     )
 
 

@@ -27,7 +27,16 @@ from danceflow.fields.objective import (
 from danceflow.fields.query import COUPLINGS, INDEPENDENT, QUERIES, draw_queries, require_single
 from danceflow.fields.rollout import Dynamics, Ode, Sde, States, rollout, sample
 from danceflow.fields.seeds import derive_seeds, normal, seed_for, uniform
-from danceflow.fields.sources import SOURCE, no_sources, rows_with_source, with_source
+from danceflow.fields.sources import (
+    MAX_SOURCES,
+    SOURCE,
+    SOURCES,
+    Sources,
+    as_sources,
+    no_sources,
+    rows_with_source,
+    with_source,
+)
 from danceflow.fields.states import (
     LOGIT_NORMAL,
     ForwardNoised,
@@ -42,10 +51,12 @@ __all__ = [
     "COUPLINGS",
     "INDEPENDENT",
     "LOGIT_NORMAL",
+    "MAX_SOURCES",
     "OBJECTIVES",
     "QUERIES",
     "REDUCTIONS",
     "SOURCE",
+    "SOURCES",
     "AverageField",
     "Condition",
     "CountingField",
@@ -58,10 +69,12 @@ __all__ = [
     "OnPolicy",
     "Queries",
     "Sde",
+    "Sources",
     "StateRequest",
     "StateSource",
     "States",
     "VelocityField",
+    "as_sources",
     "derive_seeds",
     "draw_queries",
     "guidance_cost",

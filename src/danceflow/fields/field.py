@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from danceflow.columns import SOURCE_COLUMNS
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -55,11 +57,13 @@ class Condition:
         """Return the rows of all parts in order.
 
         Tensors [B, L, ...] whose L differs between parts (prompts of different lengths) are padded
-        at the end with zeros to the longest; a mask padded so marks what is padding.
+        at the end with zeros to the longest; a mask padded so marks what is padding. A part
+        without a further source's tensor has zeros there.
 
         Raises:
             ValueError: no parts, or parts whose tensors have different names or other shapes.
         """
+        parts = _with_further_sources(parts)
         names = {tuple(sorted(part.tensors)) for part in parts}
         if len(names) != 1:
             raise ValueError(f"conditions with different tensors cannot be joined: {names}")
@@ -76,6 +80,27 @@ class Condition:
         """
         moved = {n: t.to(device, non_blocking=non_blocking) for n, t in self.tensors.items()}
         return Condition(moved)
+
+
+def _with_further_sources(parts: Sequence[Condition]) -> Sequence[Condition]:
+    """Return the parts, each with the further sources that any of them has."""
+    found = {
+        name: part.tensors[name].shape[1:]
+        for name in SOURCE_COLUMNS[1:]
+        for part in parts
+        if name in part.tensors
+    }
+    filled = []
+    for part in parts:
+        missing = {
+            name: next(iter(part.tensors.values())).new_zeros(
+                part.num_samples, *shape, dtype=torch.float32
+            )
+            for name, shape in found.items()
+            if name not in part.tensors
+        }
+        filled.append(Condition({**part.tensors, **missing}) if missing else part)
+    return filled
 
 
 def pad_length(tensor_BL: Tensor, length: int) -> Tensor:

@@ -161,6 +161,8 @@ class StateRequest:
         runs: sizes of the consecutive runs of samples that belong together; None: all do.
         coupling: how the queries of a run are coupled, a name of `fields.query.COUPLINGS`.
         num_rounds: how often every sample draws its K queries, each time anew.
+        whole: where other processes collect other samples of the batch: the seeds of all of it,
+            to which ``runs`` refers then, and the places of these samples in it.
     """
 
     student: VelocityField
@@ -173,23 +175,29 @@ class StateRequest:
     runs: Sequence[int] | None = None
     coupling: str = INDEPENDENT
     num_rounds: int = 1
+    whole: tuple[Sequence[int], Sequence[int]] | None = None
 
     def draw(self, query: str, num_queries: int) -> Tensor:
-        """Return rollout indices [B, num_rounds * K] long, round by round; rounds may repeat."""
+        """Return rollout indices [B, num_rounds * K] long, round by round; rounds may repeat.
+
+        They are drawn for the whole batch, whose samples may be coupled.
+        """
+        seeds, places = (self.seeds, None) if self.whole is None else self.whole
         rounds = [
             draw_queries(
                 query,
-                len(self.seeds),
+                len(seeds),
                 len(self.grid) - 1,
                 num_queries,
-                derive_seeds(self.seeds, "round", number) if number else self.seeds,
+                derive_seeds(seeds, "round", number) if number else seeds,
                 progress=self.progress,
                 coupling=self.coupling,
                 runs=self.runs,
             )
             for number in range(self.num_rounds)
         ]
-        return torch.cat(rounds, dim=1)
+        drawn = torch.cat(rounds, dim=1)
+        return drawn if places is None else drawn[list(places)]
 
     def noise(self) -> Tensor:
         """Return each sample's own noise [B, C, H, W], float32 on the grid's device."""

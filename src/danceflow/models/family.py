@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError, unknown_name
-from danceflow.fields import Condition, GuidedField, VelocityField
+from danceflow.fields import Condition, GuidedField, Sources, VelocityField
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.layout import Layout
 
@@ -29,6 +29,8 @@ class ModelFamily(Protocol):
     latent_shape: tuple[int, int, int]
     takes_source: bool
     """Whether the backbone can edit."""
+    max_sources: int
+    """How many pictures an edit may have; 0 for a backbone that cannot edit."""
     sees_source: bool
     """Whether the prompt encoders look at the source image, and need it as pixels."""
     adapter_targets: tuple[str, ...]
@@ -55,8 +57,8 @@ class ModelFamily(Protocol):
     def condition(
         self,
         prompts: Sequence[str],
-        source_BCHW: Tensor | None = None,
-        images_B3HW: Tensor | None = None,
+        sources: Sources = None,
+        images: Sources = None,
     ) -> Condition:
         """Return the condition of ``prompts`` and, for edits, of source images.
 
@@ -64,12 +66,13 @@ class ModelFamily(Protocol):
 
         Args:
             prompts: B texts.
-            source_BCHW: latents of the source images, of any size; a row of zeros, and ``None``,
-                is no source.
-            images_B3HW: the same images in [0, 1]; only a family that ``sees_source`` uses them.
+            sources: latents [B, C, H, W] of the source images, of any size, or of the first, the
+                second and the third ones; a row of zeros, and ``None``, is no source.
+            images: the same images in [0, 1]; only a family that ``sees_source`` uses them.
 
         Raises:
-            WeightsError: if a source is given that the family cannot use, or not as it needs it.
+            WeightsError: if a source is given that the family cannot use, or not as it needs it,
+                or more of them than it takes.
         """
         ...
 
@@ -182,14 +185,35 @@ class ModelFamily(Protocol):
         """Return the frozen networks by the names of their folders."""
         ...
 
-    def to(self, device: torch.device | str) -> "ModelFamily":
-        """Move the frozen parts to ``device``, where conditions are then made; return itself."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelFamily":
+        """Keep the frozen parts on ``device``, where conditions are then made; return itself.
+
+        Args:
+            device: where to. What was not read yet is read there.
+            dtype: of the prompt encoders, if they are to change it; the codec stays float32.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give the memory of encoders back, which are read again if they are asked again.
+
+        What decodes latents stays.
+        """
+        ...
+
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return what the encoders say of texts that are no row's, such as the empty prompt."""
+        ...
+
+    def take_fixed(self, texts: Mapping[str, Tensor]) -> None:
+        """Take what :meth:`fixed_texts` gave elsewhere, so that no encoder is asked here."""
         ...
 
 
 FAMILIES = {
     "flux2": "danceflow.models.families.flux2:Flux2Family",
     "qwen_image": "danceflow.models.families.qwen_image:QwenImageFamily",
+    "qwen_image21": "danceflow.models.families.qwen_image21:QwenImage21Family",
     "sd3": "danceflow.models.families.sd3:Sd3Family",
     "zimage": "danceflow.models.families.zimage:ZImageFamily",
 }

@@ -27,18 +27,29 @@ class Tokens:
         prompt: tokens of the prompt.
         vision: tokens of a vision encoder's features.
         sample: rows of what is computed once per state, such as the embedding of sigma.
+        joint: rows of the stream ``all`` where it is not the sum of the others.
+        pairs: of rows of the stream ``all`` that look at each other in attention, where it is not
+            all at all.
     """
 
     image: int
     prompt: int
     vision: int = 0
     sample: int = 1
+    joint: int | None = None
+    pairs: int | None = None
 
     def of(self, stream: Stream) -> int:
         """Return the rows of a stream."""
         if stream == "all":
-            return self.image + self.prompt + self.vision
+            return self.joint or self.image + self.prompt + self.vision
         return int(getattr(self, stream))
+
+    def pairs_of(self, stream: Stream) -> int:
+        """Return the pairs of rows of a stream that look at each other in attention."""
+        if stream == "all" and self.pairs is not None:
+            return self.pairs
+        return self.of(stream) ** 2
 
 
 @dataclass(frozen=True)

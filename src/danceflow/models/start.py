@@ -1,6 +1,6 @@
 """The student's initial weights: a teacher's, or a weighted average of teachers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -42,7 +42,11 @@ def float_base(teachers: Teachers, shares: Mapping[str, float]) -> nn.Module:
 
 
 def start_student(
-    config: "DistillParams", teachers: Teachers, seed: int, shares: Mapping[str, float]
+    config: "DistillParams",
+    teachers: Teachers,
+    seed: int,
+    shares: Mapping[str, float],
+    spread: Callable[[nn.Module], object] = bool,
 ) -> tuple[nn.Module, list[nn.Parameter]]:
     """Return the student's backbone and its trainable parameters.
 
@@ -54,12 +58,15 @@ def start_student(
         teachers: the loaded teachers.
         seed: decides the factors that start at random.
         shares: of each teacher in the start, as ``capability.asked`` says.
+        spread: may share a network whose weights are all trained out among processes, while it is
+            in main memory.
 
     Raises:
         WeightsError: a teacher is not loaded, or the shares sum to 0.
     """
     if config.student == "full":
         start = start_backbone(teachers, shares).requires_grad_(True)
+        spread(start)
         backbone = teachers.memory.compiled(start.to(teachers.memory.device))
         return backbone, list(backbone.parameters())
     rank = config.lora_rank

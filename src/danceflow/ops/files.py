@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from danceflow.errors import DanceflowError, DiskSpaceError
+from danceflow.errors import DanceflowError, DataError, DiskSpaceError
 from danceflow.ops.processes import is_running, process_mark
 
 _LOG = logging.getLogger(__name__)
@@ -149,6 +149,25 @@ def write_json(path: Path, value: Any) -> None:
         DanceflowError: As ``atomic_file``.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_object(path: Path, advice: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Args:
+        path: The file.
+        advice: What to do where there is none, such as ``run the stage report``.
+
+    Raises:
+        DataError: The file is missing, is no JSON or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("it holds no object")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {advice}") from error
+    return found
 
 
 @contextlib.contextmanager

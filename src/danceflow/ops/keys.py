@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from danceflow.ops.code import PACKAGE, SOURCE, code_digest, digest_of
 from danceflow.ops.files import exclusive, fingerprint
+from danceflow.ops.group import current
+from danceflow.params.sections import RUN_KEYS
 
 if TYPE_CHECKING:
     from danceflow.params.sections import CapabilityParams, DataParams, Params
@@ -64,16 +66,26 @@ class Key:
 
     @contextlib.contextmanager
     def working(self, paths: "Paths") -> Iterator[Path]:
-        """Give its work folder for this process alone; who comes second waits."""
-        with exclusive(guard_of(self.folder(paths))):
+        """Give its work folder for these processes alone; who comes second waits."""
+        with _alone_in(guard_of(self.folder(paths))):
             yield self.touched(paths)
 
 
 @contextlib.contextmanager
 def training_teachers(paths: "Paths") -> Iterator[None]:
     """Keep other processes out of the work on teachers, all of it, within the block."""
-    with exclusive(guard_of(paths.work("teacher-"))):
+    with _alone_in(guard_of(paths.work("teacher-"))):
         yield
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep others out of a folder within the block; of a group the main process does it for all."""
+    group = current()
+    with exclusive(folder) if group.is_main else contextlib.nullcontext():
+        group.wait()
+        yield
+        group.wait()
 
 
 def is_work(name: str) -> bool:
@@ -97,7 +109,12 @@ def prepared(data: "DataParams", source: str) -> Key:
 
 
 def cached(
-    params: "Params", name: str, config: "CapabilityParams", rows: str, teachers: str
+    params: "Params",
+    name: str,
+    config: "CapabilityParams",
+    rows: str,
+    validation: str,
+    teachers: str,
 ) -> Key:
     """Return the key of what is computed once about a capability.
 
@@ -106,12 +123,13 @@ def cached(
         name: of the capability.
         config: its section, whose weight is a matter of the training.
         rows: digest of its training rows.
+        validation: digest of the rows that score a training.
         teachers: digest of the teachers' manifest.
     """
     content = {
-        "params": params.select(("run", "family", "cache")),
+        "params": params.select((*RUN_KEYS, "family", "cache")),
         "capability": config.model_dump(mode="json", exclude={"weight"}),
-        "data": rows,
+        "data": [rows, validation],
         "teachers": teachers,
     }
     return _key("cache", content, name)
@@ -133,7 +151,7 @@ def trained(
         validation: digest of every capability's validation rows.
     """
     content = {
-        "params": params.select(("run", "family", "capabilities", "distill")),
+        "params": params.select((*RUN_KEYS, "family", "capabilities", "distill")),
         "teachers": teachers,
         "caches": dict(caches),
         "validation": dict(validation),
@@ -170,7 +188,7 @@ def text_encoder(params: "Params", prompts: Sequence[str]) -> Key:
         prompts: the training prompts of all buckets.
     """
     content = {
-        "params": params.select(("run", "family", "data.world")),
+        "params": params.select((*RUN_KEYS, "family", "data.world")),
         "prompts": list(prompts),
     }
     return _key("text-encoder", content)
@@ -188,7 +206,7 @@ def teacher(params: "Params", name: str, frozen: str, init: str | None, rows: st
     """
     content = {
         "teacher": params.teachers[name].model_dump(mode="json", exclude_none=True),
-        "params": params.select(("run", "family", "data.world")),
+        "params": params.select((*RUN_KEYS, "family", "data.world")),
         "frozen": frozen,
         "init": init,
         "rows": rows,

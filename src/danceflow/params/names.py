@@ -38,7 +38,7 @@ DYNAMICS_NAMES = ("ode", "sde")
 Routing = Literal["hard", "soft"]
 ROUTING_NAMES: tuple[Routing, ...] = get_args(Routing)
 COUPLING_NAMES = ("independent", "antithetic", "stratified")
-FAMILY_NAMES = ("flux2", "qwen_image", "sd3", "zimage")
+FAMILY_NAMES = ("flux2", "qwen_image", "qwen_image21", "sd3", "zimage")
 SOURCE_NAMES = ("table", "folder", "dataset")
 SCRATCH, BROUGHT = "scratch", "brought"
 """What a teacher's ``init`` can say beside another teacher's name."""

@@ -133,6 +133,13 @@ def _rule_distill(sections: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("distill.merge_weights", "at least one weight should be above 0")
 
 
+def _rule_processes(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    run: RunParams | None = sections.get("run")
+    if run is not None and run.num_processes > 1 and run.device not in {"cpu", "cuda"}:
+        text = f"{run.num_processes} processes need run.device cpu or cuda, not {run.device!r}"
+        yield Problem("run.num_processes", text)
+
+
 def _rule_base(sections: Mapping[str, Any]) -> Iterator[Problem]:
     """Only a network that stays as it is can be held in fewer bits."""
     run: RunParams | None = sections.get("run")
@@ -235,6 +242,7 @@ def _rule_notify(sections: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 RULES = (
+    _rule_processes,
     _rule_capabilities,
     _rule_weights,
     _rule_teachers,

@@ -75,6 +75,13 @@ class RunParams(Section):
     block."""
     compile: bool
     """Whether the repeated blocks of every network are compiled."""
+    num_processes: PositiveCount
+    """Processes that compute cache, teachers, distill and evaluate together, on all machines; on
+    cuda each has a GPU of its own. Part of no stage's key: it decides no more than rounding."""
+
+
+RUN_KEYS = tuple(f"run.{name}" for name in RunParams.model_fields if name != "num_processes")
+"""What of the section ``run`` is in the keys of stages and of work: who computes is not."""
 
 
 class TransformerParams(Section):

@@ -12,13 +12,16 @@ from danceflow.plan.devices import CPU, DEFAULT_GPU, Device, device_of
 from danceflow.plan.measure import network_of
 from danceflow.plan.memory import (
     BYTES,
+    FLOAT,
     Item,
+    cache_items,
     evaluate_items,
     memory_items,
     moment_items,
     skill_tokens,
 )
 from danceflow.plan.network import Network
+from danceflow.plan.spread import busiest_share, exchange_seconds
 from danceflow.plan.training import (
     Evaluations,
     Skill,
@@ -48,13 +51,15 @@ class Plan:
         device: where.
         memory: what the updates hold, part by part, and read from the disk.
         moments: main memory that is held beside it for a moment, one after the other.
+        cache: what the stage cache holds, part by part.
         evaluate: what the evaluation holds, part by part.
         evaluations: expected field evaluations per update, by capability.
         num_updates: how many there are.
         tokens: of one state, by capability.
         forward_flops: operations of one of the student's evaluations, by capability.
         training_flops: operations of its forward and backward pass, by capability.
-        update_seconds: of an update, by part of the ledger.
+        update_seconds: of an update, by part of the ledger; of the process with most samples.
+        exchange_seconds: of an update, to sum gradients over all processes.
         cache_seconds: of the teacher samples in the caches.
     """
 
@@ -64,6 +69,7 @@ class Plan:
     device: Device
     memory: tuple[Item, ...]
     moments: tuple[Item, ...]
+    cache: tuple[Item, ...]
     evaluate: tuple[Item, ...]
     evaluations: tuple[Evaluations, ...]
     num_updates: int
@@ -71,6 +77,7 @@ class Plan:
     forward_flops: Mapping[str, float]
     training_flops: Mapping[str, float]
     update_seconds: Mapping[str, float]
+    exchange_seconds: float
     cache_seconds: float
 
     @property
@@ -101,7 +108,7 @@ class Plan:
             seconds * (1.0 if part == "rollout" else share)
             for part, seconds in self.update_seconds.items()
         )
-        return self.num_updates * each / SECONDS_PER_HOUR
+        return self.num_updates * (each + self.exchange_seconds) / SECONDS_PER_HOUR
 
     @property
     def cache_hours(self) -> float:
@@ -116,10 +123,15 @@ class Plan:
         """Return the bytes that the evaluation holds in ``device`` or ``main`` memory."""
         return _sum_of(self.evaluate, place)
 
+    def cache_held(self, place: str) -> float:
+        """Return the bytes that the stage cache holds in ``device`` or ``main`` memory."""
+        return _sum_of(self.cache, place)
+
     def peak(self, place: str) -> float:
         """Return the most bytes of ``device`` or ``main`` memory that are held at any time."""
         moment = max((item.num_bytes for item in self.moments if item.place == place), default=0)
-        return max(self.held(place) + moment, self.evaluate_held(place))
+        stages = (self.held(place) + moment, self.cache_held(place), self.evaluate_held(place))
+        return max(stages)
 
 
 def _sum_of(items: Sequence[Item], place: str) -> float:
@@ -190,24 +202,29 @@ def plan_training(training: Workload, architecture: Architecture, device: Device
             rank = training.adapters.get(teacher)
             seconds["teachers"] += count * network.forward_flops(tokens[name], rank) / fast
     per_update = sum(sum(cost.parts.values()) for cost in costs)
+    rank = training.rank
+    trained = network.parameters if rank is None else network.adapter_parameters(rank)
     return Plan(
         architecture=architecture,
         network=network,
         training=training,
         device=device,
         memory=tuple(memory_items(training, architecture, network)),
-        moments=tuple(moment_items(training, architecture, network)),
+        moments=tuple(moment_items(training, network)),
+        cache=tuple(cache_items(training, architecture, network)),
         evaluate=tuple(evaluate_items(training, architecture, network)),
         evaluations=tuple(costs),
         num_updates=num_updates(training, per_update),
         tokens=tokens,
         forward_flops=forward,
         training_flops=backward,
-        update_seconds=seconds,
+        update_seconds={part: busiest_share(training) * s for part, s in seconds.items()},
+        exchange_seconds=exchange_seconds(training, FLOAT * trained),
         cache_seconds=sum(
             _cache_flops(training, network, skill, tokens[skill.name]) for skill in training.skills
         )
-        / device.speed(half),
+        / device.speed(half)
+        / training.num_processes,
     )
 
 
@@ -269,6 +286,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "main_bytes": round(plan.held("main")),
         "disk_bytes": round(plan.held("disk")),
         "moment_bytes": _items(plan.moments),
+        "cache_bytes": _items(plan.cache),
         "evaluate_bytes": _items(plan.evaluate),
         "peak_device_bytes": round(plan.peak("device")),
         "peak_main_bytes": round(plan.peak("main")),
@@ -292,6 +310,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
             "utilisation": device.utilisation,
             "measured": device.is_measured,
             "seconds_per_update": dict(plan.update_seconds),
+            "exchange_seconds_per_update": plan.exchange_seconds,
+            "num_processes": training.num_processes,
             "hours": plan.hours,
             "cache_hours": plan.cache_hours,
         },

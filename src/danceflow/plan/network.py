@@ -111,7 +111,7 @@ class Network:
 
     def attention_flops(self, tokens: Tokens) -> float:
         """Return the operations of all attention of one forward pass of one state."""
-        return float(sum(4 * a.width * tokens.of(a.stream) ** 2 for a in self.attentions))
+        return float(sum(4 * a.width * tokens.pairs_of(a.stream) for a in self.attentions))
 
     def activation_bytes(
         self, tokens: Tokens, num_bytes: int, rank: int | None = None, *, recomputed: bool = False
@@ -153,6 +153,12 @@ class Network:
             return self.kept.adapter * unit * num_bytes + factors
         copies = 4 * sum(rows * li.fan_in for rows, li in targets)
         return self.kept.half * unit * num_bytes + factors + copies
+
+    @property
+    def block_weights(self) -> tuple[int, int]:
+        """Weights of the linear modules in blocks, which can have fewer bits, and their rows."""
+        inside = [li for li in self.linears if li.block is not None and not li.is_convolution]
+        return sum(li.fan_in * li.fan_out for li in inside), sum(li.fan_out for li in inside)
 
     def adapter_parameters(self, rank: int) -> int:
         """Return the parameters of a LoRA adapter of this rank on the family's targets."""

@@ -34,6 +34,7 @@ REFERENCE = Workload(
     optimizer="adamw",
     recomputed=True,
     dtype="bfloat16",
+    bits="float",
     offload="none",
     size=(1024, 1024),
     cache_samples=256,
@@ -65,10 +66,13 @@ def _lines(plan: Plan) -> Iterator[str]:
         ]
     )
     yield ""
-    yield "Memory and disk in GB (10^9 bytes); ~ is an estimate"
+    each = ", of each process" if training.num_processes > 1 else ""
+    yield f"Memory{each} and disk in GB (10^9 bytes); ~ is an estimate"
     yield from _parts("distill", plan.memory)
-    yield "  distill, main memory beside that, for a moment"
-    yield from _rows(plan.moments)
+    if plan.moments:
+        yield "  distill, main memory beside that, for a moment"
+        yield from _rows(plan.moments)
+    yield from _parts("cache", plan.cache)
     yield from _parts("evaluate", plan.evaluate)
     yield f"  main memory at most: {_gigabytes(plan.peak('main'))}"
     yield from _fits(plan)
@@ -103,6 +107,11 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"  {sum(plan.update_seconds.values()):.3g} s per update; teacher samples of the caches: "
         + (_hours(plan.cache_hours))
     )
+    if (count := training.num_processes) > 1:
+        yield (
+            f"  on {count} devices; {1000 * plan.exchange_seconds:.3g} ms of an update to sum "
+            "gradients, at assumed speeds (docs/scale-out.md)"
+        )
     yield f"  {_speed(device)}"
 
 

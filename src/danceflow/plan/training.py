@@ -54,12 +54,14 @@ class Workload:
         rank: of the student's adapter; ``None``: all its weights are trained.
         optimizer: ``adamw`` or ``muon``.
         recomputed: whether activations are computed again in the backward pass.
-        dtype: of the frozen networks.
+        dtype: of the frozen networks, and of prompt encoders.
+        bits: how the network that adapters stand on is held in training (``run.base``).
         offload: what teachers with weights of their own do while they are not asked.
         size: height and width of the images in pixels.
         cache_samples: teacher samples per capability, in the cache.
         cache_steps: of those samples.
         cache_dtype: of what is cached.
+        num_processes: that compute together, each on a device of its own.
     """
 
     method: Method
@@ -77,11 +79,13 @@ class Workload:
     optimizer: str
     recomputed: bool
     dtype: str
+    bits: str
     offload: str
     size: tuple[int, int]
     cache_samples: int
     cache_steps: int
     cache_dtype: str
+    num_processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,10 @@ def rows(training: Workload, skill: Skill) -> int:
 
 
 def rows_together(training: Workload, skill: Skill) -> int:
-    """Return the most states of a capability that one backward pass holds."""
+    """Return the most states of a capability that one backward pass of a process holds."""
     num_queries = training.method.queries_per_sample(training.num_steps)
-    samples = rows(training, skill) * training.method.updates_per_rollout
+    whole = rows(training, skill) * training.method.updates_per_rollout
+    samples = -(-whole // training.num_processes)
     return min(samples, samples_together(MAX_ROWS, num_queries)) * num_queries
 
 
@@ -217,9 +222,11 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
         optimizer=config.optimizer,
         recomputed=config.activation_checkpointing,
         dtype=params.run.dtype,
+        bits=params.run.base,
         offload=params.run.offload,
         size=(side, side),
         cache_samples=params.cache.num_samples,
         cache_steps=params.cache.num_steps,
         cache_dtype=params.cache.dtype,
+        num_processes=params.run.num_processes,
     )

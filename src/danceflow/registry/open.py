@@ -170,6 +170,28 @@ def find_entry(store: Store, source: str) -> Entry:
     return Entry(str(version.name), int(version.version), str(digest))
 
 
+def registered(store: Store, name: str) -> dict[int, tuple[str, ...]]:
+    """Return the versions of a registered model, the newest first, each with its aliases.
+
+    Args:
+        store: where it is registered.
+        name: of the model; one that is not there has no versions.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    with store_errors(store.uri):
+        versions = store.client.search_model_versions(f"name = '{name}'")
+        if not versions:
+            return {}
+        aliases = dict(store.client.get_registered_model(name).aliases)
+    numbers = sorted((int(version.version) for version in versions), reverse=True)
+    return {
+        number: tuple(alias for alias, of in sorted(aliases.items()) if int(of) == number)
+        for number in numbers
+    }
+
+
 def open_entry(store: Store, entry: Entry, device: str, together: int | None = None) -> Student:
     """Return a version's student, ready to use.
 

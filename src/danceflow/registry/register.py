@@ -7,6 +7,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from danceflow.columns import IMAGE_COLUMNS
 from danceflow.errors import WeightsError
 from danceflow.ops.tracking import Store, store_errors
 from danceflow.registry.about import About
@@ -129,7 +130,7 @@ def signature(num_steps: int) -> "ModelSignature":
         inputs=Schema(
             [
                 ColSpec(DataType.string, "prompt"),
-                ColSpec(DataType.string, "image", required=False),
+                *(ColSpec(DataType.string, name, required=False) for name in IMAGE_COLUMNS),
             ]
         ),
         outputs=Schema([ColSpec(DataType.string, "image")]),

@@ -14,6 +14,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+from danceflow.columns import IMAGE_COLUMNS
 from danceflow.data.sizes import read_size
 from danceflow.errors import DanceflowError, DataError
 from danceflow.pictures import decode, png_base64, png_bytes, read_base64
@@ -49,7 +50,8 @@ class ServedStudent(PythonModel):
         Args:
             context: unused here; ``load_context`` took what it holds.
             model_input: columns ``prompt`` and, optional, ``image`` (base64 text of a picture's
-                file, with or without a ``data:`` address; null or empty: generate).
+                file, with or without a ``data:`` address; null or empty: generate), ``image_2`` and
+                ``image_3`` (further pictures of an edit).
             params: ``seed``, ``steps``, ``guidance`` and ``size`` (WIDTHxHEIGHT of what is
                 generated; empty: the usual one); the signature gives their defaults.
 
@@ -64,9 +66,12 @@ class ServedStudent(PythonModel):
             if steps is not None and steps > MAX_STEPS:
                 raise DataError(f"steps: {steps} are asked for, at most {MAX_STEPS} are made")
             prompts = [_prompt(row, cell) for row, cell in enumerate(model_input["prompt"])]
-            images = model_input["image"] if "image" in model_input else [None] * len(prompts)
+            columns = [name for name in IMAGE_COLUMNS if name in model_input]
             # One after the other, and kept in the student's size: not all large ones at a time.
-            sources = [self._source(row, cell) for row, cell in enumerate(images)]
+            sources = [
+                self._sources(row, {name: model_input[name].iloc[row] for name in columns})
+                for row in range(len(prompts))
+            ]
             results = self._student.run(
                 prompts,
                 sources,
@@ -80,16 +85,22 @@ class ServedStudent(PythonModel):
         answers = [png_base64(png_bytes(image, compress_level=6)) for image in results]
         return pd.DataFrame({"image": answers})
 
-    def _source(self, row: int, cell: object) -> "Image | None":
-        """Return the picture in a cell as the student sees it, None where it is empty."""
-        if _is_empty(cell):
-            return None
-        try:
-            if not isinstance(cell, str):
-                raise DataError(f"should be base64 text, found {type(cell).__name__}")
-            return self._student.framed(decode(read_base64(cell)))
-        except DataError as error:
-            raise DataError(f"row {row}, image: {error}") from error
+    def _sources(self, row: int, cells: Mapping[str, object]) -> "list[Image] | None":
+        """Return the pictures in a row's cells as the student sees them, None where none is."""
+        found: list[Image] = []
+        for name, cell in cells.items():
+            if _is_empty(cell):
+                continue
+            try:
+                if not isinstance(cell, str):
+                    raise DataError(f"should be base64 text, found {type(cell).__name__}")
+                if not found and name != IMAGE_COLUMNS[0]:
+                    raise DataError(f"is given without {IMAGE_COLUMNS[0]}")
+                first = found[0] if found else None
+                found.append(self._student.framed(decode(read_base64(cell)), first))
+            except DataError as error:
+                raise DataError(f"row {row}, {name}: {error}") from error
+        return found or None
 
 
 def _prompt(row: int, cell: object) -> str:

@@ -42,6 +42,7 @@ class Row:
         seed: of its call.
         place: in its call; with the seed it decides the noise.
         size: height and width of the result in pixels.
+        further: further pictures of the edit, of the size of ``source``.
     """
 
     prompt: str
@@ -49,6 +50,7 @@ class Row:
     seed: int
     place: int
     size: "Size"
+    further: "tuple[Image, ...]" = ()
 
 
 class Student:
@@ -70,10 +72,8 @@ class Student:
         """
         self._package = package
         self._together = together
-        # Older students were made without.
-        framing = package.meta.get("framing", {"fit": FIT, "paper": PAPER})
         sizes = tuple((width, height) for height, width in package.image_sizes)
-        self._frame = Frame(sizes, framing["fit"], framing["paper"])
+        self._frame = Frame(sizes, self.framing["fit"], self.framing["paper"])
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -81,20 +81,37 @@ class Student:
         return self._package.meta
 
     @property
+    def framing(self) -> Mapping[str, Any]:
+        """How pictures are brought into their frame: ``fit`` and ``paper`` of ``Frame``."""
+        # Older students were made without.
+        found: Mapping[str, Any] = self.meta.get("framing", {"fit": FIT, "paper": PAPER})
+        return found
+
+    @property
     def image_sizes(self) -> "tuple[Size, ...]":
         """Height and width in pixels of the images it makes, the usual one first."""
         return self._package.image_sizes
 
-    def framed(self, image: "Image") -> "Image":
+    @property
+    def max_sources(self) -> int:
+        """How many pictures an edit may have; 0: the student does not edit."""
+        return self._package.family.max_sources
+
+    def framed(self, image: "Image", first: "Image | None" = None) -> "Image":
         """Return a picture as the student sees it, as its training's were; again, it is the same.
 
         It is upright, opaque RGB, of the size of nearest aspect that the student makes.
+
+        Args:
+            image: a picture of an edit.
+            first: the edit's first one, framed, if this is a further one: it has the size, then.
 
         Raises:
             DataError: nothing of it would be left.
         """
         image = plain(image, self._frame.paper)
-        return fit_picture(image, self._frame.size_for(image), self._frame)
+        size = self._frame.size_for(image) if first is None else first.size
+        return fit_picture(image, size, self._frame)
 
     def generate(
         self,
@@ -121,7 +138,7 @@ class Student:
 
     def edit(
         self,
-        images: "Sequence[Image]",
+        images: "Sequence[Image | Sequence[Image]]",
         prompts: Sequence[str],
         seed: int = 0,
         num_steps: int | None = None,
@@ -130,15 +147,16 @@ class Student:
         """Return every image changed as its prompt says.
 
         Args:
-            images: what to change, of any mode; ``framed`` is what the student sees of it.
+            images: what to change, of any mode; ``framed`` is what the student sees of it. Several
+                for a prompt are an edit of several pictures, the first is the one to change.
             prompts: one instruction per image.
             seed: decides the noise.
             num_steps: solver steps; None: as many as it was trained for.
             guidance: classifier-free guidance scale; 1 is a single pass.
 
         Raises:
-            UsageError: the numbers of images and prompts differ, a prompt is empty, or a number
-                makes no sense.
+            UsageError: the numbers of images and prompts differ, a prompt is empty, the student
+                takes fewer pictures, or a number makes no sense.
             DataError: an image cannot be framed.
         """
         if len(images) != len(prompts):
@@ -148,7 +166,7 @@ class Student:
     def run(
         self,
         prompts: Sequence[str],
-        sources: "Sequence[Image | None]",
+        sources: "Sequence[Image | Sequence[Image] | None]",
         seed: int = 0,
         num_steps: int | None = None,
         guidance: float = 1.0,
@@ -160,18 +178,19 @@ class Student:
         """
         usual = self.result_size(size)
         rows = []
-        for place, (prompt, image) in enumerate(zip(prompts, sources, strict=True)):
+        for place, (prompt, given) in enumerate(zip(prompts, sources, strict=True)):
             if not prompt.strip():
                 raise UsageError(f"prompt {place} is empty")
             try:
                 prompt.encode()
             except UnicodeEncodeError:
                 raise UsageError(f"prompt {place} holds half a character") from None
-            for note in self.notes(prompt, is_edit=image is not None):
+            for note in self.notes(prompt, is_edit=given is not None):
                 _LOG.warning("prompt %d %s", place, note)
-            source = self._source(place, image)
+            images = self._sources(place, given)
+            source = images[0] if images else None
             found = usual if source is None else (source.height, source.width)
-            rows.append(Row(prompt, source, seed, place, found))
+            rows.append(Row(prompt, source, seed, place, found, tuple(images[1:])))
         return self.make(rows, num_steps, guidance)
 
     def notes(self, prompt: str, *, is_edit: bool) -> list[str]:
@@ -289,12 +308,11 @@ class Student:
     def _condition(self, row: Row) -> "Condition":
         """Return the condition of a row, a batch of one."""
         sized = self._package.family.sized(*row.size)
-        latents = pixels = None
-        if row.source is not None:
-            pixels = to_pixels(row.source)[None].to(self._package.device)
-            latents = sized.encode(pixels)
+        pictures = () if row.source is None else (row.source, *row.further)
+        pixels = [to_pixels(picture)[None].to(self._package.device) for picture in pictures]
+        latents = [sized.encode(image) for image in pixels]
         with self._package.reading:
-            return sized.condition([row.prompt], latents, pixels)
+            return sized.condition([row.prompt], latents or None, pixels or None)
 
     def result_size(self, size: "Size | None") -> "Size":
         """Return the size of what is generated; raises ``UsageError`` if it is not made."""
@@ -310,12 +328,25 @@ class Student:
             )
         return size
 
-    def _source(self, row: int, image: "Image | None") -> "Image | None":
-        """Return the framed source of a row, None where it has none."""
+    def _sources(self, row: int, given: "Image | Sequence[Image] | None") -> "list[Image]":
+        """Return the framed sources of a row, none where it has none."""
+        if given is None:
+            return []
+        images = given if isinstance(given, Sequence) else (given,)
+        if not images:
+            raise UsageError(f"row {row}: has no picture to change")
+        self.require_sources(len(images))
         try:
-            return None if image is None else self.framed(image)
+            first = self.framed(images[0])
+            return [first, *(self.framed(image, first) for image in images[1:])]
         except DataError as error:
             raise DataError(f"image {row}: {error}") from error
+
+    def require_sources(self, count: int) -> None:
+        """Raise ``UsageError`` if the student takes fewer pictures for an edit than ``count``."""
+        if count > max(1, self.max_sources):
+            most = "one picture" if self.max_sources <= 1 else f"{self.max_sources} pictures"
+            raise UsageError(f"{count} pictures are given, this student edits {most} at most")
 
 
 def _check_numbers(num_steps: int, guidance: float) -> None:

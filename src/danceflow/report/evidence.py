@@ -5,7 +5,6 @@ answer's score, and beside it everything that decided what was asked and how it 
 *identity*: two versions are compared by equal identities only.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 
 from danceflow.errors import DataError
 from danceflow.evaluate.records import STANDARD, STUDENT, Evaluation, Record, read_evaluation
-from danceflow.ops.files import fingerprint
+from danceflow.ops.files import fingerprint, read_object
 from danceflow.report.bootstrap import pair
 
 if TYPE_CHECKING:
@@ -144,16 +143,8 @@ def read_identity(paths: "Paths", name: str) -> dict[str, Any]:
     Raises:
         DataError: the evaluation did not say.
     """
-    path = paths.evaluation_identity(name)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError("it holds no object")
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); run the stage: dvc repro evaluate@{name}"
-        ) from error
-    return found
+    advice = f"run the stage: dvc repro evaluate@{name}"
+    return read_object(paths.evaluation_identity(name), advice)
 
 
 def _rows(evaluation: Evaluation) -> Iterable[Row]:

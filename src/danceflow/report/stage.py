@@ -1,15 +1,13 @@
 """Stage ``report``: retention with intervals, conflict matrix, the gate's verdict and the page."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from danceflow.errors import DataError
 from danceflow.evaluate.records import Evaluation, read_evaluation
 from danceflow.ops import timings
-from danceflow.ops.files import write_json, write_text
+from danceflow.ops.files import read_object, write_json, write_text
 from danceflow.ops.tracking import RunPointer, dvc_digests, source_tags, without_login
 from danceflow.report.curves import Curves, read_curves
 from danceflow.report.evidence import evidence_of, read_identity
@@ -43,8 +41,8 @@ def run(params: "Params", paths: "Paths") -> None:
     }
     tiles = {name: read_tiles(paths.evaluation_images(name)) for name in params.capabilities}
     curves = read_curves(paths.distill_metrics)
-    teachers = _read_json(paths.teachers_report, "teachers")
-    data = _read_json(paths.data_report, "prepare")
+    teachers = read_object(paths.teachers_report, "run the stage teachers")
+    data = read_object(paths.data_report, "run the stage prepare")
     summary = summarise(evaluations, params.evaluate.num_bootstrap)
     summary["curve"] = {
         name: [list(point) for point in line] for name, line in curves.scores.items()
@@ -160,16 +158,6 @@ def _run(paths: "Paths", experiment: str) -> Run | None:
     pointer = RunPointer.read(paths.run_pointer)
     beside = paths.run_links(pointer.key).relative_to(paths.report_page.parent)
     return Run(pointer.name, experiment, beside.as_posix())
-
-
-def _read_json(path: "Path", stage: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError("it holds no object")
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run the stage {stage}") from error
-    return found
 
 
 def _figures(row: Mapping[str, Any]) -> tuple[Any, Any, str]:

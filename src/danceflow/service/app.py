@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ from danceflow.service.asking import (
     JSON_TYPE,
     EditFields,
     GenerateFields,
+    NotesFields,
     check_numbers,
+    check_prompts,
     read_body,
     read_fields,
     rows_of,
@@ -43,10 +46,22 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _OPEN = ("/healthz", "/readyz")  # whoever runs the process asks these without a token
 _ASKED = ("/v1/generate", "/v1/edit")
-_PATHS = (*_OPEN, *_ASKED, "/v1/model", "/metrics", "/openapi.json")
+_PATHS = (
+    *_OPEN,
+    *_ASKED,
+    "/v1/notes",
+    "/v1/progress/<name>",
+    "/v1/model",
+    "/metrics",
+    "/openapi.json",
+)
 _GONE = 499  # as proxies say that the client closed the connection
 _NUM_DECODERS = 2
 _PNG_TYPE = "image/png"
+NAME_HEADER = "x-danceflow-request"
+"""Names a request, so that its progress can be asked for."""
+
+_NAME = re.compile(r"[A-Za-z0-9-]{16,64}")  # long ones are not guessed
 
 
 class Service:
@@ -79,6 +94,7 @@ class Service:
         self.live = Live(source, poll_s, self.metrics.changed, self.metrics.failed)
         self.batcher = Batcher(limits.queue, window_s, self.metrics.computed, self.metrics.dropped)
         self._num_requests = 0
+        self._named: dict[str, Job] = {}
         self._decoders = anyio.CapacityLimiter(_NUM_DECODERS)
 
     @property
@@ -115,7 +131,8 @@ class Service:
             steps = fields.steps or int(served.student.meta["num_steps"])
             answer: asyncio.Future[list[Image]] = asyncio.get_running_loop().create_future()
             job = Job(served, rows, steps, fields.guidance, answer)
-            pictures = await self._pictures(request, job)
+            with self._told(request, job):
+                pictures = await self._pictures(request, job)
             if pictures is None:
                 return Response(status_code=_GONE)
             files = await anyio.to_thread.run_sync(_encoded, pictures, limiter=self._decoders)
@@ -133,6 +150,50 @@ class Service:
             _told, job, fields.seed, files, limiter=self._decoders
         )
         return JSONResponse(told, headers=headers)
+
+    @contextlib.contextmanager
+    def _told(self, request: Request, job: Job) -> Iterator[None]:
+        """Let ``progress`` tell of a job while it is worked on, where its request has a name."""
+        name = request.headers.get(NAME_HEADER, "")
+        if not _NAME.fullmatch(name):
+            yield
+            return
+        self._named[name] = job
+        try:
+            yield
+        finally:
+            self._named.pop(name, None)
+
+    def progress(self, name: str) -> dict[str, int]:
+        """Return how many steps of a request are begun, over all its pictures, and of how many.
+
+        Raises:
+            RequestError: no request of that name is worked on.
+        """
+        if (job := self._named.get(name)) is None:
+            raise RequestError(404, "no request of this name is worked on now")
+        steps = job.steps * len(job.rows)
+        return {"begun": min(job.num_steps_begun, steps), "steps": steps}
+
+    async def notes(self, request: Request) -> Response:
+        """Return what the model would not see of prompts; no picture is made.
+
+        Raises:
+            RequestError: it cannot be told.
+        """
+        student = self.served.student
+        try:
+            body = await read_body(request, self.limits)
+        except ClientDisconnect:
+            return Response(status_code=_GONE)
+        fields = await read_fields(request, body, NotesFields)
+        check_prompts(fields.prompts, self.limits)
+
+        def told() -> list[list[str]]:
+            return [student.notes(prompt, is_edit=fields.edits) for prompt in fields.prompts]
+
+        found = await anyio.to_thread.run_sync(told, limiter=self._decoders)
+        return JSONResponse({"notes": [[f"the prompt {note}" for note in one] for one in found]})
 
     async def _pictures(self, request: Request, job: Job) -> "list[Image] | None":
         """Return a job's pictures, None where the client did not wait for them."""
@@ -186,6 +247,7 @@ class Service:
             **served.described(),
             "steps": int(served.student.meta["num_steps"]),
             "sizes": [shown(size) for size in served.student.image_sizes],
+            "framing": served.student.framing,
             "computed_together": served.student.together,
             "limits": {
                 "prompts": self.limits.rows,
@@ -255,6 +317,14 @@ def build_app(service: Service) -> FastAPI:
         """
         return await service.answer(request, EditFields)
 
+    async def notes(request: Request) -> Response:
+        """Return what the model would not see of each prompt; no picture is made."""
+        return await service.notes(request)
+
+    async def progress(name: str) -> dict[str, int]:
+        """Return how far a request is that was sent with this name in ``X-Danceflow-Request``."""
+        return service.progress(name)
+
     guarded = [Depends(bearer)] if service.token is not None else []
     app.get("/healthz", tags=["health"])(alive)
     app.get("/readyz", tags=["health"])(ready)
@@ -271,22 +341,36 @@ def build_app(service: Service) -> FastAPI:
             responses=_responses(),
             openapi_extra={"requestBody": _body(kind, examples)},
         )(handler)
+    app.get("/v1/progress/{name}", tags=["pictures"], dependencies=guarded)(progress)
+    app.post(
+        "/v1/notes",
+        tags=["pictures"],
+        dependencies=guarded,
+        openapi_extra={"requestBody": _notes_body()},
+    )(notes)
     app.exception_handler(RequestError)(_refused)
     app.exception_handler(HTTPException)(_no_such)
     app.exception_handler(Exception)(_failed)
-    app.add_middleware(_Guard, token=service.token)
+    app.add_middleware(Guard, token=service.token)
     app.add_middleware(_Counting, metrics=service.metrics)
     return app
 
 
-class _Guard:
+class Guard:
     """Lets through who has the token; without one, what a browser sends for no other site."""
 
     def __init__(self, app: ASGIApp, token: Token | None) -> None:
+        """Stand before an application.
+
+        Args:
+            app: what answers.
+            token: who has it may ask; None: everybody who can reach the address.
+        """
         self._app = app
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on what may be answered."""
         app = self._app
         if scope["type"] == "http" and scope["path"] not in _OPEN:
             headers = dict(scope["headers"])
@@ -417,6 +501,15 @@ def _body(kind: type[GenerateFields | EditFields], examples: dict[str, Any]) -> 
             JSON_TYPE: {"schema": _as_text(schema), "examples": examples},
             FORM_TYPE: {"schema": form_schema(schema)},
         },
+    }
+
+
+def _notes_body() -> dict[str, Any]:
+    example = {"value": {"prompts": ["a red unicorn"], "edits": False}}
+    schema = NotesFields.model_json_schema(mode="validation")
+    return {
+        "required": True,
+        "content": {JSON_TYPE: {"schema": schema, "examples": {"one": example}}},
     }
 
 

@@ -4,12 +4,13 @@ Both become the same ``Ask``. What is wrong is told by field and place, in words
 """
 
 import asyncio
+import contextlib
 import io
 import json
 import math
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,9 +25,12 @@ from danceflow.registry.student import Row, Student
 from danceflow.service.limits import Limits, RequestError
 
 JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
-SEVERAL = ("prompts", "images")
+FURTHER = ("images_2", "images_3")
+"""Fields of further pictures of an edit, in order."""
+SEVERAL = ("prompts", "images", *FURTHER)
 """Fields that a form may hold more than once."""
 
+_Kind = TypeVar("_Kind", bound=BaseModel)
 _MAX_SEED = 2**63 - 1
 _MAX_GUIDANCE = 100.0
 _DRAIN_S = 2.0
@@ -44,6 +48,12 @@ Steps = Annotated[
 Guidance = Annotated[
     float,
     Field(ge=0.0, le=_MAX_GUIDANCE, allow_inf_nan=False, description="1 is a single pass."),
+]
+
+
+Further = Annotated[
+    Sequence[str | bytes],
+    Field(description="Further pictures of the edits, likewise; for a student that takes them."),
 ]
 
 
@@ -74,6 +84,25 @@ class EditFields(_Fields):
             description="Base64 text of picture files: one for each prompt, or one for all.",
         ),
     ]
+    images_2: Further = ()
+    images_3: Further = ()
+
+    @property
+    def columns(self) -> dict[str, Sequence[str | bytes]]:
+        """The pictures of the edits by field, in order."""
+        named: dict[str, Sequence[str | bytes]] = {
+            "images": self.images, "images_2": self.images_2, "images_3": self.images_3,
+        }  # fmt: skip
+        return {name: pictures for name, pictures in named.items() if pictures}
+
+
+class NotesFields(BaseModel):
+    """A question what the model would not see of prompts."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    prompts: Prompts
+    edits: Annotated[bool, Field(description="Whether they are to change a picture.")] = False
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -123,9 +152,7 @@ async def _drain(stream: AsyncIterator[bytes], limit: int) -> None:
         return
 
 
-async def read_fields(
-    request: Request, body: bytes, kind: type[GenerateFields | EditFields]
-) -> GenerateFields | EditFields:
+async def read_fields(request: Request, body: bytes, kind: type[_Kind]) -> _Kind:
     """Return what a body says.
 
     Raises:
@@ -133,9 +160,9 @@ async def read_fields(
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == JSON_TYPE:
-        return _checked(_parse_json(body), kind)
+        return checked(_parse_json(body), kind)
     if content_type == FORM_TYPE:
-        return _checked(await _parse_form(request, body, kind), kind)
+        return checked(await _parse_form(request, body, kind), kind)
     found = brief(content_type) or "none"
     raise RequestError(415, f"content-type: send {JSON_TYPE} or {FORM_TYPE}, found {found}")
 
@@ -154,10 +181,19 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-async def _parse_form(
-    request: Request, body: bytes, kind: type[GenerateFields | EditFields]
-) -> dict[str, Any]:
+async def _parse_form(request: Request, body: bytes, kind: type[BaseModel]) -> dict[str, Any]:
     """Return the fields of a form: lists where several may stand, numbers where they are asked."""
+    async with open_form(request, body) as form:
+        return await _form_fields(form, kind)
+
+
+@contextlib.asynccontextmanager
+async def open_form(request: Request, body: bytes) -> AsyncIterator[FormData]:
+    """Give the form in a body that was read; its files are closed when the block is left.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
     sent = False
 
     async def receive() -> dict[str, Any]:
@@ -170,7 +206,7 @@ async def _parse_form(
     again = Request(request.scope, receive)
     try:
         async with again.form(max_part_size=len(body) + 1) as form:
-            return await _form_fields(form, kind)
+            yield form
     except (HTTPException, AssertionError, ValueError, UnicodeError, KeyError) as error:
         reason = error.detail if isinstance(error, HTTPException) else str(error)
         raise RequestError(400, f"the form cannot be read: {brief(reason)}") from None
@@ -206,9 +242,12 @@ def _typed(name: str, text: str) -> Any:
     return text
 
 
-def _checked(
-    found: Mapping[str, Any], kind: type[GenerateFields | EditFields]
-) -> GenerateFields | EditFields:
+def checked(found: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
+    """Return fields that were sent, each of them known and of its type.
+
+    Raises:
+        RequestError: one is not.
+    """
     _require_known(found, kind)
     try:
         return kind.model_validate(dict(found))
@@ -249,11 +288,35 @@ def check_numbers(fields: GenerateFields | EditFields, limits: Limits) -> None:
     Raises:
         RequestError: it is more than may be asked for.
     """
-    if len(fields.prompts) > limits.rows:
+    check_prompts(fields.prompts, limits)
+    if fields.steps is not None and fields.steps > limits.steps:
         raise RequestError(
-            422, f"prompts: {len(fields.prompts)} are sent, at most {limits.rows} at once"
+            422, f"steps: {fields.steps} are asked for, at most {limits.steps} are made"
         )
-    for place, prompt in enumerate(fields.prompts):
+    if not math.isfinite(fields.guidance):
+        raise RequestError(422, "guidance: should be a finite number")
+    if not isinstance(fields, EditFields):
+        return
+    for name, pictures in fields.columns.items():
+        if len(pictures) not in (1, len(fields.prompts)):
+            raise RequestError(
+                422,
+                f"{name}: {len(pictures)} are sent for {len(fields.prompts)} prompts; send one "
+                "for each, or one for all",
+            )
+    if fields.images_3 and not fields.images_2:
+        raise RequestError(422, "images_3: is sent without images_2")
+
+
+def check_prompts(prompts: Sequence[str], limits: Limits) -> None:
+    """Check that a model can read prompts.
+
+    Raises:
+        RequestError: there are too many, or one is empty, too long or no text.
+    """
+    if len(prompts) > limits.rows:
+        raise RequestError(422, f"prompts: {len(prompts)} are sent, at most {limits.rows} at once")
+    for place, prompt in enumerate(prompts):
         if not prompt.strip():
             raise RequestError(422, f"prompts[{place}]: is empty")
         if len(prompt) > limits.prompt:
@@ -263,18 +326,6 @@ def check_numbers(fields: GenerateFields | EditFields, limits: Limits) -> None:
             )
         if not _is_unicode(prompt):
             raise RequestError(422, f"prompts[{place}]: holds half a character (a lone surrogate)")
-    if fields.steps is not None and fields.steps > limits.steps:
-        raise RequestError(
-            422, f"steps: {fields.steps} are asked for, at most {limits.steps} are made"
-        )
-    if not math.isfinite(fields.guidance):
-        raise RequestError(422, "guidance: should be a finite number")
-    if isinstance(fields, EditFields) and len(fields.images) not in (1, len(fields.prompts)):
-        raise RequestError(
-            422,
-            f"images: {len(fields.images)} are sent for {len(fields.prompts)} prompts; send one "
-            "for each, or one for all",
-        )
 
 
 def rows_of(
@@ -294,28 +345,47 @@ def rows_of(
             Row(prompt, None, fields.seed, place, size)
             for place, prompt in enumerate(fields.prompts)
         )
-    sources = [
-        _source(place, content, student, limits) for place, content in enumerate(fields.images)
-    ]
-    if len(sources) < len(fields.prompts):
-        sources = sources * len(fields.prompts)
+    columns = fields.columns
+    try:
+        student.require_sources(len(columns))
+    except UsageError as error:
+        raise RequestError(422, f"{list(columns)[-1]}: {error}") from None
+    pictures: list[list[Image.Image]] = []
+    for name, contents in columns.items():
+        sent = []
+        for place, content in enumerate(contents):
+            first = pictures[0][place % len(pictures[0])] if pictures else None
+            sent.append(_source(f"{name}[{place}]", content, first, student, limits))
+        pictures.append(sent)
     return tuple(
-        Row(prompt, source, fields.seed, place, (source.height, source.width))
-        for place, (prompt, source) in enumerate(zip(fields.prompts, sources, strict=True))
+        _row(prompt, [sent[place % len(sent)] for sent in pictures], fields.seed, place)
+        for place, prompt in enumerate(fields.prompts)
     )
 
 
-def _source(place: int, content: str | bytes, student: Student, limits: Limits) -> Image.Image:
+def _row(prompt: str, pictures: Sequence[Image.Image], seed: int, place: int) -> Row:
+    source, *further = pictures
+    size = source.height, source.width
+    return Row(prompt, source, seed, place, size, tuple(further))
+
+
+def _source(
+    name: str, content: str | bytes, first: Image.Image | None, student: Student, limits: Limits
+) -> Image.Image:
     try:
         data = content if isinstance(content, bytes) else read_base64(content)
-        _require_few_pixels(data, limits.pixels)
-        return student.framed(decode(data))
+        require_few_pixels(data, limits.pixels)
+        return student.framed(decode(data), first)
     except DanceflowError as error:
-        raise RequestError(422, f"images[{place}]: {error}") from None
+        raise RequestError(422, f"{name}: {error}") from None
 
 
-def _require_few_pixels(data: bytes, limit: int) -> None:
-    """Look at a picture's size before its pixels; what is no picture is told by ``decode``."""
+def require_few_pixels(data: bytes, limit: int) -> None:
+    """Look at a picture's size before its pixels; what is no picture is told by ``decode``.
+
+    Raises:
+        DataError: it has more.
+    """
     try:
         width, height = Image.open(io.BytesIO(data), formats=FORMATS).size
     except Exception:  # Pillow's readers raise whatever they stumble over

@@ -46,6 +46,9 @@ class Job:
         guidance: guidance scale.
         answer: the pictures, one per row.
         is_wanted: whether somebody waits; not wanted, it is not begun, or not finished.
+        num_steps_begun: steps that were begun, over all rows.
+        seconds: of the batches that it was in, its share of each.
+        pictures: those that are made, by their place.
     """
 
     served: Served
@@ -54,6 +57,8 @@ class Job:
     guidance: float
     answer: "asyncio.Future[list[Image]]"
     is_wanted: bool = True
+    num_steps_begun: int = 0
+    seconds: float = 0.0
     pictures: "dict[int, Image]" = field(default_factory=dict)
 
 
@@ -69,8 +74,8 @@ class _Waiting:
     def key(self) -> tuple[Any, ...]:
         """What rows of one batch share."""
         row = self.job.rows[self.place]
-        is_edit = row.source is not None
-        return id(self.job.served), row.size, is_edit, self.job.steps, self.job.guidance
+        num_sources = 0 if row.source is None else 1 + len(row.further)
+        return id(self.job.served), row.size, num_sources, self.job.steps, self.job.guidance
 
 
 class Batcher:
@@ -177,12 +182,19 @@ class Batcher:
         """Make a batch's pictures; where it fails, the jobs in it fail one by one."""
         first = batch[0].job
         jobs = list(dict.fromkeys(waiting.job for waiting in batch))
+
+        def wanted() -> bool:
+            for waiting in batch:
+                waiting.job.num_steps_begun += 1
+            return any(job.is_wanted for job in jobs)
+
+        began = time.monotonic()
         try:
             pictures = first.served.student.make(
                 [waiting.job.rows[waiting.place] for waiting in batch],
                 first.steps,
                 first.guidance,
-                wanted=lambda: any(job.is_wanted for job in jobs),
+                wanted=wanted,
             )
         except UnwantedError:
             self._on_dropped(len(batch))
@@ -195,8 +207,10 @@ class Batcher:
             first.is_wanted = False
             _settle(first.answer, error)
         else:
+            seconds = (time.monotonic() - began) / len(batch)
             for waiting, picture in zip(batch, pictures, strict=True):
                 job = waiting.job
+                job.seconds += seconds
                 job.pictures[waiting.place] = picture
                 if len(job.pictures) == len(job.rows):
                     _settle(job.answer, [job.pictures[i] for i in range(len(job.rows))])

@@ -4,6 +4,7 @@ import logging
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import DanceflowError, UsageError
 from danceflow.ops.tracking import TrackingSettings
@@ -13,6 +14,9 @@ from danceflow.service.limits import Limits
 from danceflow.service.live import FolderSource, RegistrySource, Source
 from danceflow.service.served import ServedLog
 from danceflow.service.token import read_token, require_safe
+
+if TYPE_CHECKING:
+    import uvicorn
 
 _LOG = logging.getLogger(__name__)
 _BACKLOG = 256
@@ -57,7 +61,7 @@ def serve_model(source: Source, listening: Listening, limits: Limits, log: Serve
     """
     token = read_token()
     require_safe(listening.host, token)
-    bound = _bind(listening.host, listening.port)
+    bound = bind(listening.host, listening.port)
     with bound:
         import torch
         import uvicorn
@@ -76,15 +80,7 @@ def serve_model(source: Source, listening: Listening, limits: Limits, log: Serve
         )
         if isinstance(source, FolderSource):
             service.live.look()
-        config = uvicorn.Config(
-            build_app(service),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            timeout_graceful_shutdown=max(1, round(listening.drain_s)),
-            limit_concurrency=_MAX_CONNECTIONS,
-        )
+        config = uvicorn_config(build_app(service), listening.drain_s)
         host, port = bound.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         _LOG.info("listening at http://%s:%d", shown, port)
@@ -132,7 +128,27 @@ def sample_folder_of(given: Path | None) -> Path:
         return Paths(Path.cwd()).served
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def uvicorn_config(app: Any, drain_s: float) -> "uvicorn.Config":
+    """Return how an application is run here: quietly, and for so many connections.
+
+    Args:
+        app: what answers.
+        drain_s: seconds in which requests may end after SIGTERM.
+    """
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+        limit_concurrency=_MAX_CONNECTIONS,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
     """Return a socket that listens; taken before the model is loaded, so that errors come early.
 
     Raises:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from danceflow.ops.files import write_text
+from danceflow.ops.group import Group
 from danceflow.ops.tracking import Tracker
 
 NUM_SIGMA_BINS = 4
@@ -47,6 +48,16 @@ class Meter:
             result[name] = (float(total.sum() / count.sum()), by_bin)
         self._sums.clear()
         return result
+
+    def collect(self, group: Group) -> None:
+        """Move what other processes have counted to the main one's meter."""
+        if group.size == 1:
+            return
+        for counted in group.gathered(dict(self._sums))[1:]:
+            for name, sums in counted.items():
+                self._sums[name] += sums
+        if not group.is_main:
+            self._sums.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what was counted since the last reading."""

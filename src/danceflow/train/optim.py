@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import unknown_name
+from danceflow.ops.group import Group
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _MATCHED_RMS = 0.2
@@ -159,6 +160,35 @@ def schedule(step: float, num_updates: int, warmup: int, kind: str = "cosine") -
         return min(1.0, (step + 1) / warmup)
     progress = (step - warmup) / max(1, num_updates - warmup)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@torch.no_grad()
+def sum_gradients(params: Sequence[nn.Parameter], numbers: Tensor, group: Group) -> Tensor:
+    """Give every process the sum of all processes' gradients, by one all-reduce.
+
+    Unlike torch's DistributedDataParallel this needs no hooks, and so neither as many backward
+    passes nor the same parameters in the graph on every process: a share may be without rows of a
+    capability, or without any. A parameter without a gradient anywhere stays without.
+
+    Args:
+        params: float32, the same on every process, in the same order.
+        numbers: [N] float32 on their device, what else is to be summed.
+        group: the processes; alone, nothing is done.
+
+    Returns:
+        The sums of ``numbers``.
+    """
+    if group.size == 1:
+        return numbers
+    used = torch.tensor([p.grad is not None for p in params]).to(numbers)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    flat = torch.cat([numbers, used, *(grad.flatten() for grad in grads)])
+    group.add(flat)
+    numbers, used, summed = flat.split([len(numbers), len(params), sum(p.numel() for p in params)])
+    sizes = [param.numel() for param in params]
+    for param, is_used, grad in zip(params, used.tolist(), summed.split(sizes), strict=True):
+        param.grad = grad.view_as(param) if is_used else None
+    return numbers
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

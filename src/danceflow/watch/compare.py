@@ -1,5 +1,6 @@
 """Served requests beside the training: every check, the words and prompts behind it, and a page."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ from danceflow.watch.scores import score_served
 
 if TYPE_CHECKING:
     from danceflow.registry.student import Student
+
+_LOG = logging.getLogger(__name__)
 
 KINDS = ("generate", "edit")
 RESULT, PAGE = "watch.json", "watch.html"
@@ -111,6 +114,14 @@ def compare(
         raise UsageError(
             f"{folder}: holds no request of the last {days:g} days; `danceflow serve-model "
             "--sample-rate 0.1` keeps some"
+        )
+    this_moment = now()
+    if ahead := sum(row.time > this_moment for row in rows):
+        _LOG.warning(
+            "%s: samples of a time to come: %d; a clock was wrong when they were served, or is "
+            "now; they count",
+            folder,
+            ahead,
         )
     scored = score_served(rows, params, paths)
     checks: list[Check] = []

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from danceflow.data.buckets import images_of
+from danceflow.data.buckets import images_of, source_columns
 from danceflow.data.intake.write import write as write_rows
 from danceflow.data.sizes import sizes_of
-from danceflow.errors import ConfigError, unknown_name
+from danceflow.errors import ConfigError, DataError, unknown_name
 from danceflow.worlds.marks import SCORE
 from danceflow.worlds.world import Lesson, Marks, Reading, Sample, World
 
@@ -139,6 +139,11 @@ class RowPool:
         self.prompts = [prompts[row] for row in self._rows]
         self.sizes = [sizes[row] for row in self._rows]
         self.has_source = dataset[0]["source"] is not None
+        if len(source_columns(dataset)) > 1:
+            raise DataError(
+                f"{bucket}: its rows have several pictures to edit; teachers are trained here on "
+                "one, bring them along (danceflow bring-teachers)"
+            )
 
     def targets(self, rows: Sequence[int]) -> Tensor:
         """Return the target pictures, [B, 3, H, W] float32 in [0, 1].

@@ -57,6 +57,31 @@ def test_a_good_row(folder: Path) -> None:
     assert without == row
 
 
+FURTHER = {"uid": "id", "task": "kind", "prompt": "text", "source": "before", "target": "after"}
+
+
+def test_further_pictures_stand_in_columns_or_in_a_list(folder: Path) -> None:
+    columns = {**FURTHER, "source_2": "second", "source_3": "third"}
+    both = {"second": "tall.png", "third": None}
+    found = read(folder, EDIT | both, columns=columns)
+    listed = read(folder, EDIT | {"before": ["before.png", {"path": "tall.png"}, ""]})
+    assert isinstance(found, CheckedRow)
+    assert found == listed
+    assert found.source_2 is not None
+    assert found.source_3 is None
+    assert len(found.further_digests) == 16
+    for cells, field, message in (
+        (both | {"before": ""}, "before", "is empty, and source_2 is not"),
+        (both | {"second": "tiny.png"}, "second", "is 4 x 4 pixels, less than 8"),
+        (both | {"third": "nowhere.png"}, "third", "nowhere.png"),
+        ({"before": ["before.png"] * 4}, "before", "4 pictures are given, at most 3 are taken"),
+    ):
+        bad = read(folder, EDIT | cells, columns=columns)
+        assert isinstance(bad, BadRow)
+        assert bad.field == field
+        assert message in bad.reason
+
+
 @pytest.mark.parametrize(
     ("change", "field", "words"),
     [

@@ -14,7 +14,7 @@ def fed(balance, updates=1, losses=LOSSES):
     for _ in range(updates):
         for name, loss in losses.items():
             balance.add(name, torch.tensor([0.5 * loss, 1.5 * loss]))
-        balance.close_update()
+        balance.close_update(balance.sums())
     return balance
 
 
@@ -34,7 +34,7 @@ def test_weights_are_one_until_every_capability_was_seen():
     assert [balance.weight(name) for name in LOSSES] == [1.0] * 3
     balance.add("global", torch.tensor([2.0]))
     assert balance.weight("t2i") == 1.0, "weights change between updates, never within one"
-    balance.close_update()
+    balance.close_update(balance.sums())
     assert balance.weight("t2i") == pytest.approx(0.25)
 
 
@@ -43,10 +43,10 @@ def test_the_mean_runs_and_counts_every_row_alike():
     balance.add("a", torch.tensor([1.0]))
     balance.add("a", torch.tensor([4.0, 4.0]))
     balance.add("b", torch.tensor([1.0]))
-    balance.close_update()
+    balance.close_update(balance.sums())
     assert balance.state_dict() == pytest.approx({"a": 3.0, "b": 1.0})
     balance.add("a", torch.tensor([7.0]))
-    balance.close_update()
+    balance.close_update(balance.sums())
     assert balance.state_dict() == pytest.approx({"a": 4.0, "b": 1.0})
 
 

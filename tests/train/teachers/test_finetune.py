@@ -43,7 +43,8 @@ class Batches:
         self.family, self.stop_at, self.spoil_at = family, stop_at, spoil_at
         self.text = family.condition(PROMPTS)
 
-    def batch(self, step: int, batch_size: int):
+    def batch(self, step: int, samples: range):
+        batch_size = len(samples)
         if step == self.stop_at:
             raise KeyboardInterrupt
         seeds = [seed_for(0, "test", step, index) for index in range(2 * batch_size)]
@@ -91,7 +92,7 @@ def test_what_is_frozen_is_not_trained(family, tmp_path) -> None:
 
 
 def test_the_loss_of_sigma_power_two_is_the_error_of_the_clean_image(family, monkeypatch) -> None:
-    clean, condition = Batches(family).batch(0, 4)
+    clean, condition = Batches(family).batch(0, range(4))
     config = TeacherParams.model_construct(**CONFIG | {"sigma_power": 2.0})
     seen = {}
 
@@ -129,10 +130,10 @@ def test_the_state_of_a_sample_does_not_depend_on_the_batch_size(family, tmp_pat
     class Same(Batches):
         """A batch whose first samples are those of a smaller batch."""
 
-        def batch(self, step: int, batch_size: int):
-            clean, condition = super().batch(step, 8)
-            rows = torch.arange(batch_size)
-            return clean[:batch_size], condition.select(rows)
+        def batch(self, step: int, samples: range):
+            clean, condition = super().batch(step, range(8))
+            rows = torch.tensor(list(samples))
+            return clean[rows], condition.select(rows)
 
     options = {"num_updates": 3, "learning_rate": 0.0, "caption_dropout": 0.5}
     for size in (2, 5, 8):
@@ -216,9 +217,9 @@ def test_it_learns(prediction: str, tmp_path) -> None:
     family = small_sd3(prediction)
 
     class OneImage(Batches):
-        def batch(self, step: int, batch_size: int):
-            _, condition = super().batch(step, batch_size)
-            return torch.full((batch_size, *family.latent_shape), 0.5), condition
+        def batch(self, step: int, samples: range):
+            _, condition = super().batch(step, samples)
+            return torch.full((len(samples), *family.latent_shape), 0.5), condition
 
     losses = []
     for num_updates in (1, 25):
@@ -267,7 +268,7 @@ def test_captions_are_dropped_at_the_asked_rate(family, tmp_path, monkeypatch, s
     assert float(dropped.float().mean()) == pytest.approx(share, abs=0.08)
     batches = Batches(family)
     for step, condition in enumerate(shown):
-        _, given = batches.batch(step, 32)
+        _, given = batches.batch(step, range(32))
         assert torch.equal(condition.tensors["source"], given.tensors["source"])
         kept = ~dropped[32 * step : 32 * (step + 1)]
         for name in ("pooled", "prompt_embeds"):

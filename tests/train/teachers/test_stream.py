@@ -49,7 +49,7 @@ def equal(one, other) -> bool:
 
 
 def test_a_batch_has_the_latents_and_conditions_of_its_family(family, stream) -> None:
-    clean, condition = stream.batch(0, 5)
+    clean, condition = stream.batch(0, range(5))
     assert clean.shape == (5, *family.latent_shape)
     assert clean.dtype == torch.float32
     expected = family.condition(["a"] * 5).tensors
@@ -60,14 +60,16 @@ def test_a_batch_has_the_latents_and_conditions_of_its_family(family, stream) ->
 
 def test_batches_are_a_function_of_seed_and_step(family, bucket, stream) -> None:
     again = PoolStream(family, scene_pool(bucket), seed=0)
-    again.batch(9, 3)
+    again.batch(9, range(3))
     torch.manual_seed(1)
     for step in (4, 0):
-        assert equal(stream.batch(step, 6), again.batch(step, 6))
-    assert not equal(stream.batch(0, 6), stream.batch(1, 6))
-    assert not equal(stream.batch(0, 6), PoolStream(family, scene_pool(bucket), seed=1).batch(0, 6))
+        assert equal(stream.batch(step, range(6)), again.batch(step, range(6)))
+    assert not equal(stream.batch(0, range(6)), stream.batch(1, range(6)))
+    assert not equal(
+        stream.batch(0, range(6)), PoolStream(family, scene_pool(bucket), seed=1).batch(0, range(6))
+    )
     # A larger batch begins with the smaller one.
-    assert torch.equal(stream.batch(5, 9)[0][:4], stream.batch(5, 4)[0])
+    assert torch.equal(stream.batch(5, range(9))[0][:4], stream.batch(5, range(4))[0])
 
 
 def test_every_row_is_one_sample_of_the_pool(family, bucket, stream) -> None:
@@ -82,7 +84,7 @@ def test_every_row_is_one_sample_of_the_pool(family, bucket, stream) -> None:
         if has_source
         else torch.zeros_like(targets)
     )
-    clean, condition = stream.batch(3, 8)
+    clean, condition = stream.batch(3, range(8))
     for row in range(8):
         assert any(
             torch.equal(clean[row], targets[i])
@@ -107,7 +109,7 @@ def test_a_larger_pool_begins_with_the_smaller_one(bucket) -> None:
 
 def test_a_model_without_source_creates_and_cannot_edit() -> None:
     family = small_sd3(source=False, words=vocabulary())
-    _, condition = PoolStream(family, scene_pool("t2i", 6), 0).batch(0, 2)
+    _, condition = PoolStream(family, scene_pool("t2i", 6), 0).batch(0, range(2))
     assert "source" not in condition.tensors
     with pytest.raises(WeightsError, match="holds edits, but the model takes no source"):
         PoolStream(family, scene_pool("local_edit", 6), 0)
@@ -141,7 +143,7 @@ def test_every_row_of_a_batch_is_a_row_of_the_bucket(tmp_path: Path, edits: bool
     targets = family.encode(images_of(dataset, range(8), "target"))
     seen = set()
     for step in range(6):
-        clean, condition = stream.batch(step, 5)
+        clean, condition = stream.batch(step, range(5))
         assert clean.shape == (5, *family.latent_shape)
         for row in range(5):
             number = next(i for i in range(8) if torch.equal(clean[row], targets[i]))
@@ -163,7 +165,7 @@ def test_rows_of_a_category_are_drawn_more_often(tmp_path: Path) -> None:
     rare = family.encode(images_of(dataset, [0], "target"))[0]
     shares = []
     for weights in ({}, {"rare": 11}):
-        clean, _ = PoolStream(family, RowPool(dataset, "rows", weights), 0).batch(0, 400)
+        clean, _ = PoolStream(family, RowPool(dataset, "rows", weights), 0).batch(0, range(400))
         shares.append(float((clean == rare).all((1, 2, 3)).float().mean()))
     assert shares[0] == pytest.approx(1 / 12, abs=0.05)
     assert shares[1] == pytest.approx(11 / 22, abs=0.08)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.data.intake.picture_files import PictureFiles
 from danceflow.data.intake.reader import (
     BadRow,
@@ -43,7 +44,7 @@ _PART_ROWS = 512
 _GROUP_BYTES = 8_000_000
 """Pictures that are held in memory before they are written."""
 _FACTS, _FILES = b"danceflow", b"danceflow.files"
-_BINARY = ("source", "target", "source_digest", "target_digest")
+_BINARY = (*SOURCE_COLUMNS, "target", "source_digest", "further_digests", "target_digest")
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def _write_part(path: Path, reader: RowReader, records: Iterator[RawRecord], bar
                     skipped[found.kind] += 1
                 else:
                     group.append(found)
-                    size += len(found.target) + len(found.source or b"")
+                    files = (found.target, found.source, found.source_2, found.source_3)
+                    size += sum(len(file or b"") for file in files)
                     if size > _GROUP_BYTES:
                         writer.write_batch(_batch(group))
                         group, size = [], 0

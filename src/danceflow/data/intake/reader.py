@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.data.intake.picture_files import PictureFiles
 from danceflow.data.intake.sources import RawRecord
 from danceflow.errors import DataError, brief
-from danceflow.fields import seed_for
+from danceflow.fields import MAX_SOURCES, seed_for
 from danceflow.pictures import (
     Frame,
     fit_pair,
+    fit_picture,
     frame_sizes,
     open_picture,
     png_bytes,
@@ -41,7 +43,7 @@ SPLIT_NAMES = {
 _STANDARD = "standard"
 _MAX_DEPTH = 50
 """Levels of a row's facts; they are read again further down the stack."""
-_DIGEST_BYTES = 16
+DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,13 @@ class CheckedRow:
         variant: ``standard`` unless the source says otherwise.
         prompt: what is asked.
         source: PNG file of the picture to edit, or None.
+        source_2: PNG file of a further picture, or None.
+        source_3: PNG file of another one, or None.
         target: PNG file of the answer.
         spec: JSON of what else is known about the answer, or empty.
         source_digest: of the source's pixels; empty without a source.
+        further_digests: of the further pictures' pixels, one behind the other, ``DIGEST_BYTES``
+            each.
         target_digest: of the target's pixels.
     """
 
@@ -73,9 +79,12 @@ class CheckedRow:
     variant: str
     prompt: str
     source: bytes | None
+    source_2: bytes | None
+    source_3: bytes | None
     target: bytes
     spec: str
     source_digest: bytes
+    further_digests: bytes
     target_digest: bytes
 
 
@@ -199,7 +208,8 @@ class RowReader:
         if not self._scores_enough(record):
             return SkippedRow(f"score below {self.config.min_score:g}")
         prompt = self._prompt(record, uid)
-        source = self._picture(record, "source") if "source" in self.config.columns else None
+        pictures = self._sources(record)
+        source, further = pictures[0] if pictures else None, pictures[1:]
         target = self._picture(record, "target")
         if target is None:
             raise _FieldError(self._column("target"), "is empty")
@@ -207,6 +217,8 @@ class RowReader:
             source, target = fit_pair(source, target, self.frame)
         except DataError as error:
             raise _FieldError(self._column("target"), str(error)) from None
+        more = [self._fitted(image, target.size, place) for place, image in enumerate(further, 2)]
+        files = [png_bytes(image) for image in more] + [None] * (MAX_SOURCES - 1)
         return CheckedRow(
             place=record.place,
             number=record.number,
@@ -217,9 +229,12 @@ class RowReader:
             variant=self._text(record, "variant") or _STANDARD,
             prompt=prompt,
             source=None if source is None else png_bytes(source),
+            source_2=files[0],
+            source_3=files[1],
             target=png_bytes(target),
             spec=self._spec(record, is_edit=source is not None),
             source_digest=b"" if source is None else _digest(source),
+            further_digests=b"".join(map(_digest, more)),
             target_digest=_digest(target),
         )
 
@@ -305,9 +320,39 @@ class RowReader:
             raise _FieldError(self._column("spec"), trouble)
         return text
 
+    def _sources(self, record: RawRecord) -> "list[Image]":
+        """Return the pictures to edit, in order: of a column each, or of a list in the first."""
+        found: list[Image] = []
+        for name in SOURCE_COLUMNS:
+            cell = self._cell(record, name)
+            cells = cell if isinstance(cell, list | tuple) else [cell]
+            images = [self._opened(item, name) for item in cells]
+            there = [image for image in images if image is not None]
+            if name != SOURCE_COLUMNS[0] and there and not found:
+                raise _FieldError(self._column("source"), f"is empty, and {name} is not")
+            found += there
+        if len(found) > MAX_SOURCES:
+            text = f"{len(found)} pictures are given, at most {MAX_SOURCES} are taken"
+            raise _FieldError(self._column("source"), text)
+        return found
+
+    def _fitted(self, image: "Image", size: tuple[int, int], place: int) -> "Image":
+        """Return a further picture in the frame of its row, whatever its aspect is."""
+        name = SOURCE_COLUMNS[place - 1]
+        if min(image.size) < self.frame.min_side:
+            text = f"is {image.width} x {image.height} pixels, less than {self.frame.min_side}"
+            raise _FieldError(self._column(name), text)
+        try:
+            return fit_picture(image, size, self.frame)
+        except DataError as error:
+            raise _FieldError(self._column(name), str(error)) from None
+
     def _picture(self, record: RawRecord, name: str) -> "Image | None":
         """Return the picture that a cell holds or names, None where it is empty."""
-        data = self._bytes(self._cell(record, name), self._column(name))
+        return self._opened(self._cell(record, name), name)
+
+    def _opened(self, cell: Any, name: str) -> "Image | None":
+        data = self._bytes(cell, self._column(name))
         if data is None:
             return None
         try:
@@ -363,4 +408,4 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 def _digest(image: "Image") -> bytes:
     content = f"{image.width}x{image.height}".encode() + image.tobytes()
-    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()

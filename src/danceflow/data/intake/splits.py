@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from danceflow.data.intake.reader import BadRow
+from danceflow.data.intake.reader import DIGEST_BYTES, BadRow
 from danceflow.errors import DataError, brief
 from danceflow.fields import seed_for
 
@@ -20,7 +20,8 @@ SPLIT_ORDER = ("test", "validation", "train")
 """Whose pictures are kept where two splits would share one: the first's."""
 
 LIGHT_COLUMNS = (
-    "place", "number", "bucket", "split", "uid", "prompt", "source_digest", "target_digest",
+    "place", "number", "bucket", "split", "uid", "prompt", "source_digest", "further_digests",
+    "target_digest",
 )  # fmt: skip
 _SCALE = 1 << 63
 
@@ -35,6 +36,7 @@ class Selection:
         num_duplicates: rows that repeat an earlier one.
         num_leaks: rows whose picture stands in a split that matters more.
         num_spare: rows beyond the sizes that were asked for.
+        num_further: by bucket, how many further pictures a row of it has at most.
     """
 
     places: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class Selection:
     num_duplicates: int = 0
     num_leaks: int = 0
     num_spare: int = 0
+    num_further: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -103,6 +106,7 @@ def _distinct(
     for row in rows:
         key = (
             b"\0".join((row["bucket"].encode(), row["source_digest"], row["target_digest"]))
+            + row["further_digests"]
             + row["prompt"].encode()
         )
         if key in seen:
@@ -114,7 +118,9 @@ def _distinct(
             selection.bad.append(BadRow(row["place"], "uid", reason))
             continue
         uids[row["uid"]] = row["place"]
-        bucket, pictures = row["bucket"], (row["source_digest"], row["target_digest"])
+        further = _parted(row["further_digests"])
+        bucket, pictures = row["bucket"], (row["source_digest"], row["target_digest"], *further)
+        selection.num_further[bucket] = max(selection.num_further.get(bucket, 0), len(further))
         if row["source_digest"]:
             edits[bucket] += 1
         else:
@@ -129,6 +135,12 @@ def _distinct(
             selection.bad.append(BadRow(place, "source", reason))
             lacking.add(number)
     return [row for row in light if row.number not in lacking]
+
+
+def _parted(digests: bytes) -> list[bytes]:
+    """Return digests that stand one behind the other."""
+    starts = range(0, len(digests), DIGEST_BYTES)
+    return [digests[start : start + DIGEST_BYTES] for start in starts]
 
 
 def _chance_split(anchor: bytes, sizes: "BucketParams", seed: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.data.buckets import BucketWriter, write_framing
 from danceflow.data.intake.parts import ingest, read_facts, read_part, require_few_bad
 from danceflow.data.intake.reader import BadRow, FactsTrouble, no_trouble
@@ -104,7 +105,9 @@ def _write_buckets(
     prompts: dict[tuple[str, str], set[int]] = {}
     with ExitStack() as stack:
         writers = {
-            (bucket, split): stack.enter_context(BucketWriter(folder / bucket / split))
+            (bucket, split): stack.enter_context(
+                BucketWriter(folder / bucket / split, selection.num_further.get(bucket, 0))
+            )
             for bucket in buckets
             for split in SPLITS
         }
@@ -116,7 +119,7 @@ def _write_buckets(
                 writers[place].add(
                     {
                         **{name: row[name] for name in ("uid", "category", "variant", "prompt")},
-                        "source": _cell(row["source"]),
+                        **{name: _cell(row[name]) for name in SOURCE_COLUMNS},
                         "target": _cell(row["target"]),
                         "spec": row["spec"],
                     }

@@ -2,21 +2,25 @@
 
 A ``QwenImagePipeline`` folder makes images from text. A ``QwenImageEditPipeline`` folder also
 edits: the source's latents are tokens behind the image's, and the language model reads the
-instruction beside the source picture. Guidance keeps the length of every token's velocity.
+instruction beside the source picture. That of a ``QwenImageEditPlusPipeline`` (2509, 2511) takes up
+to three pictures, numbers them in the prompt and sees them at a size of its own. Guidance keeps the
+length of every token's velocity.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from PIL.Image import Resampling
 from torch import Tensor, nn
 
-from danceflow.fields import SOURCE, Condition, GuidedField, VelocityField
+from danceflow.fields import MAX_SOURCES, Condition, GuidedField, VelocityField
 from danceflow.models.families.pipeline_folder import interpolated_mu
 from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
-from danceflow.models.frozen.codec import Codec
+from danceflow.models.frozen.codec import Codec, HalvedCodec, Halves
 from danceflow.models.frozen.language import (
     LanguageEncoder,
     load_language_encoder,
@@ -25,10 +29,9 @@ from danceflow.models.frozen.language import (
 )
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.layout import Kept, Layout, State, Tokens, Transformer
-from danceflow.models.weights import load_pretrained
 from danceflow.pictures import to_picture
 
-_EDIT = "QwenImageEditPipeline"
+_EDIT, _EDIT_PLUS = "QwenImageEditPipeline", "QwenImageEditPlusPipeline"
 _CHAT = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 _CREATE_SYSTEM = (
     "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
@@ -45,11 +48,15 @@ _EDIT_SYSTEM = (
 _EDIT_DROPPED = 64
 _PICTURE = "<|image_pad|>"
 _SEEN = f"<|vision_start|>{_PICTURE}<|vision_end|>"
+_NUMBERED = "Picture {}: "  # before each of several pictures
+_SEEN_AREA = 384 * 384  # pixels of a picture as Edit-Plus' language model sees it
+_SEEN_UNIT = 32
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _FEED_FORWARD = tuple(
     f"{ff}.net.{part}" for ff in ("img_mlp", "txt_mlp") for part in ("0.proj", "2")
 )
+_LANCZOS = Resampling.LANCZOS
 _PICTURE_PATCH = 28  # pixels along a side, of a token of Qwen2.5-VL
 
 
@@ -95,19 +102,19 @@ def _factor(vae: Mapping[str, Any]) -> int:
     return int(2 ** len(vae["temperal_downsample"]))
 
 
-class QwenCodec:
+class QwenCodec(HalvedCodec):
     """``diffusers.AutoencoderKLQwenImage`` on single frames, normalised per channel."""
 
-    def __init__(self, vae: Any) -> None:
-        """Take a loaded float32 autoencoder and freeze it."""
-        self.vae = vae.eval().requires_grad_(False)
-        self.factor = _factor(vae.config)
+    def __init__(self, halves: Halves) -> None:
+        """Take the autoencoder."""
+        super().__init__(halves)
+        self.factor = _factor(vars(halves.config))
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Return the normalised latent mode."""
-        pixels = images_B3HW.to(self.vae.device) * 2 - 1
-        latents = self.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
+        pixels = images_B3HW.to(self.halves.device) * 2 - 1
+        latents = self.halves.encoder.encode(pixels.unsqueeze(2)).latent_dist.mode()
         mean, deviation = self._statistics(latents)
         normalised: Tensor = ((latents - mean) / deviation).squeeze(2)
         return normalised
@@ -115,51 +122,58 @@ class QwenCodec:
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Return the decoded images."""
-        latents = latents_BCHW.to(self.vae.device).unsqueeze(2)
+        latents = latents_BCHW.to(self.halves.device).unsqueeze(2)
         mean, deviation = self._statistics(latents)
-        images: Tensor = self.vae.decode(latents * deviation + mean).sample[:, :, 0]
+        images: Tensor = self.halves.decoder.decode(latents * deviation + mean).sample[:, :, 0]
         return (images / 2 + 0.5).clamp(0, 1)
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation, [1, C, 1, 1, 1]."""
-        config, shape = self.vae.config, (1, -1, 1, 1, 1)
+        config, shape = self.halves.config, (1, -1, 1, 1, 1)
         mean = torch.tensor(config.latents_mean).view(shape).to(latents)
         return mean, torch.tensor(config.latents_std).view(shape).to(latents)
 
-    def to(self, device: torch.device | str) -> "QwenCodec":
-        """Move the autoencoder to ``device`` and return this object."""
-        self.vae.to(device)
-        return self
 
-    def networks(self) -> dict[str, nn.Module]:
-        """Return the autoencoder by the name of its folder."""
-        return {"vae": self.vae}
-
-    def save(self, folder: Path) -> None:
-        """Write the autoencoder to ``folder/vae``."""
-        self.vae.save_pretrained(folder / "vae")
+def _sides(area: int, aspect: float) -> tuple[int, int]:
+    """Return width and height of about that many pixels, as the stock pipeline rounds them."""
+    width = math.sqrt(area * aspect)
+    sides = width, width / aspect
+    rounded = [round(side / _SEEN_UNIT) * _SEEN_UNIT for side in sides]
+    return rounded[0], rounded[1]
 
 
 class Pictures:
     """The image processor of a vision language model."""
 
-    def __init__(self, processor: Any) -> None:
-        """Keep the processor."""
+    def __init__(self, processor: Any, area: int | None = None) -> None:
+        """Keep the processor.
+
+        Args:
+            processor: of ``transformers``.
+            area: pixels that every picture is resized to, about; ``None``: it stays as it is.
+        """
         self.processor = processor
+        self.area = area
 
     def __call__(self, image_3HW: Tensor) -> tuple[Tensor, Tensor, int]:
         """Return patches, their grid and the number of tokens of an image in [0, 1]."""
-        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt")
+        picture = to_picture(image_3HW)
+        if self.area is not None:
+            picture = picture.resize(_sides(self.area, picture.width / picture.height), _LANCZOS)
+        inputs = self.processor(images=[picture], return_tensors="pt")
         grid: Tensor = inputs.image_grid_thw
         return inputs.pixel_values, grid, int(grid[0].prod()) // self.processor.merge_size**2
 
-    def to(self, _device: torch.device | str) -> "Pictures":
+    def to(self, _device: torch.device | str, _dtype: torch.dtype | None = None) -> "Pictures":
         """Return this object, which has no weights."""
         return self
 
     def networks(self) -> dict[str, nn.Module]:
         """Return nothing: there are no weights."""
         return {}
+
+    def release(self) -> None:
+        """Do nothing: there are no weights."""
 
     def save(self, folder: Path) -> None:
         """Write the processor to ``folder``."""
@@ -177,10 +191,12 @@ class QwenImageField:
         """Return the velocity, [B, C, H, W] float32."""
         return by_layout(z_BCHW, sigma_B, condition, self._velocity)
 
-    def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
+    def _velocity(
+        self, z: Tensor, sigma: Tensor, condition: Condition, sources: Sequence[Tensor]
+    ) -> Tensor:
         dtype = next(self.backbone.parameters()).dtype
         tensors = condition.tensors
-        states = [z, tensors[SOURCE]] if edits else [z]
+        states = [z, *sources]
         mask = tensors["prompt_mask"]
         output: Tensor = self.backbone(
             hidden_states=torch.cat([_tokens(state) for state in states], dim=1).to(dtype),
@@ -217,8 +233,8 @@ class QwenImageFamily(StockFamily):
     """Frozen parts of a Qwen-Image model; see ``family.ModelFamily`` for the contract."""
 
     name: ClassVar[str] = "qwen_image"
-    pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline", _EDIT)
-    edit_pipeline: ClassVar[str] = _EDIT
+    pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline", _EDIT, _EDIT_PLUS)
+    edit_pipelines: ClassVar[tuple[str, ...]] = (_EDIT, _EDIT_PLUS)
     layout: ClassVar[Layout] = _LAYOUT
     adapter_targets: tuple[str, ...] = (*_ATTENTION, *_PROMPT_ATTENTION, *_FEED_FORWARD)
 
@@ -233,7 +249,6 @@ class QwenImageFamily(StockFamily):
         super().__init__(settings, codec)
         self.language = language
         self.pictures = pictures
-        self._empty: list[Tensor] = []
 
     @staticmethod
     def transformer_class() -> Any:
@@ -250,15 +265,26 @@ class QwenImageFamily(StockFamily):
 
         language = load_language_encoder(folder, Qwen2_5_VLForConditionalGeneration)
         pictures = None
-        if settings.pipeline == _EDIT:
-            pictures = Pictures(load_part(folder / "processor", Qwen2VLImageProcessor))
-        vae = load_pretrained(AutoencoderKLQwenImage, folder / "vae", torch_dtype=torch.float32)
-        return cls(settings, QwenCodec(vae), language, pictures)
+        if settings.pipeline in cls.edit_pipelines:
+            area = _SEEN_AREA if settings.pipeline == _EDIT_PLUS else None
+            pictures = Pictures(load_part(folder / "processor", Qwen2VLImageProcessor), area)
+        codec = QwenCodec(Halves(AutoencoderKLQwenImage, folder / "vae"))
+        return cls(settings, codec, language, pictures)
 
     @staticmethod
     def vae_factor(config: Mapping[str, Any]) -> int:
         """Return image pixels per latent pixel, along a side, from the codec's configuration."""
         return _factor(config)
+
+    @property
+    def is_plus(self) -> bool:
+        """Whether it is Edit-Plus, which takes several pictures and numbers them."""
+        return self.settings.pipeline == _EDIT_PLUS
+
+    @property
+    def max_sources(self) -> int:
+        """How many pictures an edit may have; 0 for a backbone that cannot edit."""
+        return MAX_SOURCES if self.is_plus else super().max_sources
 
     @property
     def sees_source(self) -> bool:
@@ -278,7 +304,7 @@ class QwenImageFamily(StockFamily):
         return GuidedField(field, self.null, scale, keep_length)
 
     def prompt_tensors(
-        self, prompts: Sequence[str], images: Sequence[Tensor | None]
+        self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
     ) -> dict[str, Tensor]:
         """Return prompt embeddings and their mask; where there is a source, empty ones too.
 
@@ -286,10 +312,10 @@ class QwenImageFamily(StockFamily):
         embedding, since it depends on the picture.
         """
         rows = zip(prompts, images, strict=True)
-        embeds, mask = ragged([self._embed(prompt, image) for prompt, image in rows])
+        embeds, mask = ragged([self._embed(prompt, seen) for prompt, seen in rows])
         tensors = {"prompt_embeds": embeds, "prompt_mask": mask}
         if self.pictures is not None:
-            null, null_mask = ragged([self._null(image) for image in images])
+            null, null_mask = ragged([self._null(seen) for seen in images])
             tensors |= {"null_embeds": null, "null_mask": null_mask}
         return tensors
 
@@ -310,24 +336,27 @@ class QwenImageFamily(StockFamily):
                 condition,
                 {"prompt_embeds": tensors["null_embeds"], "prompt_mask": tensors["null_mask"]},
             )
-        embeds, mask = ragged([self._null(None)] * condition.num_samples)
+        embeds, mask = ragged([self._null([])] * condition.num_samples)
         return with_prompts(condition, {"prompt_embeds": embeds, "prompt_mask": mask})
+
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return the embedding of the empty prompt without a picture."""
+        self._null([])
+        return self.fixed
 
     def field(self, backbone: nn.Module) -> VelocityField:
         """Return the velocity field of ``backbone``."""
         return QwenImageField(backbone)
 
-    def _null(self, image: Tensor | None) -> Tensor:
-        """Return the embedding [L, D] of the empty prompt beside ``image``."""
-        if image is not None:
-            return self._embed("", image)
-        if not self._empty:
-            self._empty.append(self._embed("", None))
-        return self._empty[0]
+    def _null(self, images: Sequence[Tensor]) -> Tensor:
+        """Return the embedding [L, D] of the empty prompt beside ``images``."""
+        if images:
+            return self._embed("", images)
+        return self.fixed_text("empty", lambda: self._embed("", []))
 
     @torch.no_grad()
-    def _embed(self, prompt: str, image: Tensor | None) -> Tensor:
-        """Return the embedding [L, D] of ``prompt``, read beside ``image`` if there is one.
+    def _embed(self, prompt: str, images: Sequence[Tensor]) -> Tensor:
+        """Return the embedding [L, D] of ``prompt``, read beside ``images`` if there are some.
 
         The model was trained with a blank for the empty prompt. Positions of a picture's tokens
         are those the stock pipeline gives them with the installed ``transformers``.
@@ -338,7 +367,7 @@ class QwenImageFamily(StockFamily):
             self.language.tokenizer,
             self.language.device,
         )
-        if image is None:
+        if not images:
             text, dropped, most = (
                 _CHAT.format(_CREATE_SYSTEM, prompt),
                 _CREATE_DROPPED,
@@ -347,12 +376,16 @@ class QwenImageFamily(StockFamily):
             seen = {}
         else:
             assert self.pictures is not None
-            pixels, grid, num_tokens = self.pictures(image)
-            text = _CHAT.format(
-                _EDIT_SYSTEM, _SEEN.replace(_PICTURE, _PICTURE * num_tokens) + prompt
-            )
+            pixels, grids, counts = zip(*map(self.pictures, images), strict=True)
+            pictures = [_SEEN.replace(_PICTURE, _PICTURE * count) for count in counts]
+            if self.is_plus:
+                pictures = [_NUMBERED.format(n) + seen for n, seen in enumerate(pictures, 1)]
+            text = _CHAT.format(_EDIT_SYSTEM, "".join(pictures) + prompt)
             dropped, most = _EDIT_DROPPED, None
-            seen = {"pixel_values": pixels.to(device), "image_grid_thw": grid.to(device)}
+            seen = {
+                "pixel_values": torch.cat(pixels).to(device),
+                "image_grid_thw": torch.cat(grids).to(device),
+            }
         batch = tokenizer(text, return_tensors="pt").to(device)
         output = model(
             input_ids=batch.input_ids,

@@ -22,7 +22,9 @@ from danceflow.fields import (
     SOURCE,
     Condition,
     GuidedField,
+    Sources,
     VelocityField,
+    as_sources,
     rows_with_source,
     shifted_grid,
     with_source,
@@ -41,6 +43,7 @@ from danceflow.models.families.pipeline_folder import (
 )
 from danceflow.models.families.sd3_names import comfy_names, diffusers_names
 from danceflow.models.frozen.codec import Codec, PixelCodec, load_codec, vae_factor
+from danceflow.models.frozen.part import held
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.frozen.text import (
     STOCK_T5_TOKENS,
@@ -198,6 +201,7 @@ class Sd3Family:
         self.latent_shape = (channels, size, size)
         self.image_size = (size * codec.factor, size * codec.factor)
         self.takes_source = in_channels > channels
+        self.max_sources = int(self.takes_source)
         self.source_mask = in_channels > 2 * channels
         # Source channels start at zero weight: an adapter that learns to edit must reach them.
         self.adapter_targets = (
@@ -206,8 +210,7 @@ class Sd3Family:
             *_FEED_FORWARD,
             *(_SOURCE_INPUT if self.takes_source else ()),
         )
-        embeds, pooled = prompts([""])
-        self._null = {"prompt_embeds": embeds, "pooled": pooled}
+        self.fixed: dict[str, Tensor] = {}
         if image_size is not None:
             self._set_size(*image_size)
 
@@ -290,7 +293,7 @@ class Sd3Family:
             "qk_norm": "rms_norm",
         }
         return Sd3Family(
-            PromptEncoder([(tokenizer, encoder)], None, text["width"]),
+            PromptEncoder([(tokenizer, held(encoder))], None, text["width"]),
             PixelCodec(),
             transformer,
             prediction=config["prediction"],
@@ -408,32 +411,51 @@ class Sd3Family:
         """Return encoders and codec by the names of their folders."""
         return {**self.prompts.networks(), **self.codec.networks()}
 
-    def to(self, device: torch.device | str) -> "Sd3Family":
-        """Move encoders and codec to ``device``, where conditions are then made."""
-        self.prompts.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Sd3Family":
+        """Keep encoders and codec on ``device``; the encoders as ``dtype`` if one is given."""
+        self.prompts.to(device, dtype)
         self.codec.to(device)
         return self
+
+    def release(self) -> None:
+        """Give the memory of what makes conditions back, until it is asked again."""
+        self.prompts.release()
+        self.codec.release()
 
     def condition(
         self,
         prompts: Sequence[str],
-        source_BCHW: Tensor | None = None,
-        images_B3HW: Tensor | None = None,  # noqa: ARG002
+        sources: Sources = None,
+        images: Sources = None,  # noqa: ARG002
     ) -> Condition:
         """Return the condition of ``prompts``; see ``family.ModelFamily``."""
         embeds, pooled = self.prompts(prompts)
         tensors = {"prompt_embeds": embeds, "pooled": pooled}
-        if source_BCHW is not None and not self.takes_source:
+        given = as_sources(sources)
+        if given and not self.takes_source:
             raise WeightsError("this SD3 transformer has no source channels and cannot edit")
-        return with_source(tensors, source_BCHW, self.latent_shape, takes_source=self.takes_source)
+        if len(given) > self.max_sources:
+            raise WeightsError(f"this sd3 model takes one source, and {len(given)} are given")
+        return with_source(tensors, given, self.latent_shape, takes_source=self.takes_source)
 
     def null(self, condition: Condition) -> Condition:
         """Return ``condition`` with the empty prompt and the same source."""
         null = {
             key: value.to(condition.tensors[key]).expand_as(condition.tensors[key])
-            for key, value in self._null.items()
+            for key, value in self.fixed_texts().items()
         }
         return Condition({**condition.tensors, **null})
+
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return the empty prompt's tensors, of one row; the encoders are asked at most once."""
+        if not self.fixed:
+            embeds, pooled = self.prompts([""])
+            self.fixed.update({"prompt_embeds": embeds, "pooled": pooled})
+        return self.fixed
+
+    def take_fixed(self, texts: Mapping[str, Tensor]) -> None:
+        """Take what :meth:`fixed_texts` gave elsewhere, so that no encoder is asked here."""
+        self.fixed.update(texts)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of ``prompt`` that the tokenizer does not know."""

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import (
-    SOURCE,
+    SOURCES,
     Condition,
     GuidedField,
+    Sources,
     VelocityField,
+    as_sources,
     pad_length,
     rows_with_source,
     with_source,
@@ -69,9 +71,11 @@ class StockFamily(ABC):
     name: ClassVar[str]
     pipelines: ClassVar[tuple[str, ...]]
     """Names of the pipeline classes whose folders the family opens."""
-    edit_pipeline: ClassVar[str]
-    """The one of them that takes a source."""
+    edit_pipelines: ClassVar[tuple[str, ...]]
+    """Those of them that take a source."""
     layout: ClassVar[Layout]
+    most_sources: ClassVar[int] = 1
+    """How many pictures an edit may have."""
     prompt_length: ClassVar[int | None] = None
     """Tokens of every prompt; ``None``: prompts keep their own length."""
     adapter_targets: tuple[str, ...]
@@ -80,6 +84,7 @@ class StockFamily(ABC):
         """Keep the settings and the codec; a family's own ``open`` adds its encoders."""
         self.settings = settings
         self.codec = codec
+        self.fixed: dict[str, Tensor] = {}
         self._set_size(*settings.image_size)
 
     # What a family says of itself -----------------------------------------------------------------
@@ -102,7 +107,12 @@ class StockFamily(ABC):
     @property
     def takes_source(self) -> bool:
         """Whether the backbone can edit."""
-        return self.settings.pipeline == self.edit_pipeline
+        return self.settings.pipeline in self.edit_pipelines
+
+    @property
+    def max_sources(self) -> int:
+        """How many pictures an edit may have; 0 for a backbone that cannot edit."""
+        return self.most_sources if self.takes_source else 0
 
     @property
     def sees_source(self) -> bool:
@@ -115,19 +125,22 @@ class StockFamily(ABC):
 
     @abstractmethod
     def prompt_tensors(
-        self, prompts: Sequence[str], images: Sequence[Tensor | None]
+        self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
     ) -> dict[str, Tensor]:
         """Return the tensors of a condition that stand for its prompts, a row per prompt.
 
         Args:
             prompts: B texts.
-            images: the source images [3, H, W] in [0, 1] that the encoders see, ``None`` where a
-                row has no source.
+            images: of every row the source images [3, H, W] in [0, 1] that the encoders see.
         """
 
     @abstractmethod
     def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
         """Return how much of ``prompt`` each text encoder reads."""
+
+    @abstractmethod
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return what the encoders say of texts that are no row's, by name; they are asked now."""
 
     @abstractmethod
     def null(self, condition: Condition) -> Condition:
@@ -206,7 +219,7 @@ class StockFamily(ABC):
         return Sketch(
             pipeline=pipeline,
             transformer=transformer,
-            takes_source=pipeline == cls.edit_pipeline,
+            takes_source=pipeline in cls.edit_pipelines,
             factor=read_vae_factor(folder, cls.vae_factor),
             prompt_tokens=cls.prompt_length,
             frozen=count_frozen(folder),
@@ -253,11 +266,27 @@ class StockFamily(ABC):
         parts = (*self.parts(), self.codec)
         return {name: network for part in parts for name, network in part.networks().items()}
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move encoders and codec to ``device``, where conditions are then made."""
-        for part in (*self.parts(), self.codec):
-            part.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Keep encoders and codec on ``device``; the encoders as ``dtype`` if one is given."""
+        for part in self.parts():
+            part.to(device, dtype)
+        self.codec.to(device)
         return self
+
+    def release(self) -> None:
+        """Give the memory of what makes conditions back, until it is asked again."""
+        for part in (*self.parts(), self.codec):
+            part.release()
+
+    def take_fixed(self, texts: Mapping[str, Tensor]) -> None:
+        """Take what :meth:`fixed_texts` gave elsewhere, so that no encoder is asked here."""
+        self.fixed.update(texts)
+
+    def fixed_text(self, name: str, ask: Callable[[], Tensor]) -> Tensor:
+        """Return what was taken or is asked now of a text that is no row's."""
+        if name not in self.fixed:
+            self.fixed[name] = ask()
+        return self.fixed[name]
 
     def sized(self, height: int, width: int) -> Self:
         """Return this family, sharing its frozen parts, for images of another size.
@@ -274,8 +303,13 @@ class StockFamily(ABC):
         """Latent pixels along a side of a token."""
         return self.layout.side(self.settings.transformer)
 
+    @property
+    def unit(self) -> int:
+        """Latent pixels of which the sides of a picture are multiples."""
+        return self.side
+
     def _set_size(self, height: int, width: int) -> None:
-        unit = self.codec.factor * self.side
+        unit = self.codec.factor * self.unit
         if height % unit or width % unit or min(height, width) <= 0:
             raise WeightsError(
                 f"this {self.name} model makes images whose sides are multiples of {unit} pixels, "
@@ -295,29 +329,34 @@ class StockFamily(ABC):
         if not self.takes_source:
             raise WeightsError(
                 f"a {self.settings.pipeline} cannot edit; of {self.name}, these pipelines can: "
-                f"{self.edit_pipeline}"
+                f"{', '.join(self.edit_pipelines)}"
             )
         return self
 
     def condition(
         self,
         prompts: Sequence[str],
-        source_BCHW: Tensor | None = None,
-        images_B3HW: Tensor | None = None,
+        sources: Sources = None,
+        images: Sources = None,
     ) -> Condition:
         """Return the condition of ``prompts``; see ``family.ModelFamily``."""
-        if source_BCHW is not None and not self.takes_source:
+        given = as_sources(sources)
+        if given and not self.takes_source:
             raise WeightsError(f"this {self.name} model takes no source and cannot edit")
-        images: list[Tensor | None] = [None] * len(prompts)
-        if source_BCHW is not None and self.sees_source:
-            if images_B3HW is None:
+        if len(given) > self.max_sources:
+            most = "one source" if self.max_sources == 1 else f"{self.max_sources} sources"
+            raise WeightsError(f"this {self.name} model takes {most}, and {len(given)} are given")
+        seen: list[list[Tensor]] = [[] for _ in prompts]
+        if given and self.sees_source:
+            pixels = as_sources(images)
+            if len(pixels) != len(given):
                 raise WeightsError(f"{self.name} reads prompts beside the source, as pixels")
-            given = rows_with_source(source_BCHW).tolist()
-            images = [
-                image if there else None for image, there in zip(images_B3HW, given, strict=True)
-            ]
-        tensors = self.prompt_tensors(prompts, images)
-        return with_source(tensors, source_BCHW, self.latent_shape, takes_source=self.takes_source)
+            for latents, pictures in zip(given, pixels, strict=True):
+                there = rows_with_source(latents).tolist()
+                for row, image in enumerate(pictures):
+                    seen[row] += [image] if there[row] else []
+        tensors = self.prompt_tensors(prompts, seen)
+        return with_source(tensors, given, self.latent_shape, takes_source=self.takes_source)
 
     def unknown_words(self, prompt: str) -> list[str]:  # noqa: ARG002
         """Return no word: the tokenizer knows every byte."""
@@ -409,12 +448,15 @@ class StockFamily(ABC):
         save_adapter(backbone, folder)
 
 
-def edited(condition: Condition) -> list[bool]:
-    """Return for every row of a condition whether it has a source."""
-    source = condition.tensors.get(SOURCE)
-    if source is None:
-        return [False] * condition.num_samples
-    found: list[bool] = rows_with_source(source).tolist()
+def sources_there(condition: Condition) -> list[tuple[str, ...]]:
+    """Return for every row of a condition the names of the sources that it has."""
+    found: list[tuple[str, ...]] = [()] * condition.num_samples
+    for name in SOURCES:
+        if name in condition.tensors:
+            there = rows_with_source(condition.tensors[name]).tolist()
+            found = [
+                (*names, name) if own else names for names, own in zip(found, there, strict=True)
+            ]
     return found
 
 
@@ -422,24 +464,28 @@ def by_layout(
     z_BCHW: Tensor,
     sigma_B: Tensor,
     condition: Condition,
-    velocity: Callable[[Tensor, Tensor, Condition, bool], Tensor],
+    velocity: Callable[[Tensor, Tensor, Condition, Sequence[Tensor]], Tensor],
 ) -> Tensor:
-    """Return the velocities of a batch whose rows with and without a source are laid out apart.
+    """Return the velocities of a batch whose rows with other sources are laid out apart.
 
     Args:
         z_BCHW: states.
         sigma_B: their noise levels.
         condition: B rows.
-        velocity: gives the velocity of states that all have a source, or all have none.
+        velocity: gives the velocity of states whose sources are those that are told, all of them
+            in every row.
     """
-    given = edited(condition)
-    if all(given) or not any(given):
-        return velocity(z_BCHW, sigma_B, condition, given[0])
+    given = sources_there(condition)
+    kinds = sorted(set(given))
+    if len(kinds) == 1:
+        return velocity(z_BCHW, sigma_B, condition, [condition.tensors[name] for name in kinds[0]])
     parts, order = [], []
-    for kind in (False, True):
-        rows = [row for row, found in enumerate(given) if found is kind]
+    for kind in kinds:
+        rows = [row for row, found in enumerate(given) if found == kind]
         at = torch.tensor(rows, device=z_BCHW.device)
-        parts.append(velocity(z_BCHW[at], sigma_B[at], condition.select(at), kind))
+        part = condition.select(at)
+        sources = [part.tensors[name] for name in kind]
+        parts.append(velocity(z_BCHW[at], sigma_B[at], part, sources))
         order += rows
     return torch.cat(parts)[torch.tensor(order, device=z_BCHW.device).argsort()]
 

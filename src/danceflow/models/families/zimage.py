@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from danceflow.fields import SOURCE, Condition, VelocityField
+from danceflow.fields import Condition, VelocityField
 from danceflow.models.families.pipeline_folder import interpolated_mu
 from danceflow.models.families.stock import (
     StockFamily,
     StockSettings,
     by_layout,
-    edited,
+    sources_there,
     with_prompts,
 )
 from danceflow.models.frozen.codec import Codec, load_vae
@@ -29,6 +29,7 @@ from danceflow.models.frozen.language import (
     load_part,
     ragged,
 )
+from danceflow.models.frozen.part import Part, pretrained_part
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.layout import (
     VISION_TOKENS,
@@ -38,7 +39,6 @@ from danceflow.models.layout import (
     Tokens,
     Transformer,
 )
-from danceflow.models.weights import load_pretrained, save_half
 from danceflow.pictures import to_picture
 
 NUM_PROMPT_TOKENS = 512
@@ -103,38 +103,44 @@ _LAYOUT = Layout(
 class Vision:
     """A frozen SigLIP 2 and its processor."""
 
-    def __init__(self, processor: Any, model: nn.Module) -> None:
-        """Freeze the model."""
-        self.processor = processor
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, processor: Any, part: Part, width: int) -> None:
+        """Join a processor and a model.
+
+        Args:
+            processor: of ``transformers``.
+            part: the vision model.
+            width: its features per token.
+        """
+        self.processor, self.part, self.width = processor, part, width
 
     @torch.no_grad()
     def __call__(self, image_3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the features [h * w, C] of an image in [0, 1], and (h, w)."""
-        device = next(self.model.parameters()).device
-        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt").to(device)
+        model = self.part.network
+        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt")
+        inputs = inputs.to(self.part.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         height, width = (int(side) for side in inputs.spatial_shapes[0])
-        features: Tensor = self.model(**inputs).last_hidden_state[0, : height * width]
+        features: Tensor = model(**inputs).last_hidden_state[0, : height * width]
         return features.float(), (height, width)
 
-    @property
-    def width(self) -> int:
-        """Features per token."""
-        return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
-
-    def to(self, device: torch.device | str) -> "Vision":
-        """Move the model to ``device`` and return this object."""
-        self.model.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Vision":
+        """Keep the model on ``device``, as ``dtype`` if one is given, and return this object."""
+        self.part.to(device, dtype)
         return self
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the model by the name of its folder."""
-        return {"siglip": self.model}
+        return {"siglip": self.part.network}
+
+    def release(self) -> None:
+        """Give the model's memory back until it is asked again."""
+        self.part.release()
 
     def save(self, folder: Path) -> None:
         """Write model (float16) and processor to ``folder``."""
         self.processor.save_pretrained(folder / "siglip_processor")
-        save_half(self.model, folder / "siglip")
+        self.part.save(folder / "siglip")
 
 
 class ZImageField:
@@ -155,7 +161,9 @@ class ZImageField:
         """Return the velocity, [B, C, H, W] float32."""
         return by_layout(z_BCHW, sigma_B, condition, self._velocity)
 
-    def _velocity(self, z: Tensor, sigma: Tensor, condition: Condition, edits: bool) -> Tensor:
+    def _velocity(
+        self, z: Tensor, sigma: Tensor, condition: Condition, sources: Sequence[Tensor]
+    ) -> Tensor:
         dtype = next(self.backbone.parameters()).dtype
         tensors = condition.tensors
         states = list(z.to(dtype).unsqueeze(2))
@@ -168,24 +176,27 @@ class ZImageField:
         if self.frame is None:
             outputs = self.backbone(states, 1 - sigma, prompts, return_dict=False)[0]
         else:
-            texts, images, visions = self._omni(states, prompts, tensors, edits)
+            texts, images, visions = self._omni(states, prompts, tensors, sources)
             outputs = self.backbone(
                 x=images,
                 t=1 - sigma,
                 cap_feats=texts,
                 siglip_feats=visions,
-                image_noise_mask=[[0, 1] if edits else [1]] * len(states),
+                image_noise_mask=[[*[0] * len(sources), 1]] * len(states),
                 return_dict=False,
             )[0]
         return -torch.stack([output.float() for output in outputs]).squeeze(2)
 
-    def _omni(self, states: Any, prompts: Any, tensors: Any, edits: bool) -> tuple[Any, Any, Any]:
+    def _omni(
+        self, states: Any, prompts: Any, tensors: Any, sources: Sequence[Tensor]
+    ) -> tuple[Any, Any, Any]:
         """Return texts, images and visions of every row, in the order of their tokens."""
-        if not edits:
+        if not sources:
             return [[p] for p in prompts], [[z] for z in states], [None] * len(states)
         assert self.frame is not None
         first, last = (text.to(prompts[0]) for text in self.frame)
-        sources = tensors[SOURCE].to(states[0].dtype).unsqueeze(2)
+        [source] = sources
+        pictures = source.to(states[0].dtype).unsqueeze(2)
         visions = []
         for row, (height, width) in zip(
             tensors["vision"], tensors["vision_size"].tolist(), strict=True
@@ -194,7 +205,7 @@ class ZImageField:
             visions.append([seen.view(height, width, -1), None])
         return (
             [[first, prompt, last] for prompt in prompts],
-            [[source, z] for source, z in zip(sources, states, strict=True)],
+            [[picture, z] for picture, z in zip(pictures, states, strict=True)],
             visions,
         )
 
@@ -204,7 +215,7 @@ class ZImageFamily(StockFamily):
 
     name: ClassVar[str] = "zimage"
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline", _OMNI)
-    edit_pipeline: ClassVar[str] = _OMNI
+    edit_pipelines: ClassVar[tuple[str, ...]] = (_OMNI,)
     layout: ClassVar[Layout] = _LAYOUT
     adapter_targets: tuple[str, ...] = (*_ATTENTION, *_FEED_FORWARD)
 
@@ -219,7 +230,6 @@ class ZImageFamily(StockFamily):
         super().__init__(settings, codec)
         self.language = language
         self.vision = vision
-        self._fixed: dict[str, Tensor] = {}
 
     @staticmethod
     def transformer_class() -> Any:
@@ -231,14 +241,20 @@ class ZImageFamily(StockFamily):
     @classmethod
     def open(cls, folder: Path, settings: StockSettings) -> Self:
         """Return the family of the frozen parts in ``folder``."""
-        from transformers import Qwen3Model, Siglip2ImageProcessor, Siglip2VisionModel
+        from transformers import (
+            Qwen3Model,
+            Siglip2ImageProcessor,
+            Siglip2VisionConfig,
+            Siglip2VisionModel,
+        )
 
         language = load_language_encoder(folder, Qwen3Model)
         vision = None
         if settings.pipeline == _OMNI:
             vision = Vision(
                 load_part(folder / "siglip_processor", Siglip2ImageProcessor),
-                load_pretrained(Siglip2VisionModel, folder / "siglip", dtype=torch.float32),
+                pretrained_part(Siglip2VisionModel, folder / "siglip"),
+                int(Siglip2VisionConfig.from_pretrained(folder / "siglip").hidden_size),
             )
         return cls(settings, load_vae(folder), language, vision)
 
@@ -256,18 +272,18 @@ class ZImageFamily(StockFamily):
         return interpolated_mu(self.settings.scheduler, num_tokens)
 
     def prompt_tensors(
-        self, prompts: Sequence[str], images: Sequence[Tensor | None]
+        self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
     ) -> dict[str, Tensor]:
         """Return prompt embeddings, their mask and, in the Omni layout, SigLIP's features."""
         texts = [
-            self._text(prompt, edits=image is not None)
-            for prompt, image in zip(prompts, images, strict=True)
+            self._text(prompt, edits=bool(seen))
+            for prompt, seen in zip(prompts, images, strict=True)
         ]
         embeds, mask = self._embed(texts)
         if self.vision is None:
             return {"prompt_embeds": embeds, "prompt_mask": mask}
         blank = embeds.new_zeros(1, self.vision.width), (0, 0)
-        seen = [blank if image is None else self.vision(image) for image in images]
+        seen = [self.vision(*pictures) if pictures else blank for pictures in images]
         return {
             "prompt_embeds": embeds,
             "prompt_mask": mask,
@@ -282,8 +298,7 @@ class ZImageFamily(StockFamily):
 
     def null(self, condition: Condition) -> Condition:
         """Return ``condition`` with the empty prompt in each row's own layout."""
-        edits = edited(condition)
-        rows = [self._one(self._text("", edits=edit)) for edit in edits]
+        rows = [self._one(self._text("", edits=bool(found))) for found in sources_there(condition)]
         embeds, mask = ragged(rows)
         return with_prompts(condition, {"prompt_embeds": embeds, "prompt_mask": mask})
 
@@ -309,6 +324,12 @@ class ZImageFamily(StockFamily):
 
     def _one(self, text: str) -> Tensor:
         """Return the embedding [L, D] of a text that is used again and again."""
-        if text not in self._fixed:
-            self._fixed[text] = self._embed([text])[0][0]
-        return self._fixed[text]
+        return self.fixed_text(text, lambda: self._embed([text])[0][0])
+
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return the embeddings of the empty prompt and of the texts around source and target."""
+        edits = [False] if self.vision is None else [False, True]
+        frame = [] if self.vision is None else [_BEFORE_SOURCE, _AFTER_TARGET]
+        for text in (*(self._text("", edits=edit) for edit in edits), *frame):
+            self._one(text)
+        return self.fixed

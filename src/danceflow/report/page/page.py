@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.evaluate.metrics import METRICS
 from danceflow.evaluate.records import LOST, STANDARD, START, STUDENT, TEACHER
 from danceflow.ops.timings import Cost
@@ -17,7 +18,7 @@ from danceflow.report.curves import Curves
 from danceflow.report.gate import Verdict
 from danceflow.report.page.charts import line_chart
 from danceflow.report.page.looks import LOOKS
-from danceflow.report.page.tiles import DIFFERENCE, SOURCE, TARGET, TileRow
+from danceflow.report.page.tiles import DIFFERENCE, TARGET, TileRow
 
 MAX_BYTES = 2_900_000
 """No page is heavier: it is sent by mail, and opened on a phone."""
@@ -266,11 +267,11 @@ def _of_capability(
     name: str, rows: Sequence[TileRow], every: dict[str, str], teacher: str, scale: float
 ) -> _Galleries:
     kinds = {row.kind: [r for r in rows if r.kind == row.kind] for row in rows}
-    has_source = any(SOURCE in row.pictures for row in rows)
+    shown = {column for row in rows for column in row.pictures}
     is_local = _is_local(rows)
-    source = {SOURCE: "Source"} if has_source else {}
+    source = {column: human(column) for column in SOURCE_COLUMNS if column in shown}
     changed = {DIFFERENCE: "Changes"} if is_local else {}
-    target = {TARGET: "Exact target" if has_source else "One right answer"}
+    target = {TARGET: "Exact target" if source else "One right answer"}
     own, student = {teacher: human(teacher)}, {STUDENT: human(STUDENT)}
     columns = source | own | {START: human(START)} | student | changed | target
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from PIL import Image
 
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.errors import DataError
 from danceflow.evaluate.records import STUDENT, TILES, TILES_INDEX
 from danceflow.pictures import read_own
 from danceflow.report.page.difference import difference, kept_share, without_bars
 
-SOURCE, TARGET = "source", "target"
+SOURCE, TARGET = SOURCE_COLUMNS[0], "target"
 DIFFERENCE = "difference"
 """Column of what the student changed of the source."""
 
@@ -26,7 +27,7 @@ class TileRow:
         kind: ``standard``, another variant, or ``lost``.
         category: of the prompt.
         prompt: what was asked.
-        pictures: by column: ``source``, ``target`` and the fields that were asked; of an edit also
+        pictures: by column: sources, ``target`` and the fields that were asked; of an edit also
             ``difference``.
         scores: by field.
         kept: of an edit, the share of the source's pixels that a column left alone.
@@ -58,7 +59,7 @@ def read_tiles(folder: Path) -> list[TileRow]:
                 {
                     name: sheet.crop(_box(number, place, size))
                     for place, name in enumerate(columns)
-                    if name in (SOURCE, TARGET) or name in row["scores"]
+                    if name in (*SOURCE_COLUMNS, TARGET) or name in row["scores"]
                 },
             )
             for number, row in enumerate(index["rows"])
@@ -73,7 +74,9 @@ def read_tiles(folder: Path) -> list[TileRow]:
 def _row(row: Mapping[str, Any], pictures: dict[str, Image.Image]) -> TileRow:
     kept: dict[str, float] = {}
     if SOURCE in pictures:
-        bare = dict(zip(pictures, without_bars(list(pictures.values())), strict=True))
+        # Further sources have bars of their own, and are nothing that was changed.
+        some = {name: p for name, p in pictures.items() if name not in SOURCE_COLUMNS[1:]}
+        bare = dict(zip(some, without_bars(list(some.values())), strict=True))
         kept = {name: kept_share(bare[SOURCE], bare[name]) for name in bare if name != SOURCE}
         if STUDENT in pictures:
             pictures |= {DIFFERENCE: difference(pictures[SOURCE], pictures[STUDENT])}

@@ -1,7 +1,7 @@
 """Loss normalisation: no capability is learned faster only because its velocities are larger."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -42,10 +42,21 @@ class LossBalance:
         if self.decay is not None:
             self._update.setdefault(capability, []).append(rows_M.detach().double().cpu())
 
-    def close_update(self) -> None:
-        """Move the running means towards the losses counted since the last call."""
-        for name, rows in self._update.items():
-            loss = sum(float(part.sum()) for part in rows) / sum(len(part) for part in rows)
+    def sums(self) -> dict[str, tuple[float, float]]:
+        """Return sum and number of the losses of the present update, by capability."""
+        return {
+            name: (sum(float(part.sum()) for part in rows), sum(len(part) for part in rows))
+            for name, rows in self._update.items()
+        }
+
+    def close_update(self, sums: Mapping[str, tuple[float, float]]) -> None:
+        """Move the running means towards the losses of an update.
+
+        Args:
+            sums: what ``sums`` has returned, added up over all processes.
+        """
+        for name, (total, count) in sums.items():
+            loss = total / count
             old = self.means.get(name, loss)
             self.means[name] = (self.decay or 0.0) * old + (1 - (self.decay or 0.0)) * loss
         self._update.clear()

@@ -5,7 +5,7 @@ gradient by states each take about as much as the forward pass. Looking at the s
 (validation scores, image grids) is not counted: it does not train.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from danceflow.errors import TrainingError
 from danceflow.fields import CountingField, VelocityField
@@ -30,6 +30,7 @@ class Ledger:
         self._counted: list[tuple[str, int, CountingField]] = []
         self._dearest = 0
         self._last_total = 0
+        self._at_close = dict(self._before)
 
     def count(self, part: str, field: VelocityField, cost: int = 1) -> CountingField:
         """Return the field, with its evaluations counted.
@@ -66,13 +67,23 @@ class Ledger:
         """Whether one more update, as dear as the dearest so far, would exceed the budget."""
         return self.budget is not None and self.total + self._dearest > self.budget
 
+    def of_update(self) -> list[int]:
+        """Return what the present update has cost so far, by part, in the order of ``PARTS``."""
+        spent = self.spent
+        return [spent[part] - self._at_close[part] for part in PARTS]
+
+    def add_others(self, counts: Sequence[int]) -> None:
+        """Count what other processes have spent on the present update, by part."""
+        for part, count in zip(PARTS, counts, strict=True):
+            self._before[part] += count
+
     def close_update(self) -> None:
         """Take note of what the update that just ended has cost.
 
         Raises:
             TrainingError: if the budget is too small for a single update.
         """
-        total = self.total
+        total, self._at_close = self.total, self.spent
         self._dearest = max(self._dearest, total - self._last_total)
         self._last_total = total
         if self.budget is not None and self._dearest > self.budget:
@@ -89,4 +100,4 @@ class Ledger:
         """Go on where ``state`` was taken; nothing may have been evaluated yet."""
         self._before = {part: int(state[part]) for part in PARTS}
         self._dearest = int(state["dearest"])
-        self._last_total = self.total
+        self._last_total, self._at_close = self.total, self.spent

@@ -9,14 +9,16 @@ from danceflow.evaluate.quick import quick_batch
 from danceflow.fields import VelocityField
 from danceflow.models.teachers import Teachers
 from danceflow.ops.files import atomic_file
+from danceflow.ops.group import current
 from danceflow.ops.tracking import Tracker
 from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
+    from danceflow.data.cached_rows import ConditionCache
     from danceflow.params.sections import Params
     from danceflow.paths import Paths
 
@@ -31,11 +33,16 @@ class Observer:
         params: "Params",
         paths: "Paths",
         teachers: Teachers,
+        caches: "Mapping[str, ConditionCache]",
         work: Path,
         tracker: Tracker,
     ) -> None:
-        """Read the validation rows and sample the teachers' images for the grids once."""
+        """Read the validation rows and sample the teachers' images for the grids once.
+
+        Their conditions are in the caches, so that no encoder is loaded.
+        """
         self.params, self.tracker = params, tracker
+        self.is_main = current().is_main
         self.folder = work / "grids"
         self.batches = {
             name: quick_batch(
@@ -45,6 +52,7 @@ class Observer:
                 params.distill.evaluate_samples,
                 params.run.seed,
                 params.run.device,
+                caches[name].validation,
             )
             for name, config in params.capabilities.items()
         }
@@ -64,6 +72,8 @@ class Observer:
         for name, rows in self.batches.items():
             batch = rows if score else rows.head(_GRID_ROWS)
             images = batch.sample(student, self.steps, self.params.distill.batch_size)
+            if not self.is_main:  # the others have answered their share
+                continue
             if score:
                 scores[name] = float(batch.score(images)["overall"])
             if draw:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from danceflow.fields import Condition, Dynamics, Queries
+from danceflow.ops.group import ALONE, Group
 
 _TENSORS = ("z", "sigma", "sigma_next", "index", "grid")
 
@@ -24,7 +25,8 @@ class Visits:
 
     Attributes:
         capability: its name.
-        share: of the update's loss.
+        share: of the update's loss; of a capability whose samples several processes have, each has
+            so much of its share as it has samples.
         queries: the states.
     """
 
@@ -66,15 +68,35 @@ class Replay:
             self.waiting[number].append(parts)
         return _joined(self.waiting.pop(0))
 
-    def state_dict(self) -> list[list[list[dict[str, Any]]]]:
-        """Return what waits, as plain data and tensors."""
-        return [[[_packed(part) for part in parts] for parts in due] for due in self.waiting]
-
-    def load_state_dict(self, state: list[list[list[dict[str, Any]]]]) -> None:
-        """Go on where ``state`` was taken."""
-        self.waiting = [
-            [[self._unpacked(part) for part in parts] for parts in due] for due in state
+    def state_dict(self, group: Group = ALONE) -> list[list[list[dict[str, Any]]]]:
+        """Return what waits, on all processes, as plain data and tensors; only main gets it."""
+        own = [[[_packed(part) for part in parts] for parts in due] for due in self.waiting]
+        if group.size == 1:
+            return own
+        return [
+            [_merged(parts) for parts in zip(*due, strict=True)]
+            for due in zip(*group.gathered(own), strict=True)
         ]
+
+    def load_state_dict(
+        self, state: list[list[list[dict[str, Any]]]], group: Group = ALONE
+    ) -> None:
+        """Go on where ``state`` was taken, with this process's share of it."""
+        self.waiting = [[self._shared(parts, group) for parts in due] for due in state]
+
+    def _shared(self, parts: Sequence[dict[str, Any]], group: Group) -> list[Visits]:
+        """Return this process's share of the samples of one rollout."""
+        visits = [self._unpacked(part) for part in parts]
+        mine, found, start = group.share(sum(v.queries.num_samples for v in visits)), [], 0
+        for visit in visits:
+            count = visit.queries.num_samples
+            first, last = (min(max(end - start, 0), count) for end in (mine.start, mine.stop))
+            start += count
+            if last > first:
+                own = visit.queries.parts([first, last - first, count - last])[1]
+                share = visit.share * ((last - first) / count)
+                found.append(Visits(visit.capability, share, own))
+        return found
 
     def _unpacked(self, packed: dict[str, Any]) -> Visits:
         queries = Queries(
@@ -86,21 +108,43 @@ class Replay:
         return Visits(packed["capability"], packed["share"], queries)
 
 
+def _merged(by_rank: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return one part per capability and size of states, the samples of all processes in order."""
+    found: dict[tuple[str, torch.Size], list[dict[str, Any]]] = {}
+    for part in (part for parts in by_rank for part in parts):
+        found.setdefault((part["capability"], part["z"].shape[1:]), []).append(part)
+    return [
+        {
+            **parts[0],
+            "share": sum(part["share"] for part in parts),
+            "condition": Condition.cat([Condition(part["condition"]) for part in parts]).tensors,
+            **{
+                name: torch.cat([part[name] for part in parts])
+                for name in _TENSORS
+                if name != "grid"
+            },
+        }
+        for parts in found.values()
+    ]
+
+
 def _joined(rollouts: Sequence[Sequence[Visits]]) -> list[Visits]:
     """Return one part per capability and size of states.
 
-    Its states have one weight, as every rollout has as many samples of a capability.
+    Its states have one weight, as every rollout has as many samples of a capability. A process's
+    share of them may have more of one rollout than of another: these are parts of their own.
     """
-    found: dict[tuple[str, torch.Size], list[Visits]] = {}
+    found: dict[tuple[str, torch.Size, int], list[Visits]] = {}
     for part in (part for parts in rollouts for part in parts):
-        found.setdefault((part.capability, part.queries.z.shape[1:]), []).append(part)
+        key = (part.capability, part.queries.z.shape[1:], part.queries.num_samples)
+        found.setdefault(key, []).append(part)
     return [
         Visits(
             name,
             sum(part.share for part in parts) / len(rollouts),
             parts[0].queries if len(parts) == 1 else Queries.cat([p.queries for p in parts]),
         )
-        for (name, _), parts in found.items()
+        for (name, _, _), parts in found.items()
     ]
 
 

@@ -13,6 +13,7 @@ from danceflow.data.cached_rows import ConditionCache
 from danceflow.data.sizes import Size
 from danceflow.fields import Condition, seed_for
 from danceflow.method import Method
+from danceflow.ops.group import current
 from danceflow.train.distill.router import Router
 
 if TYPE_CHECKING:
@@ -35,16 +36,20 @@ class Drawn:
         capability: its name.
         share: of the update's loss.
         size: of their pictures.
+        num_samples: of the capability in the update, on all processes.
+        samples: which B of them these are.
         rows: [B] long, places among the cached rows of that size.
-        condition: B rows, on the CPU.
+        condition: B rows, on the CPU; None: B is 0.
         clean: [B, C, H, W] the clean latents that the method's states start from, if any.
     """
 
     capability: str
     share: float
     size: Size
+    num_samples: int
+    samples: range
     rows: Tensor
-    condition: Condition
+    condition: Condition | None
     clean: Tensor | None
 
 
@@ -69,7 +74,7 @@ class UpdateRows:
             device: where the rows will be needed; for a GPU they are read into pinned memory.
         """
         self.config, self.method, self.router = config, method, router
-        self.caches, self.device = caches, device
+        self.caches, self.device, self.group = caches, device, current()
         self._ahead = Ahead(self.read)
 
     @property
@@ -86,24 +91,41 @@ class UpdateRows:
         return self._ahead.take(step, last=step + 1 >= self.config.num_updates)
 
     def read(self, step: int) -> list[Drawn]:
-        """Return the rows of an update, a function of its number."""
-        return [self.draw(capability, share, step) for capability, share in self.router.route(step)]
+        """Return the rows of an update, a function of its number.
 
-    def draw(self, capability: Capability, share: float, step: int) -> Drawn:
+        Every process has its share of all samples of the update, in one piece.
+        """
+        route = self.router.route(step)
+        counts = [self.method.num_samples(self.config.batch_size, share) for _, share in route]
+        mine, drawn, start = self.group.share(sum(counts)), [], 0
+        for (capability, share), count in zip(route, counts, strict=True):
+            first, last = (min(max(end - start, 0), count) for end in (mine.start, mine.stop))
+            drawn.append(self.draw(capability, share, step, count, range(first, last)))
+            start += count
+        return drawn
+
+    def draw(
+        self, capability: Capability, share: float, step: int, num_samples: int, samples: range
+    ) -> Drawn:
         """Return rows of a capability's cache; a group of samples shares one row."""
         name, group, kind = capability.name, self.method.group_size, self.method.states.clean_kind
         seeds = [
-            seed_for(self.config.seed, f"row/{name}", step, index // group)
-            for index in range(self.method.num_samples(self.config.batch_size, share))
+            seed_for(self.config.seed, f"row/{name}", step, index // group) for index in samples
         ]
         size_seed = seed_for(self.config.seed, f"size/{name}", step, 0)
         cached, rows = self.caches[name].draw(kind, size_seed, seeds)
-        clean = cached.clean(kind, rows) if kind in ("data", "teacher") else None
+        condition = clean = None
+        if samples:
+            condition = pinned_condition(cached.condition(rows), self.device)
+            if kind in ("data", "teacher"):
+                clean = pinned(cached.clean(kind, rows), self.device)
         return Drawn(
             capability=name,
             share=share,
             size=cached.size,
+            num_samples=num_samples,
+            samples=samples,
             rows=rows,
-            condition=pinned_condition(cached.condition(rows), self.device),
-            clean=None if clean is None else pinned(clean, self.device),
+            condition=condition,
+            clean=clean,
         )

@@ -6,6 +6,7 @@ The training goes on in the work folder of its key; its end is packaged as the s
 import logging
 import shutil
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from danceflow.capability import asked
@@ -16,8 +17,9 @@ from danceflow.models.memory import memory_of
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256
+from danceflow.ops.group import current
 from danceflow.ops.keys import Key
-from danceflow.ops.tracking import TrackingSettings, start_run
+from danceflow.ops.tracking import NoTracker, Tracker, TrackingSettings, start_run
 from danceflow.paths import MANIFEST
 from danceflow.train.distill.observe import Observer
 from danceflow.train.distill.trainer import Trainer
@@ -45,19 +47,14 @@ def run(params: "Params", paths: "Paths") -> None:
         paths.teachers, params.family.name, asked(params).teachers, memory_of(params.run)
     )
     caches = {name: ConditionCache(paths.cache(name)) for name in params.capabilities}
+    for cache in caches.values():
+        teachers.family.take_fixed(cache.fixed)
     key = training_key(params, paths)
-    settings = TrackingSettings.of(paths.root, params.tracking)
     # Experiments that differ in later stages only train the same: the second one waits, and goes
     # on at the first one's end.
     with key.working(paths) as work:
-        with start_run(
-            settings,
-            work / "run.json",
-            name=f"{method.name}-{key.digest[:8]}",
-            key=key.digest,
-            params=params.model_dump(mode="json"),
-        ) as tracker:
-            observer = Observer(params, paths, teachers, work, tracker)
+        with _tracker(params, paths, work, method.name, key) as tracker:
+            observer = Observer(params, paths, teachers, caches, work, tracker)
             trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
             trainer.train()
         meta = {
@@ -79,6 +76,8 @@ def run(params: "Params", paths: "Paths") -> None:
             },
             "licences": teachers.meta.get("licences", {}),
         }
+        if not current().is_main:
+            return
         with atomic_directory(paths.student) as folder:
             trainer.package(folder, meta)
         with atomic_directory(paths.distill_report) as folder:
@@ -88,6 +87,19 @@ def run(params: "Params", paths: "Paths") -> None:
                 shutil.copytree(work / "grids", folder / "grids")
             write_curves(work / "metrics.jsonl", folder / "curves.csv")
     _LOG.info("distilled in %.0f s", time.monotonic() - started)
+
+
+def _tracker(params: "Params", paths: "Paths", work: Path, method: str, key: Key) -> Tracker:
+    """Return what the training is recorded with; of a group the main process records."""
+    if not current().is_main:
+        return NoTracker()
+    return start_run(
+        TrackingSettings.of(paths.root, params.tracking),
+        work / "run.json",
+        name=f"{method}-{key.digest[:8]}",
+        key=key.digest,
+        params=params.model_dump(mode="json"),
+    )
 
 
 def training_key(params: "Params", paths: "Paths") -> Key:

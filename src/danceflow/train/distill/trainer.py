@@ -11,23 +11,26 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from danceflow.capability import asked
 from danceflow.data.cached_rows import ConditionCache
 from danceflow.data.sizes import Size, by_size
-from danceflow.fields import Condition, StateRequest, VelocityField, seed_for
+from danceflow.fields import Condition, CountingField, StateRequest, VelocityField, seed_for
 from danceflow.method import Method
 from danceflow.models.memory import Memory, recompute_activations
 from danceflow.models.pack import save_adapter_package
 from danceflow.models.package import save_package
 from danceflow.models.start import start_student
 from danceflow.models.teachers import Teachers
+from danceflow.ops.group import current, each_for_itself
 from danceflow.ops.tracking import Tracker
 from danceflow.train.distill.balance import LossBalance
 from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, MAX_ROWS, Ledger
@@ -41,8 +44,19 @@ from danceflow.train.distill.guards import (
 from danceflow.train.distill.replay import Replay, Visits
 from danceflow.train.distill.router import Router
 from danceflow.train.distill.rows import Drawn, UpdateRows, sizes_by_rows
+from danceflow.train.distill.sharding import (
+    Together,
+    is_sharded,
+    load_shards,
+    load_whole,
+    remove_other_shards,
+    save_shards,
+    shard,
+    whole,
+    whole_network,
+)
 from danceflow.train.log import Meter, MetricsFile, log_losses
-from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
+from danceflow.train.optim import make_optimizer, schedule, set_learning_rate, sum_gradients
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -71,7 +85,8 @@ class Trainer:
         self.families = {size: teachers.family.sized(*size) for size in self.sizes}
         self.family = self.families[self.sizes[0]]
         self.tracker, self.observer, self.work = tracker, observer, work
-        self.device, self.loaded = torch.device(params.run.device), teachers
+        self.group, self.loaded = current(), teachers
+        self.device = torch.device(params.run.device)
         found = asked(params)
         capabilities = found.capabilities
         router = Router(capabilities, self.config.seed, self.config.capabilities_per_update)
@@ -82,14 +97,17 @@ class Trainer:
         for c in capabilities:
             teacher = teachers.field(c.teacher.name, c.teacher.guidance_scale)
             self.teachers[c.name] = self.ledger.count("teachers", teacher, teacher.cost)
+        self.sharded = False
         self.backbone, self.trainable = start_student(
-            self.config, teachers, self.config.seed, found.start
+            self.config, teachers, self.config.seed, found.start, self._spread
         )
         if self.config.activation_checkpointing:
             recompute_activations(self.backbone)
         # A student that starts as one of several teachers agrees with that one at first.
         self.must_differ = found.differing or {c.name for c in capabilities}
-        self.student = self.family.field(self.backbone)
+        self.student: VelocityField = self.family.field(self.backbone)
+        if self.sharded:
+            self.student = Together(self.student, self._filler(), self.group)
         self.rollout_field = self.ledger.count("rollout", self.student)
         self.trained_field = self.ledger.count("training", self.student, FORWARD_AND_BACKWARD)
         self.grids = {
@@ -108,19 +126,55 @@ class Trainer:
         needs_ema = method.objective.needs_ema
         self.ema_field = self._ema_field(teachers.memory) if needs_ema else None
         self.step, self.seconds, size, self.meter = 0, 0.0, 0, Meter()
-        if (saved := load_checkpoint(work / "checkpoint.safetensors")) is not None:
-            self.backbone.load_state_dict(saved["student"], strict=False)
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.ema.load_state_dict(saved["ema"])
-            self.meter.load_state_dict(saved["meter"])
-            self.replay.load_state_dict(saved["replay"])
+        if (saved := self._saved()) is not None:
+            self._load(saved)
+            if self.group.is_main:
+                self.meter.load_state_dict(saved["meter"])
+            self.replay.load_state_dict(saved["replay"], self.group)
             self.balance.load_state_dict(saved["balance"])
             self.ledger.load_state_dict(saved["ledger"])
             self.step, self.seconds, size = saved["step"], saved["seconds"], saved["metrics_size"]
             _LOG.info("resuming at update %d", self.step)
-        self.metrics = MetricsFile(work / "metrics.jsonl", size)
+        file = work / "metrics.jsonl"
+        self.metrics = MetricsFile(file, size) if self.group.is_main else None
 
-    def _ema_field(self, memory: Memory) -> VelocityField:
+    def _saved(self) -> dict[str, Any] | None:
+        """Return the last checkpoint, on every process; main may put a damaged one aside."""
+        path = self.work / "checkpoint.safetensors"
+        saved = load_checkpoint(path) if self.group.is_main else None
+        is_there = self.group.told(saved is not None)
+        return load_checkpoint(path) if is_there and saved is None else saved
+
+    def _spread(self, backbone: nn.Module) -> None:
+        if is_sharded(backbone, self.config, self.group):
+            self.sharded = True
+            shard(backbone, self.device, self.group)
+
+    def _filler(self) -> tuple[Tensor, Tensor, Condition]:
+        """Return one state that a process may ask at which has nothing to ask."""
+        cached = next(iter(self.rows.caches.values())).groups[0]
+        condition = cached.condition(torch.zeros(1, dtype=torch.long)).to(self.device)
+        z = torch.zeros(1, *self.families[cached.size].latent_shape, device=self.device)
+        return z, torch.ones(1, device=self.device), condition
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        """Take student, optimiser and average from a checkpoint of any number of processes."""
+        if "shards" in saved:
+            place = self.work / saved["shards"]
+            load_shards(place, self.backbone, self.optimizer, self.ema, saved["optimizer"])
+            self.ema.num_updates = saved["ema"]
+        elif self.sharded:
+            load_whole(saved, self.backbone, self.optimizer, self.ema)
+        else:
+            self.backbone.load_state_dict(saved["student"], strict=False)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.ema.load_state_dict(saved["ema"])
+
+    def _ema_field(self, memory: Memory) -> CountingField:
+        if self.sharded:  # what is sharded cannot be copied; the average comes before it is asked
+            self.ema_backbone = self.family.new_backbone(0)
+            self._spread(self.ema_backbone)
+            return self.ledger.count("average", self.family.field(self.ema_backbone))
         copied = copy.deepcopy(self.backbone).eval().requires_grad_(False)
         self.ema_backbone = memory.compiled(copied)  # a copy of compiled blocks is not
         return self.ledger.count("average", self.family.field(self.ema_backbone))
@@ -156,14 +210,18 @@ class Trainer:
                     "seconds": self.seconds + elapsed,
                 }
                 updating, waited = 0.0, self.rows.waited
-                loss = log_losses(self.meter, self.metrics, self.tracker, self.step, common)
-                require_finite(loss, "loss", self.step)
-                bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
+                self.meter.collect(self.group)
+                if self.metrics is not None:
+                    loss = log_losses(self.meter, self.metrics, self.tracker, self.step, common)
+                    require_finite(loss, "loss", self.step)
+                    bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
             self._observe(force=last)
             if self.step % self.config.checkpoint_every == 0 or last:
                 self._checkpoint(self.seconds + time.monotonic() - began)
         bar.close()
         self.ema.copy_to(self.backbone)
+        if self.sharded:
+            self.backbone = whole_network(self.backbone, self.family, self.group)
 
     def _is_finished(self) -> bool:
         """Return whether all updates are made, or the budget allows no further one."""
@@ -192,6 +250,8 @@ class Trainer:
                 for part in self._collect(size, [drawn[place] for place in places], progress)
             ]
         )
+        if isinstance(self.student, Together):
+            self.student.finish()
         if self.ema_field is not None:
             self.ema.copy_to(self.ema_backbone)
         self.optimizer.zero_grad(set_to_none=True)
@@ -209,14 +269,43 @@ class Trainer:
                 (loss * weight * piece).backward()
                 self.meter.add(name, chunk.sigma, rows)
                 self.balance.add(name, rows)
-        norm = float(nn.utils.clip_grad_norm_(self.trainable, self.config.clip_norm))
+        if isinstance(self.student, Together):
+            self.student.finish(self._train_on_nothing)
+        sums = self._sum_over_processes()
+        norm = float(whole(nn.utils.clip_grad_norm_(self.trainable, self.config.clip_norm)))
         require_finite(norm, "gradient norm", self.step)
         if any(part.capability in self.must_differ for part in parts):
             require_gradient(norm, self.step)
         self.optimizer.step()
         self.ema.update(self.backbone)
-        self.balance.close_update()
+        self.balance.close_update(sums)
         return norm
+
+    def _train_on_nothing(self) -> None:
+        """Make the passes of one chunk of states, with a loss of zero."""
+        assert isinstance(self.student, Together)
+        loss = self.student.nothing()
+        if self.ema_field is not None:
+            with torch.no_grad():
+                self.ema_field.field(*self.student.filler)
+        loss.backward()
+
+    def _sum_over_processes(self) -> dict[str, tuple[float, float]]:
+        """Sum gradients and costs of the update, and return the sums for the loss balance."""
+        sums = self.balance.sums()
+        if self.group.size == 1:
+            return sums
+        names, costs = self.balance.capabilities, self.ledger.of_update()
+        losses = [value for name in names for value in sums.get(name, (0.0, 0.0))]
+        numbers = torch.tensor([*costs, *losses], dtype=torch.float32, device=self.device)
+        if self.sharded:  # gradients were summed as they came
+            self.group.add(numbers)
+        else:
+            numbers = sum_gradients(self.trainable, numbers, self.group)
+        found = numbers.tolist()
+        self.ledger.add_others([round(a) - b for a, b in zip(found, costs, strict=False)])
+        pairs = zip(found[len(costs) :: 2], found[len(costs) + 1 :: 2], strict=True)
+        return {name: pair for name, pair in zip(names, pairs, strict=True) if pair[1]}
 
     def _target_of(self, name: str) -> str:
         """Return who says what a capability's rows are to become, for messages."""
@@ -228,14 +317,24 @@ class Trainer:
 
     def _collect(self, size: Size, drawn: Sequence[Drawn], progress: float) -> list[Visits]:
         """Return the states of rows of one size, capability by capability."""
-        counts = [len(item.rows) for item in drawn]
-        seeds = [
+        whole = [
             seed_for(self.config.seed, f"sample/{item.capability}", self.step, index)
             for item in drawn
-            for index in range(len(item.rows))
+            for index in range(item.num_samples)
         ]
+        runs = [item.num_samples for item in drawn]
+        starts = accumulate(runs, initial=0)
+        places = [
+            start + i for item, start in zip(drawn, starts, strict=False) for i in item.samples
+        ]
+        if not places:
+            return []
         # Rows in pinned memory are copied while the processor goes on.
-        conditions = [item.condition.to(self.device, non_blocking=True) for item in drawn]
+        conditions = [
+            item.condition.to(self.device, non_blocking=True)
+            for item in drawn
+            if item.condition is not None
+        ]
         clean = [
             item.clean.to(self.device, non_blocking=True)
             for item in drawn
@@ -247,15 +346,18 @@ class Trainer:
                 condition=Condition.cat(conditions),
                 grid=self.grids[size],
                 shape=self.families[size].latent_shape,
-                seeds=seeds,
+                seeds=[whole[place] for place in places],
                 clean=lambda _kind: torch.cat(clean),
                 progress=progress,
-                runs=counts,
+                runs=runs,
+                whole=(whole, places),
             )
         )
+        parts = queries.parts([len(item.samples) for item in drawn])
         return [
-            Visits(item.capability, item.share, part)
-            for item, part in zip(drawn, queries.parts(counts), strict=True)
+            Visits(item.capability, item.share * (len(item.samples) / item.num_samples), part)
+            for item, part in zip(drawn, parts, strict=True)
+            if item.samples
         ]
 
     def _observe(self, *, force: bool) -> None:
@@ -270,8 +372,10 @@ class Trainer:
             if param.requires_grad
         }
         self.ema.copy_to(self.backbone)
-        scores = self.observer.observe(self.student, self.step, score=score, draw=draw)
-        if scores:
+        # A pass of one is a pass of all there: all do the same.
+        with each_for_itself() if self.sharded else nullcontext():
+            scores = self.observer.observe(self.student, self.step, score=score, draw=draw)
+        if scores and self.metrics is not None:
             self.metrics.append(
                 {
                     "step": self.step,
@@ -285,25 +389,43 @@ class Trainer:
                     param.copy_(live[name])
 
     def _checkpoint(self, seconds: float) -> None:
+        """Write what all processes hold; it does not tell how many they were."""
+        self.meter.collect(self.group)
+        waiting = self.replay.state_dict(self.group)
+        shards = self._save_shards() if self.sharded else None
+        if self.metrics is None:
+            return
         save_checkpoint(
             self.work / "checkpoint.safetensors",
             {
                 "step": self.step,
                 "seconds": seconds,
                 "metrics_size": self.metrics.size,
-                "student": {
-                    name: value
-                    for name, value in self.backbone.state_dict().items()
-                    if name in self.ema.values
-                },
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict(),
+                **(self._weights() if shards is None else shards),
                 "meter": self.meter.state_dict(),
-                "replay": self.replay.state_dict(),
+                "replay": waiting,
                 "balance": self.balance.state_dict(),
                 "ledger": self.ledger.state_dict(),
             },
         )
+        if shards is not None:
+            remove_other_shards(self.work, shards["shards"])
+
+    def _weights(self) -> dict[str, Any]:
+        student = self.backbone.state_dict().items()
+        return {
+            "student": {name: value for name, value in student if name in self.ema.values},
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+        }
+
+    def _save_shards(self) -> dict[str, Any]:
+        """Write what lies in shards beside the checkpoint, and return what it says of them."""
+        return {
+            "shards": save_shards(self.work, self.step, self.backbone, self.optimizer, self.ema),
+            "optimizer": self.optimizer.state_dict()["param_groups"],
+            "ema": self.ema.num_updates,
+        }
 
     def package(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write the averaged student to ``folder``: its network, or its adapter and its base."""

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from danceflow.errors import TrainingError
 from danceflow.fields import Condition, VelocityField, derive_seeds, normal, seed_for, uniform
 from danceflow.models.family import ModelFamily
+from danceflow.ops.group import current
 from danceflow.train.log import MetricsFile
-from danceflow.train.optim import make_optimizer, schedule, set_learning_rate
+from danceflow.train.optim import make_optimizer, schedule, set_learning_rate, sum_gradients
 from danceflow.train.state import Ema, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ _LOG_EVERY = 100
 class Batches(Protocol):
     """A source of training data that is a function of the step."""
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Condition]:
-        """Return clean latents [B, C, H, W] and their condition."""
+    def batch(self, step: int, samples: range) -> tuple[Tensor, Condition]:
+        """Return clean latents [B, C, H, W] and their condition, of some of a step's samples."""
         ...
 
 
@@ -64,7 +65,8 @@ def finetune(
         TrainingError: when the loss or the gradient is not finite; the last checkpoint stays.
     """
     params = [param for param in backbone.train().parameters() if param.requires_grad]
-    device = params[0].device
+    device, group = params[0].device, current()
+    samples = group.share(config.batch_size)
     optimizer = make_optimizer(config.optimizer, params, config.learning_rate, config.weight_decay)
     ema = Ema(backbone, config.ema_decay)
     field = family.field(backbone)
@@ -77,7 +79,8 @@ def finetune(
         ema.load_state_dict(saved["ema"])
         start, seconds = saved["step"], saved["seconds"]
         recent, curve_size = saved["recent"], saved["curve_size"]
-    curve = MetricsFile(work / "curve.jsonl", curve_size)
+    group.wait()  # all have read what the main process writes anew
+    curve = MetricsFile(work / "curve.jsonl", curve_size) if group.is_main else None
     began = time.monotonic()
     bar = tqdm(
         range(start, config.num_updates),
@@ -88,21 +91,23 @@ def finetune(
     )
     for step in bar:
         set_learning_rate(optimizer, schedule(step, config.num_updates, config.warmup))
-        clean, condition = batches.batch(step, config.batch_size)
-        clean, condition = clean.to(device), condition.to(device)
-        seeds = [seed_for(seed, "finetune", step, index) for index in range(len(clean))]
-        condition = _drop_captions(family, condition, config.caption_dropout, seeds)
-        loss = _loss(family, field, clean, condition, config, seeds)
-        _require_finite(float(loss.detach()), "loss", step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = torch.zeros((), device=device)
+        if samples:
+            clean, condition = batches.batch(step, samples)
+            clean, condition = clean.to(device), condition.to(device)
+            loss = _backward(family, field, clean, condition, config, (seed, step, samples))
+        loss = sum_gradients(params, loss[None], group)[0]
         norm = nn.utils.clip_grad_norm_(params, config.clip_norm)
         _require_finite(float(norm), "gradient norm", step)
         optimizer.step()
         ema.update(backbone)
-        recent.append(float(loss.detach()))
+        recent.append(float(loss))
         done = step + 1
         last = done == config.num_updates
+        if curve is None:
+            recent.clear()
+            continue
         if done % _LOG_EVERY == 0 or last:
             mean = sum(recent) / len(recent)
             recent.clear()
@@ -125,6 +130,28 @@ def finetune(
             )
     ema.copy_to(backbone)
     backbone.eval().requires_grad_(False)
+
+
+def _backward(
+    family: ModelFamily,
+    field: VelocityField,
+    clean: Tensor,
+    condition: Condition,
+    config: "TeacherParams",
+    place: tuple[int, int, range],
+) -> Tensor:
+    """Add the gradients of an update's samples, at (seed, step, samples), and return their loss.
+
+    It is their part of the mean over all samples of the update.
+    """
+    seed, step, samples = place
+    seeds = [seed_for(seed, "finetune", step, index) for index in samples]
+    condition = _drop_captions(family, condition, config.caption_dropout, seeds)
+    loss = _loss(family, field, clean, condition, config, seeds)
+    loss = loss * (len(samples) / config.batch_size)
+    _require_finite(float(loss.detach()), "loss", step)
+    loss.backward()
+    return loss.detach()
 
 
 def _loss(

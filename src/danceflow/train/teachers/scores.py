@@ -1,6 +1,8 @@
 """Scores and draws teachers on the validation split of every capability, as students are scored."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from danceflow.evaluate.quick import QuickBatch, quick_batch
 from danceflow.models.memory import exported_memory
 from danceflow.models.teachers import Teachers
 from danceflow.ops.files import atomic_directory
+from danceflow.ops.group import current
 from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
@@ -39,9 +42,7 @@ def score_teachers(params: "Params", paths: "Paths", data: "Paths", report: dict
             "scores": {},
         }
         report["teachers"].setdefault(name, entry)
-    with atomic_directory(paths.teachers_images) as folder:
-        if paths.teachers_images.exists():
-            shutil.copytree(paths.teachers_images, folder, dirs_exist_ok=True)
+    with _pictures(paths.teachers_images) as folder:
         for capability, config in params.capabilities.items():
             scores = {name: report["teachers"][name]["scores"] for name in teachers.backbones}
             missing = [name for name, found in scores.items() if capability not in found]
@@ -61,7 +62,19 @@ def score_teachers(params: "Params", paths: "Paths", data: "Paths", report: dict
                 scores[name][capability] = {
                     f"{scale:g}": _scored(params, teachers, batch, name, scale) for scale in scales
                 }
-            _draw(params, teachers, batch, capability, folder / f"{capability}.png")
+            _draw(params, teachers, batch, capability, folder)
+
+
+@contextmanager
+def _pictures(place: Path) -> Iterator[Path | None]:
+    """Give the folder that becomes ``place``, with what is there; None where another writes it."""
+    if not current().is_main:
+        yield None
+        return
+    with atomic_directory(place) as folder:
+        if place.exists():
+            shutil.copytree(place, folder, dirs_exist_ok=True)
+        yield folder
 
 
 def _scored(
@@ -69,13 +82,16 @@ def _scored(
 ) -> dict[str, Any]:
     field = teachers.field(name, guidance)
     images = batch.sample(field, params.evaluate.num_steps, params.evaluate.batch_size)
-    return batch.score(images)
+    return batch.score(images) if current().is_main else {}
 
 
 def _draw(
-    params: "Params", teachers: Teachers, batch: QuickBatch, capability: str, path: Path
+    params: "Params", teachers: Teachers, batch: QuickBatch, capability: str, folder: Path | None
 ) -> None:
-    """Write a grid: source, every teacher, exact target, with the prompts beside."""
+    """Write a grid: source, every teacher, exact target, with the prompts beside.
+
+    Without a folder this process only gives its share of the pictures.
+    """
     part = batch.head(_GRID_ROWS)
     columns = {"source": part.sources} if part.sources else {}
     for name, config in params.capabilities.items():
@@ -83,4 +99,5 @@ def _draw(
         label = f"{config.teacher} teacher" + (" (its own)" if name == capability else "")
         columns[label] = part.sample(field, params.evaluate.num_steps, _GRID_ROWS)
     columns["exact target"] = part.targets
-    image_grid(columns, part.prompts).save(path)
+    if folder is not None:
+        image_grid(columns, part.prompts).save(folder / f"{capability}.png")

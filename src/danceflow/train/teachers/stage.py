@@ -21,6 +21,7 @@ from danceflow.models.package import FROZEN_FOLDER, read_manifest, write_manifes
 from danceflow.models.weights import read_json
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, fingerprint, sha256, write_json
+from danceflow.ops.group import current
 from danceflow.params.rules import require_trained_here
 from danceflow.paths import MANIFEST, Paths
 from danceflow.train.teachers.scores import score_teachers
@@ -53,15 +54,20 @@ def run(params: "Params", paths: Paths) -> None:
         trained: dict[str, Path] = {}
         for name in params.teachers:
             trained[name] = train_teacher(params, paths, paths, family, name, trained, frozen.name)
-        _write(params, paths, frozen, trained | others, before)
-        _tell_of_others(others, before, read_manifest(paths.teachers)["files"])
-        with atomic_directory(paths.teachers_images):
-            pass  # pictures of the teachers before these
+        group = current()
+        if group.is_main:
+            _write(params, paths, frozen, trained | others, before)
+            _tell_of_others(others, before, read_manifest(paths.teachers)["files"])
+            with atomic_directory(paths.teachers_images):
+                pass  # pictures of the teachers before these
+        group.wait()
         report: dict[str, Any] = {"split": VALIDATION, "num_steps": params.evaluate.num_steps}
         report["teachers"] = {}
         score_teachers(params, paths, paths, report)
         for name, place in trained.items():
             report["teachers"][name]["curve"] = _curve(place / "curve.jsonl")
+    if not group.is_main:
+        return
     report["seconds"] = round(time.monotonic() - started, 1)
     write_json(paths.teachers_report, report)
 

@@ -49,15 +49,19 @@ class PoolStream:
         names = [name for name in parts[0].tensors if name != SOURCE]
         self.texts = {n: torch.cat([part.tensors[n] for part in parts]) for n in names}
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Condition]:
+    def batch(self, step: int, samples: range) -> tuple[Tensor, Condition]:
         """Return clean latents [B, C, H, W] and their condition.
 
         Sample i is a function of (seed, step, i), the batch's size of (seed, step).
 
+        Args:
+            step: the update.
+            samples: B of the update's samples, at least one.
+
         Raises:
             DataError: naming the row whose image is missing or corrupt.
         """
-        seeds = [seed_for(self.seed, "batch", step, index) for index in range(batch_size)]
+        seeds = [seed_for(self.seed, "batch", step, index) for index in samples]
         counts = [len(group) for group in self.groups]
         group = self.groups[draw_group(counts, seed_for(self.seed, "size", step, 0))]
         index = group[(uniform(seeds) * len(group)).long()]

@@ -16,6 +16,7 @@ from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.family import ModelFamily, family_class
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory
+from danceflow.ops.group import current
 from danceflow.params.names import BROUGHT, SCRATCH
 from danceflow.train.teachers.finetune import finetune
 from danceflow.train.teachers.stream import PoolStream
@@ -33,8 +34,12 @@ def text_encoder(params: "Params", paths: "Paths") -> Path:
     """Return the folder of the frozen parts; trains the text encoder if it is not there."""
     prompts = _prompts(params, paths)
     folder = keys.text_encoder(params, prompts).folder(paths)
-    if folder.exists():
+    group = current()
+    if group.told(folder.exists()):
         os.utime(folder)  # `danceflow clean` goes by the last use
+        return folder
+    if not group.is_main:  # it is a matter of seconds
+        group.wait()
         return folder
     config = params.family.model_dump(mode="json")
     world = open_world(params.data.world)
@@ -53,6 +58,7 @@ def text_encoder(params: "Params", paths: "Paths") -> Path:
     )
     with atomic_directory(folder) as place:
         family.save_frozen(place)
+    group.wait()
     return folder
 
 
@@ -108,7 +114,8 @@ def train_teacher(
     init = trained[config.init].name if config.init != SCRATCH else None
     rows = bucket_digest(data.bucket(config.bucket), "train")
     work = keys.teacher(params, name, frozen, init, rows).touched(paths)
-    if (work / "final").exists():
+    group = current()
+    if group.told((work / "final").exists()):
         return work
     if config.init == SCRATCH:
         backbone = family.new_backbone(params.run.seed)
@@ -127,9 +134,11 @@ def train_teacher(
         seed=params.run.seed,
         work=work,
     )
-    with atomic_directory(work / "final") as folder:
-        if config.adapter_rank is None:
-            family.save_backbone(backbone, folder)
-        else:
-            save_adapter(backbone, folder)
+    if group.is_main:
+        with atomic_directory(work / "final") as folder:
+            if config.adapter_rank is None:
+                family.save_backbone(backbone, folder)
+            else:
+                save_adapter(backbone, folder)
+    group.wait()
     return work

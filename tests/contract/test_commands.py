@@ -1,0 +1,133 @@
+"""Every command in README and docs is one that the programs know, and is executed somewhere.
+
+Blocks are whole commands: the programs' own parsers take them. In a sentence a command may lack
+arguments: its subcommands and options are looked up.
+"""
+
+import re
+import tomllib
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import typer.main
+from doc_commands import EXECUTED, NEEDS, PAGES, Command, blocks, executed_by, mentions
+from repository import ROOT
+
+from danceflow import cli
+from danceflow.params.meaning import parameter_names
+from danceflow.params.read import read_assignments
+
+BLOCKS = [command for page in PAGES for command in blocks(page)]
+USERS = ("deploy/.env", "sweeps/steps.yaml")
+"""Files that a page tells how to write."""
+
+# What was typed once need not be there any more: the log and decisions are about then.
+THEN = ("log.md", "decisions")
+MENTIONS = [c for page in PAGES if not {*page.parts} & {*THEN} for c in mentions(page)]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PLACEHOLDER = re.compile(r"<[^>]+>|\.\.\.|[A-Z]{3,}$")
+"""What stands for a user's own."""
+
+OWN_FOLDERS = ("benchmarks/", "deploy/", "recipes/", "sweeps/", "tests/")
+
+
+@pytest.mark.parametrize("command", BLOCKS, ids=str)
+def test_a_whole_command_is_what_its_program_takes(command: Command) -> None:
+    program, *words = command.words
+    if program == "danceflow":
+        root = typer.main.get_command(cli.app)
+        parse(root, words)
+        assert_parameters_exist(words)
+    elif program == "mlflow":
+        import mlflow.cli
+
+        parse(mlflow.cli.cli, words)
+    elif program == "dvc":
+        from dvc.cli import parse_args
+
+        assert parse_args(words).func
+    else:
+        assert_known(command)
+    assert_files_exist(words)
+
+
+@pytest.mark.parametrize("command", MENTIONS, ids=str)
+def test_what_a_sentence_names_is_there(command: Command) -> None:
+    if command.words[0] == "danceflow":
+        assert_options_exist(typer.main.get_command(cli.app), command.words[1:])
+        assert_parameters_exist(command.words)
+    elif command.words[0] in ("make", "pip", "python"):
+        assert_known(command)
+    assert_files_exist(command.words)
+
+
+@pytest.mark.parametrize("command", BLOCKS, ids=str)
+def test_a_command_is_executed_by_a_test_or_says_what_it_needs(command: Command) -> None:
+    if command.needs:
+        assert set(command.needs.split(", ")) <= NEEDS
+        return
+    test = executed_by(command)
+    assert test, "name the test in EXECUTED, or mark the block: <!-- needs: ... -->"
+    code = (ROOT / test).read_text(encoding="utf-8")
+    for word in command.tested_as.split():
+        assert "=" not in word or word in code, f"{test} does not use {word}"
+
+
+def test_no_rule_is_about_nothing() -> None:
+    texts = [command.text for command in BLOCKS]
+    assert [rule for rule in EXECUTED if not any(text.startswith(rule) for text in texts)] == []
+
+
+def parse(command: Any, words: list[str]) -> None:
+    """Let the parsers of a command and its subcommands take words; nothing is run.
+
+    Typer brings a click of its own: commands are told apart by what they have.
+    """
+    rest = [PLACEHOLDER.sub("1", word) for word in words]
+    while hasattr(command, "commands"):
+        assert rest[0] in command.list_commands(None), rest[0]
+        command, rest = command.get_command(None, rest[0]), rest[1:]
+    command.make_context("x", rest)
+
+
+def assert_options_exist(group: Any, words: tuple[str, ...]) -> None:
+    """Look up the subcommands and options that are named; what is behind them may lack."""
+    for word in words:
+        if hasattr(group, "commands"):
+            if not PLACEHOLDER.search(word) and not word.startswith("-"):
+                assert word in group.commands, word
+                group = group.commands[word]
+        elif word.startswith("-") and not PLACEHOLDER.search(word):
+            options = {name for param in group.params for name in param.opts}
+            assert word in options | {"--help"}, word
+
+
+def assert_parameters_exist(words: tuple[str, ...] | list[str]) -> None:
+    """Look up the parameters that are changed."""
+    for before, word in pairwise(words):
+        if before in ("-S", "--set") and not PLACEHOLDER.search(word):
+            (name,) = read_assignments([word])
+            assert name in set(parameter_names()), name
+
+
+def assert_files_exist(words: tuple[str, ...] | list[str]) -> None:
+    """Look up the project's own files."""
+    for word in words:
+        if word.startswith(OWN_FOLDERS) and not PLACEHOLDER.search(word):
+            assert (ROOT / word).exists() or word in USERS, word
+
+
+def assert_known(command: Command) -> None:
+    """Look up targets of make, extras of pip and scripts of Python."""
+    program, *words = command.words
+    if program == "make":
+        assert re.search(rf"^{words[0]}:", MAKEFILE, re.MULTILINE), words[0]
+    elif program == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for extra in re.findall(r"danceflow\[(\w+)\]", command.text):
+            assert extra in project["optional-dependencies"]
+    elif program == "python" and words[0] != "-m":
+        code = (ROOT / words[0]).read_text(encoding="utf-8")
+        for option in [word for word in words if word.startswith("--")]:
+            assert f'"{option}"' in code, option

@@ -1,0 +1,410 @@
+"""The studio as a person uses it, in a real browser, with nothing between it and the page."""
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from browser import findings
+from PIL import Image
+from studio_server import Running, running_studio
+
+from danceflow.pictures import png_bytes
+from danceflow.studio.pages import percent, seconds
+from danceflow.studio.recipe import Recipe
+from danceflow.studio.tree import Made
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+DESK, PHONE = {"width": 1360, "height": 860}, {"width": 390, "height": 844}
+GOLDEN = Path(__file__).with_name("golden.png")
+TILE = 24  # pixels of the screen that are one of the golden picture
+MOST = 9.0  # mean levels of 256 that a sound page may differ by: fonts are not the same everywhere
+
+
+@contextmanager
+def person(browser: "Browser", studio: Running, **options: Any) -> Iterator["Page"]:
+    """Somebody at a screen; whatever the page complains of, or loads from elsewhere, fails."""
+    context = browser.new_context(viewport=DESK, **{"reduced_motion": "reduce", **options})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    page.on(
+        "request",
+        lambda asked: (
+            None
+            if asked.url.startswith((studio.address, "blob:", "data:"))
+            else wrong.append(asked.url)
+        ),
+    )
+    page.goto(studio.address)
+    yield page
+    told = [text for text in wrong if "status of 4" not in text]
+    context.close()
+    assert told == []
+
+
+def ask(page: "Page", prompt: str, **fields: str) -> str:
+    """Ask for a picture, and return the name of what is shown then."""
+    page.fill("#prompt", prompt)
+    if fields and page.locator("#settings[open]").count() == 0:
+        page.click("#settings summary")
+    for name, value in fields.items():
+        page.fill(f"#{name}", value)
+    page.press("#prompt", "Control+Enter")
+    page.locator("#shown h2", has_text=prompt).wait_for()
+    return str(page.get_attribute("#shown", "data-node"))
+
+
+def drop(page: "Page", name: str, data: bytes) -> None:
+    """Drop a file onto the page."""
+    page.evaluate(
+        """([name, text]) => {
+          const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+          const held = new DataTransfer();
+          held.items.add(new File([bytes], name));
+          document.dispatchEvent(new DragEvent("drop", { dataTransfer: held, bubbles: true }));
+        }""",
+        [name, base64.b64encode(data).decode()],
+    )
+
+
+def small_screen(page: "Page") -> Image.Image:
+    """What the screen shows, so small that letters are shades."""
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    return shot.resize((DESK["width"] // TILE, DESK["height"] // TILE), Image.Resampling.BOX)
+
+
+def pixels(studio: Running, name: str) -> Any:
+    return np.asarray(studio.studio.tree.picture(studio.studio.tree.node(name).picture))
+
+
+def test_from_a_prompt_to_a_local_and_a_global_change_and_a_branch(browser, studio) -> None:
+    with person(browser, studio) as page:
+        page.locator("h2", has_text="Make your first picture").wait_for()
+        root = ask(page, "a red circle and a blue square", seed="4")
+        local = ask(page, "make the red circle blue", seed="5")
+        both = ask(page, "make it grayscale", seed="6")
+        tree = studio.studio.tree
+        assert [node.id for node in tree.lineage(both)] == [root, local, both]
+        assert page.locator(".path li").count() == 3
+        page.click("#restart")  # back to the root, and another way from there
+        page.locator(f"#shown[data-node='{root}']").wait_for()
+        branch = ask(page, "change the background to black", seed="7")
+        assert tree.node(branch).parent == root
+        page.locator(f"#node-{branch}[aria-current]").wait_for()
+        assert page.locator("#tree .leaf").count() == 4
+        assert (
+            page.locator("#shown .facts").inner_text().count("ms")
+            + page.locator("#shown .facts").inner_text().count(" s")
+            > 0
+        )
+        page.click("#pin")
+        page.locator("#pin[aria-pressed='true']").wait_for()
+        page.click("#more summary")
+        page.fill("#title", "night")
+        page.press("#title", "Enter")
+        page.locator("#shown h2", has_text="night").wait_for()
+        page.click("#archive")
+        page.locator("#archive", has_text="Bring back").wait_for()
+        page.locator(f"#node-{branch}").wait_for(state="detached")
+        page.click("#undo")
+        page.locator(f"#node-{branch}").wait_for()
+        page.go_back()
+        page.locator("#shown").wait_for()
+
+
+def test_again_makes_a_sibling_and_settings_come_back(browser, studio) -> None:
+    with person(browser, studio) as page:
+        first = ask(page, "two rings", seed="21", steps="3")
+        page.click("#restore")
+        assert page.input_value("#seed") == "21"
+        assert page.input_value("#prompt") == "two rings"
+        assert page.locator("#go").inner_text() == "Make"
+        page.goto(f"{studio.address}/?node={first}")
+        page.click("#again")
+        page.locator(f"#shown:not([data-node='{first}']) h2", has_text="two rings").wait_for()
+        again = studio.studio.tree.node(str(page.get_attribute("#shown", "data-node")))
+        assert again.recipe is not None
+        assert (again.parent, again.recipe.steps) == (None, 3)
+        assert again.recipe.seed != 21
+
+
+def test_two_pictures_are_compared_over_beside_and_less_each_other(browser, studio) -> None:
+    with person(browser, studio) as page:
+        ask(page, "a red circle", seed="4")
+        ask(page, "make the red circle blue", seed="5")
+        page.click("#compare-link")
+        page.locator(".layers").wait_for()
+        page.focus("#at")
+        page.keyboard.press("Home")
+        share = page.evaluate("document.querySelector('.layers').style.getPropertyValue('--at')")
+        assert share == "0%"
+        page.click("text=Side by side")
+        page.focus("#beside-view")
+        for key in ("+", "+", "ArrowLeft"):
+            page.keyboard.press(key)
+        moved = page.evaluate(
+            "[...document.querySelectorAll('.window img')]"
+            ".map((image) => getComputedStyle(image).transform)"
+        )
+        assert moved[0] == moved[1] != "none"
+        assert moved[0].startswith("matrix(2")
+        page.click("text=Difference")
+        gap = page.locator(".view-gap img")
+        assert gap.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 32
+        assert re.search(r"\d+ % of the pixels were left alone", page.inner_text("#kept"))
+        page.keyboard.press("Escape")
+        page.locator("#shown").wait_for()
+
+
+def test_a_mask_that_is_painted_keeps_the_rest_to_the_last_level(browser, studio) -> None:
+    with person(browser, studio) as page:
+        source = ask(page, "a red circle and a blue square", seed="4")
+        page.click("#mask-box summary")
+        canvas = page.locator("#mask-canvas[width='32']")
+        page.locator("#hints .chip").first.wait_for()
+        page.fill("#brush", "6")
+        canvas.scroll_into_view_if_needed()
+        area = canvas.bounding_box()
+        assert area is not None
+        page.mouse.move(area["x"] + area["width"] / 4, area["y"] + area["height"] / 4)
+        page.mouse.down()
+        page.mouse.move(area["x"] + area["width"] / 4, area["y"] + area["height"] / 2, steps=4)
+        page.mouse.up()
+        assert "percent may change" in str(canvas.get_attribute("aria-label"))
+        edit = ask(page, "make it grayscale", seed="5")
+        same = (pixels(studio, source) == pixels(studio, edit)).all(axis=2)
+        assert same[:, 16:].all()
+        assert not same.all()
+        assert "masked" in page.inner_text("#shown .facts")
+        # And with keys alone, on the picture that was just made.
+        page.focus("#prompt")
+        page.keyboard.press("Escape")
+        page.keyboard.press("m")
+        page.keyboard.press("Space")
+        page.locator("#mask-canvas[aria-label*='percent may change']").wait_for()
+        page.click("#mask-invert")
+        page.click("#mask-clear")
+        page.locator("#mask-canvas[aria-label*='nothing is painted']").wait_for()
+
+
+def test_what_is_downloaded_and_dropped_in_again_restores_prompt_seed_and_source(
+    browser, studio
+) -> None:
+    with person(browser, studio) as page:
+        source = ask(page, "a red circle", seed="31")
+        ask(page, "make it grayscale", seed="32")
+        with page.expect_download() as begun:
+            page.keyboard.press("Escape")
+            page.keyboard.press("d")
+        file = Path(begun.value.path()).read_bytes()
+        assert begun.value.suggested_filename == "make-it-grayscale.png"
+        assert Image.open(io.BytesIO(file)).size == (32, 32)
+        page.goto(studio.address)
+        drop(page, "make-it-grayscale.png", file)
+        page.locator(f"#source[value='{source}']").wait_for(state="attached")
+        page.locator("#settings[open]").wait_for()
+        assert page.input_value("#prompt") == "make it grayscale"
+        assert page.input_value("#seed") == "32"
+
+
+def test_a_file_that_is_no_picture_is_told_and_one_that_is_joins(browser, studio) -> None:
+    with person(browser, studio) as page:
+        drop(page, "notes.txt", b"milk, bread")
+        page.locator("#notice", has_text="this picture is no picture").wait_for()
+        page.click("#notice button")
+        page.set_input_files(
+            "#file",
+            {
+                "name": "my cat.png",
+                "mimeType": "image/png",
+                "buffer": png_bytes(Image.new("RGB", (40, 30), "green")),
+            },
+        )
+        page.locator("#shown h2", has_text="my cat").wait_for()
+        assert page.locator("#go").inner_text() == "Change"
+
+
+def test_a_run_is_seen_step_by_step_and_cancelled(browser, studio) -> None:
+    with person(browser, studio) as page:
+        before = len(studio.studio.tree.nodes(archived=True))
+        page.click("#settings summary")
+        page.fill("#steps", "100")
+        page.fill("#variants", "8")
+        page.fill("#prompt", "a ring")
+        page.click("#go")
+        page.locator(".task", has_text=re.compile(r"step \d+ of 800")).wait_for()
+        page.click("button:has-text('Cancel')")
+        page.locator(".task", has_text="cancelled").wait_for()
+        page.click("button:has-text('Put away')")
+        page.locator(".task").wait_for(state="detached")
+        assert len(studio.studio.tree.nodes(archived=True)) == before
+
+
+def test_two_people_at_once_see_the_queue_and_one_tree(browser, studio) -> None:
+    with person(browser, studio) as mine, person(browser, studio) as theirs:
+        mine.click("#settings summary")
+        mine.fill("#steps", "60")
+        mine.fill("#variants", "4")
+        mine.fill("#prompt", "two rings")
+        mine.click("#go")
+        theirs.locator(".task", has_text="(somebody else)").wait_for()
+        ask(theirs, "a green cross", seed="1")
+        mine.locator("#shown h2", has_text="two rings").wait_for()
+        theirs.locator("#tree .leaf", has_text="two rings").first.wait_for()
+        mine.locator("#tree .leaf", has_text="a green cross").first.wait_for()
+        assert theirs.locator("#shown h2").inner_text() == "a green cross"
+
+
+def test_words_are_suggested_and_unknown_ones_told_before_the_run(browser, studio) -> None:
+    with person(browser, studio) as page:
+        page.fill("#prompt", "a red unicorn")
+        page.locator("#hints .warning", has_text="'unicorn'").wait_for()
+        page.fill("#prompt", "a red")
+        page.click("#hints .chip:has-text('a red circle and a blue square')")
+        assert page.input_value("#prompt") == "a red circle and a blue square"
+        page.locator("#hints .warning").wait_for(state="detached")
+
+
+def test_a_student_beside_its_teacher_opens_both(browser, studio) -> None:
+    with person(browser, studio) as page:
+        ask(page, "a red circle", seed="2")
+        page.fill("#prompt", "make the red circle blue")
+        page.select_option("#beside", "teacher:local_edit")
+        page.click("#go")
+        page.locator("#compare").wait_for()
+        names = page.locator(".split span").all_inner_texts()
+        prompt = "make the red circle blue"
+        assert names == [f"{prompt} · student", f"{prompt} · teacher local"]
+
+
+def test_keys_alone_do_everything(browser, studio) -> None:
+    with person(browser, studio) as page:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        seen = set()
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            seen.add(page.evaluate("document.activeElement.id"))
+        names = {"undo", "theme", "prompt", "model", "beside", "go", "file", "archived"}
+        assert names <= seen
+        page.focus("#prompt")
+        style = "getComputedStyle(document.activeElement).outlineStyle"
+        assert page.evaluate(style) == "solid"
+        page.keyboard.press("Escape")
+        page.keyboard.press("?")
+        page.locator("#keys[open]").wait_for()
+        page.keyboard.press("Escape")
+        page.keyboard.press("j")
+        page.locator("#shown").wait_for()
+        first = page.get_attribute("#shown", "data-node")
+        page.keyboard.press("j")
+        page.locator(f"#shown:not([data-node='{first}'])").wait_for()
+        page.keyboard.press("r")
+        assert page.evaluate("document.activeElement.id") == "title"
+        page.keyboard.press("Escape")
+        page.keyboard.press("t")
+        assert page.evaluate("document.documentElement.dataset.theme") == "light"
+        page.keyboard.press("n")
+        page.locator("h2", has_text="A new picture").wait_for()
+        page.keyboard.press("/")
+        page.keyboard.type("a?")  # letters are letters where text is written
+        assert page.input_value("#prompt") == "a?"
+
+
+@pytest.mark.parametrize(("view", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "dark")])
+def test_axe_finds_nothing_serious(browser, studio, view, scheme) -> None:
+    tree = studio.studio.tree
+    edits = [node for node in tree.nodes(archived=False) if node.parent and node.recipe]
+    assert edits
+    with person(browser, studio, color_scheme=scheme) as page:
+        page.set_viewport_size(view)
+        for path in ("", f"?node={edits[0].id}", f"?node={edits[0].id}&with={edits[0].parent}"):
+            page.goto(f"{studio.address}/{path}")
+            page.locator("#hints .chip").first.wait_for()
+            for part in ("#settings", "#mask-box", "#history-box", "#more"):
+                if page.locator(f"{part}:not([hidden]) summary").count():
+                    page.click(f"{part} summary")
+            page.locator("#history .chip").first.wait_for()
+            assert findings(page) == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= view["width"]
+        page.keyboard.press("Escape")
+        page.keyboard.press("?")
+        assert findings(page) == []
+
+
+def test_the_tree_is_there_after_a_restart(browser, scenes_student, tmp_path) -> None:
+    with (
+        running_studio(tmp_path / "tree", scenes_student) as studio,
+        person(browser, studio) as page,
+    ):
+        ask(page, "a red circle", seed="1")
+        made = ask(page, "make it grayscale", seed="2")
+    with (
+        running_studio(tmp_path / "tree", scenes_student) as studio,
+        person(browser, studio) as page,
+    ):
+        page.click(f"#node-{made}")
+        page.locator("#shown h2", has_text="make it grayscale").wait_for()
+        assert page.locator(".path li").count() == 2
+
+
+def test_a_studio_that_went_away_is_told_and_found_again(browser, scenes_student, tmp_path) -> None:
+    with running_studio(tmp_path / "tree", scenes_student) as studio:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(studio.address)
+    page.locator("#notice", has_text="does not answer").wait_for()
+    context.close()
+
+
+def test_the_page_looks_as_it_did(browser, scenes_student, tmp_path, request) -> None:
+    """A page without its style, or with its parts in a heap, is far from the golden picture."""
+    with running_studio(tmp_path / "tree", scenes_student) as studio:
+        recipe = Recipe(
+            prompt="a red circle",
+            capability="text to image",
+            seed=1,
+            steps=4,
+            guidance=1.0,
+            size="32x32",
+            model="student",
+            version=0,
+            digest="",
+        )
+        picture = Image.new("RGB", (32, 32), "#e8b0c0")
+        picture.paste("#c02020", (12, 12, 22, 22))
+        other = picture.copy()
+        other.paste("#2040c0", (12, 12, 22, 22))
+        edit = recipe.model_copy(update={"prompt": "make it blue", "capability": "edit"})
+        (root,) = studio.studio.tree.add(None, [Made(picture, recipe, seconds=0.3)])
+        made = Made(other, edit, picture, seconds=0.3, kept=0.9, kept_exactly=0.9)
+        (child,) = studio.studio.tree.add(root.id, [made])
+        with person(browser, studio, color_scheme="light") as page:
+            page.goto(f"{studio.address}/?node={child.id}")
+            page.locator("#hints .chip").first.wait_for()
+            page.locator("#hints").evaluate("(hints) => hints.remove()")
+            sound = small_screen(page)
+            page.evaluate("document.styleSheets[0].disabled = true")
+            broken = small_screen(page)
+    if request.config.getoption("--record-golden"):
+        sound.save(GOLDEN)
+    golden = np.asarray(Image.open(GOLDEN).convert("RGB"), float)
+    gaps = [np.abs(np.asarray(shot, float) - golden).mean() for shot in (sound, broken)]
+    assert gaps[0] < MOST
+    assert gaps[1] > 2 * MOST
+
+
+def test_shares_and_times_are_told_as_people_read_them() -> None:
+    shown = [percent(share) for share in (0.0, 0.004, 0.5, 0.997, 1.0)]
+    assert shown == ["0 %", "under 1 %", "50 %", "over 99 %", "100 %"]
+    assert [seconds(value) for value in (0.2, 3.21)] == ["200 ms", "3.2 s"]
