@@ -368,6 +368,13 @@ def bring_teachers(
         ),
     ] = None,
     edits: Annotated[bool, typer.Option(help="Whether some of them edit.")] = False,
+    licence: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=LICENCE",
+            help="Of a teacher, or of base; default: what stands beside the weights.",
+        ),
+    ] = None,
 ) -> None:
     """Bring teachers that were trained elsewhere.
 
@@ -379,19 +386,21 @@ def bring_teachers(
     from danceflow.ops.files import atomic_directory, write_json
     from danceflow.paths import Paths
 
-    given = [item.partition("=") for item in teacher or []]
-    for name, equals, path in given:
-        if not (name and equals and path):
-            raise UsageError(f"{name + equals + path!r}: write it as NAME=PATH")
+    given = _named(teacher or [], "NAME=PATH")
+    licences = _named(licence or [], "NAME=LICENCE")
     paths = Paths(root)
     runtime.require_writable(paths.teachers.parent)
     runtime.require_writable(paths.reports)
 
-    def place(text: str, what: hub.What) -> Path:
-        return hub.fetch(text, what).path if hub.is_address(text) else Path(text)
+    def place(text: str, what: hub.What) -> tuple[Path, str | None]:
+        if not hub.is_address(text):
+            return Path(text), None
+        found = hub.fetch(text, what)
+        return found.path, found.address
 
-    named = {name: place(path, "teacher") for name, _, path in given}
-    bring(family, place(pipeline, "pipeline"), named, paths.teachers, edits=edits)
+    named = {name: place(path, "teacher")[0] for name, path in given.items()}
+    folder, origin = place(pipeline, "pipeline")
+    bring(family, folder, named, paths.teachers, edits=edits, origin=origin, licences=licences)
     with atomic_directory(paths.teachers_images):
         pass  # pictures of other teachers would stay
     write_json(paths.teachers_report, {"teachers": {}})
@@ -586,6 +595,38 @@ def edit(
     student = _student(source, device)
     images = student.edit([pictures] * len(instructions), instructions, seed, num_steps, guidance)
     _save(images, out)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder to write; not there yet, or empty.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="diffusers, lora, comfyui or pipeline.")
+    ] = "pipeline",
+    source: Source = "champion",
+    push_to: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Push it to the hub, too.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Whether a repository that is made is for everybody.")
+    ] = False,
+) -> None:
+    """Write a student for other programs, with a model card.
+
+    diffusers is its network, lora its adapter, comfyui the same under ComfyUI's names, and
+    pipeline the folder of a whole stock pipeline.
+    """
+    from danceflow.registry.export import export_student
+    from danceflow.registry.open import is_folder
+
+    runtime.require_writable(out.parent)
+    settings = None if is_folder(source) else _store_settings(source)
+    typer.echo(str(export_student(source, kind, out, settings)))
+    if push_to is not None:
+        from danceflow.ops.hub import push_folder
+
+        message = f"danceflow export --format {kind} --from {source}"
+        typer.echo(push_folder(out, push_to, private=not public, message=message))
 
 
 @app.command()
@@ -969,6 +1010,17 @@ def _checkout() -> Path:
     root = find_root(Path.cwd())
     runtime.use_code_of(root)
     return root
+
+
+def _named(items: "Sequence[str]", form: str) -> dict[str, str]:
+    """Return what NAME=VALUE options say by name; raises ``UsageError`` for another form."""
+    found = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"{item!r}: write it as {form}")
+        found[name] = value
+    return found
 
 
 def _recipe(path: Path) -> Path:

@@ -4,7 +4,7 @@ import pytest
 from training_record import CAPABILITIES
 
 from danceflow.errors import WeightsError
-from danceflow.evaluate.again import score_again
+from danceflow.evaluate.again import open_again, score_again
 from danceflow.evaluate.records import STANDARD, read_evaluation
 
 
@@ -12,7 +12,8 @@ from danceflow.evaluate.records import STANDARD, read_evaluation
 def test_the_same_package_gets_the_same_scores(reported, capability: str) -> None:
     params, paths = reported
     before = sorted(paths.root.rglob("*"))
-    found = score_again(params, paths, capability, paths.student)
+    student = open_again(params, paths.student)
+    found = score_again(params, paths, capability, paths.student, student)
     stored = read_evaluation(paths.evaluation(capability), capability)
     assert found.scale == stored.scale
     rows = [row for row in stored.fields["student"].rows if row.variant == STANDARD]
@@ -21,6 +22,6 @@ def test_the_same_package_gets_the_same_scores(reported, capability: str) -> Non
 
 
 def test_what_is_no_student_is_told(reported, tmp_path) -> None:
-    params, paths = reported
+    params, _ = reported
     with pytest.raises(WeightsError, match="manifest"):
-        score_again(params, paths, "t2i", tmp_path)
+        open_again(params, tmp_path)

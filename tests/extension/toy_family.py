@@ -77,12 +77,18 @@ class ToyFamily:
         return cls(side, side)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "ToyFamily":
-        return cls(*read_json(folder / _SETTINGS)["image_size"])
+    def from_folder(cls, folder: Path, settings: Path | None = None) -> "ToyFamily":
+        return cls(*read_json((settings or folder) / _SETTINGS)["image_size"])
 
     def save_frozen(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _SETTINGS).write_text(json.dumps({"image_size": self.image_size}))
+
+    def save_settings(self, folder: Path) -> None:
+        self.save_frozen(folder)
+
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        return {}
 
     def sized(self, height: int, width: int) -> "ToyFamily":
         if min(height, width) < 1:
@@ -159,6 +165,9 @@ class ToyFamily:
 
     def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
         raise WeightsError("no pipeline loads an adapter of a toy")
+
+    def for_pipeline(self, backbone: nn.Module) -> tuple[str, nn.Module, Mapping[str, Any]]:
+        raise WeightsError("no pipeline makes toys")
 
     def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensors

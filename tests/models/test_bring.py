@@ -12,8 +12,9 @@ from tiny_stock import stock_family, zimage_pipeline
 from danceflow.errors import WeightsError
 from danceflow.fields import normal
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
-from danceflow.models.bring import bring_teachers
+from danceflow.models.bring import bring_teachers, stated_licence
 from danceflow.models.family import open_family
+from danceflow.models.package import read_manifest
 from danceflow.models.teachers import Teachers
 
 SIGMA = torch.tensor([0.9, 0.3])
@@ -36,7 +37,13 @@ def adapter(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_adapters_and_networks_are_brought_along(stock: Path, adapter: Path, tmp_path) -> None:
     given = {"local": adapter, "whole": stock}
-    bring_teachers("sd3", stock, given, tmp_path / "teachers", edits=True)
+    licences = {"local": "apache-2.0"}
+    bring_teachers("sd3", stock, given, tmp_path / "teachers", edits=True, licences=licences)
+    told = read_manifest(tmp_path / "teachers")
+    assert told["licences"] == {"base": None, "local": "apache-2.0", "whole": None}
+    assert told["origin"] == str(stock)
+    assert set(told["digests"]) == {"frozen", "base", "whole"}
+    assert told["digests"]["whole"] == told["digests"]["base"]
     teachers = Teachers(tmp_path / "teachers", "sd3", ["base", "local", "whole"], "cpu")
     assert teachers.family.takes_source
     assert teachers.backbones["local"] is teachers.shared is not teachers.backbones["whole"]
@@ -89,6 +96,27 @@ def test_dora_loha_and_lokr_teachers_teach_what_they_are(stock: Path, tmp_path, 
             expected = family.field(network)(z, SIGMA, condition)
         found = teachers.field(name, 1.0)(z, SIGMA, condition)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=3e-3)  # on disk as float16
+
+
+@pytest.mark.parametrize(
+    ("card", "metadata", "licence"),
+    [
+        ("---\nlicense: apache-2.0\n---\n# A model\n", {}, "apache-2.0"),
+        ("---\nlicense: other\nlicense_name: of-us\n---\n", {}, "of-us"),
+        ("---\nlicense: [broken\n---\n", {"modelspec.license": "mit"}, "mit"),
+        (None, {"modelspec.license": "mit"}, "mit"),
+        ("# No head\n", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_a_licence_is_read_beside_the_weights(
+    tmp_path: Path, card: str | None, metadata: dict[str, str], licence: str | None
+) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    save_file({"x": torch.zeros(1)}, tmp_path / "lora.safetensors", metadata)
+    assert stated_licence(tmp_path) == licence
+    assert stated_licence(tmp_path / "lora.safetensors") == licence
 
 
 def test_what_does_not_fit_leaves_nothing_behind(stock: Path, adapter: Path, tmp_path) -> None:

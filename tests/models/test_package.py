@@ -66,13 +66,14 @@ def test_a_package_that_waits_is_on_the_device_while_it_is_asked(family, package
     loaded = load_package(package, Memory("cuda", offload="teachers"))
     backbone = loaded.field.backbone
     assert backbone not in [network for network, _ in moves]
-    assert {device for _, device in moves} == {"cuda"}  # the encoders
+    assert {part.device.type for part in loaded.family.prompts.parts} == {"cuda"}
     moves.clear()
     loaded.field(normal(family.latent_shape, [1, 2]), SIGMA, family.condition(PROMPTS))
     assert moves == [(backbone, "cuda"), (backbone, "cpu")]
 
 
-def test_an_adapter_is_packaged_merged_and_beside(family, tmp_path: Path) -> None:
+def test_a_package_of_the_earlier_layout_still_loads(family, tmp_path: Path) -> None:
+    """An adapter was packaged merged into its base, and beside that."""
     backbone = awake(family)
     params = add_student_adapter(family, backbone, rank=2, alpha=2, seed=0)
     with torch.no_grad():

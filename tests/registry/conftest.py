@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,7 @@ class ColourPackage:
     family: ColourFamily = field(default_factory=ColourFamily)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     meta: dict[str, Any] = field(default_factory=lambda: {"num_steps": 4})
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:

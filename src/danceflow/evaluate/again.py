@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from danceflow.data.buckets import read_bucket
 from danceflow.evaluate import score as marks
 from danceflow.evaluate.asked import (
-    as_stored,
     finite_images,
     judge_of,
     require_sizes,
@@ -20,7 +19,8 @@ from danceflow.evaluate.asked import (
 from danceflow.evaluate.identity import SPLIT
 from danceflow.evaluate.records import STANDARD, STUDENT, Answer
 from danceflow.evaluate.result import result_of
-from danceflow.models.package import load_package
+from danceflow.models.memory import exported_memory
+from danceflow.models.package import Package, load_package
 
 if TYPE_CHECKING:
     from danceflow.params.sections import Params
@@ -40,24 +40,39 @@ class ScoredAgain:
     rows: tuple[Answer, ...]
 
 
-def score_again(params: "Params", paths: "Paths", capability: str, package: Path) -> ScoredAgain:
+def open_again(params: "Params", package: Path) -> Package:
+    """Return a student as the stage ``evaluate`` holds it, once for all capabilities.
+
+    Args:
+        params: all sections.
+        package: folder of the student.
+
+    Raises:
+        WeightsError: the student is damaged, or its base is not here.
+    """
+    return load_package(package, exported_memory(params.run))
+
+
+def score_again(
+    params: "Params", paths: "Paths", capability: str, place: Path, student: Package
+) -> ScoredAgain:
     """Return what a student scores on the standard rows of a capability.
 
     Args:
         params: all sections.
         paths: the checkout, in which the data are prepared.
         capability: its name.
-        package: folder of the student.
+        place: folder of the student, for messages.
+        student: as ``open_again`` gives it.
 
     Raises:
-        WeightsError: the student is damaged, or makes no images of the data's size.
+        WeightsError: the student makes no images of the data's size.
         DataError: the bucket is missing, damaged or has too few rows.
         JudgeError: a judge that gives the score cannot be asked.
     """
     bucket = paths.bucket(params.capabilities[capability].bucket)
     dataset = read_bucket(bucket, SPLIT)
-    student = load_package(package, as_stored(params))
-    require_sizes(package, student, dataset)
+    require_sizes(place, student, dataset)
     task = task_of(params, capability, dataset, student.family)
     task = task.select(task.where(STANDARD))
     field = student.family.guided(student.field, params.evaluate.guidance)

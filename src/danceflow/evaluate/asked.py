@@ -31,7 +31,7 @@ from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.task import Row, Task, build_task
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.family import ModelFamily
-from danceflow.models.memory import DTYPES, Memory, exported_memory
+from danceflow.models.memory import DTYPES, exported_memory
 from danceflow.models.package import FROZEN_FOLDER, Package
 from danceflow.models.start import start_backbone
 from danceflow.models.teachers import Teachers
@@ -123,15 +123,11 @@ def start_field(params: "Params", teachers: Teachers) -> GuidedField:
     shares, guidance = asked(params).start, params.evaluate.guidance
     if len(shares) == 1 or teachers.shares_base(shares):
         return teachers.average_field(shares, guidance)
-    memory = as_stored(params)
+    # Another dtype would round off what an average of networks is.
+    memory = replace(exported_memory(params.run), dtype="float32")
     backbone = memory.place(start_backbone(teachers, shares), waits=True)
     field = memory.field(teachers.family.field(backbone), backbone, waits=True)
     return teachers.family.guided(field, guidance)
-
-
-def as_stored(params: "Params") -> Memory:
-    """Return how networks of their own are held: bfloat16 would round off what was learned."""
-    return replace(exported_memory(params.run), dtype="float32")
 
 
 def teacher_fields(params: "Params", capability: str, teachers: Teachers) -> dict[str, GuidedField]:
@@ -344,6 +340,7 @@ def _inputs(
         "teachers": sha256(paths.teachers / MANIFEST),
         # The student's own frozen parts read the prompts.
         "frozen": {k: v for k, v in student["files"].items() if k.startswith(FROZEN_FOLDER)},
+        "base": student.get("base", {}).get("frozen"),
         "params": params.select((*RUN_KEYS, "family", "data.world")),
         "evaluate": params.evaluate.model_dump(mode="json", exclude={"guidance", "num_bootstrap"}),
         "capability": [capability, config.teacher, config.guidance],

@@ -90,6 +90,8 @@ class Evaluation(Record):
         num_steps: Euler steps of every sample.
         extractor: the feature extractor behind FID and KID.
         training: what the student's training took; ``None`` where the student does not tell.
+        student: SHA-256 of the manifest of the student that was asked; ``None``: an earlier
+            version did not write it.
         seconds: how long the evaluation took.
         notes: what was not measured and why, and what measuring cost.
         left_out: rows that a judge left out of every field that it judged.
@@ -102,6 +104,7 @@ class Evaluation(Record):
     num_steps: int
     extractor: str
     training: Training | None = None
+    student: str | None = None
     seconds: float
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()

@@ -11,7 +11,6 @@ from danceflow.capability import asked
 from danceflow.data.buckets import read_bucket
 from danceflow.evaluate import score as marks
 from danceflow.evaluate.asked import (
-    as_stored,
     ask,
     ask_and_judge,
     fields_of,
@@ -34,8 +33,9 @@ from danceflow.evaluate.records import (
 from danceflow.models.memory import exported_memory
 from danceflow.models.package import load_package
 from danceflow.models.teachers import Teachers
-from danceflow.ops.files import atomic_directory, write_json
+from danceflow.ops.files import atomic_directory, sha256, write_json
 from danceflow.ops.group import current
+from danceflow.paths import MANIFEST
 
 if TYPE_CHECKING:
     from danceflow.params.sections import Params
@@ -59,7 +59,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
     dataset = read_bucket(bucket, SPLIT)
     memory = exported_memory(params.run)
     teachers = Teachers(paths.teachers, params.family.name, asked(params).teachers, memory)
-    student = load_package(paths.student, as_stored(params), teachers)
+    student = load_package(paths.student, memory, teachers)
     require_sizes(paths.student, student, dataset)
     task = task_of(params, capability, dataset, student.family)
     survey = survey_of(params, task, fields_of(params, capability, student, teachers), metrics)
@@ -90,6 +90,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         num_steps=params.evaluate.num_steps,
         extractor=EXTRACTOR,
         training=_training(student.meta),
+        student=sha256(paths.student / MANIFEST),
         seconds=round(time.monotonic() - started, 1),
         notes=tuple(notes),
         left_out=() if judge is None else judge.rows_left_out(),

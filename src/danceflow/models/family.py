@@ -154,6 +154,17 @@ class ModelFamily(Protocol):
         """Write the student's adapter to ``folder``, as the family's stock pipelines load it."""
         ...
 
+    def for_pipeline(self, backbone: nn.Module) -> tuple[str, nn.Module, Mapping[str, Any]]:
+        """Return what a stock pipeline needs beside the frozen parts.
+
+        Returns:
+            The name of its class, the network as it takes it, and its scheduler's configuration.
+
+        Raises:
+            WeightsError: if there is no such pipeline.
+        """
+        ...
+
     def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return an adapter's tensors under the names that diffusers has for the backbone.
 
@@ -164,6 +175,14 @@ class ModelFamily(Protocol):
 
     def save_frozen(self, folder: Path) -> None:
         """Write everything but the backbone to ``folder``; ``open_family`` reads it back."""
+        ...
+
+    def save_settings(self, folder: Path) -> None:
+        """Write what ``save_frozen`` writes beside weights and tokenizers, as JSON, alone."""
+        ...
+
+    def frozen_networks(self) -> Mapping[str, nn.Module]:
+        """Return the frozen networks by the names of their folders."""
         ...
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelFamily":
@@ -206,8 +225,11 @@ def family_class(name: str) -> Any:
 
     Beside ``ModelFamily`` a class offers, without an instance:
 
-    - ``from_folder(folder)``: the family of the frozen parts in a folder;
+    - ``from_folder(folder, settings)``: the family of the frozen parts in a folder, with the
+      settings in another one where that is not ``None``;
     - ``new(config, words, seed)``: an untrained one, where the params file gives its sizes;
+    - ``comfy_names(settings)``: the layers of the original code for ComfyUI, from the settings that
+      ``save_settings`` wrote; empty where ComfyUI reads diffusers' names;
     - ``sketch(folder)``, and then ``sketch_new(config, words)``: the same without weights;
     - ``bare_backbone(transformer, factor, *, edits)``: the transformer of these arguments and the
       ends of the names that its adapters change; on torch's ``meta`` device without weights.
@@ -237,10 +259,15 @@ def layout_of(name: str) -> Layout:
     return layout
 
 
-def open_family(name: str, folder: Path) -> ModelFamily:
+def open_family(name: str, folder: Path, settings: Path | None = None) -> ModelFamily:
     """Return the family ``name`` with the frozen parts saved in ``folder``.
+
+    Args:
+        name: of the family.
+        folder: of frozen parts, or of a stock pipeline.
+        settings: folder whose settings count in place of the frozen parts' own.
 
     Raises:
         WeightsError: for an unknown name, or frozen parts that cannot be read.
     """
-    return cast(ModelFamily, family_class(name).from_folder(folder))
+    return cast(ModelFamily, family_class(name).from_folder(folder, settings))

@@ -1,12 +1,27 @@
-"""Model folders and their manifests, and the self-contained student.
+"""Model folders and their manifests, and the student as it is kept.
 
 A folder, of a student or of teachers, is described by a manifest with the SHA-256 of every file;
-nothing is used before it matches.
+nothing is used before it matches. A student that was trained whole holds all that it needs:
+
+| folder | holds |
+|---|---|
+| ``frozen`` | text encoders, codec, settings |
+| ``transformer`` | its network |
+
+One that is an adapter names its base, which many students share (``danceflow.models.bases``):
+
+| folder | holds |
+|---|---|
+| ``adapter`` | the adapter, as stock pipelines load it |
+| ``frozen`` | settings; with a base that is packed along, the rest as well |
+| ``base`` | the base's network, where it is packed along |
 """
 
 import json
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as attribute
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +30,13 @@ from torch import nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import VelocityField
+from danceflow.models.bases import (
+    ADAPTER_FOLDER,
+    BACKBONE_FOLDER,
+    FROZEN_FOLDER,
+    SharedBase,
+    shared_base,
+)
 from danceflow.models.family import ModelFamily, open_family
 from danceflow.models.memory import Memory
 from danceflow.ops.files import file_digests, sha256
@@ -23,8 +45,16 @@ from danceflow.paths import MANIFEST
 if TYPE_CHECKING:
     from danceflow.models.teachers import Teachers
 
-FROZEN_FOLDER = "frozen"
-BACKBONE_FOLDER = "transformer"
+__all__ = [
+    "ADAPTER_FOLDER",
+    "BACKBONE_FOLDER",
+    "FROZEN_FOLDER",
+    "Package",
+    "load_package",
+    "read_manifest",
+    "save_package",
+    "write_manifest",
+]
 
 
 @dataclass(frozen=True)
@@ -36,12 +66,15 @@ class Package:
         field: the student's velocity field.
         device: where it computes.
         meta: how it was made; holds ``num_steps`` at least.
+        reading: held while prompts are read: a tokenizer keeps how it was asked to pad, and two
+            threads would pad each other's prompts. Students with the same frozen parts share it.
     """
 
     family: ModelFamily
     field: VelocityField
     device: torch.device
     meta: Mapping[str, Any]
+    reading: threading.Lock = attribute(default_factory=threading.Lock)
 
     @property
     def image_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -64,25 +97,50 @@ def load_package(
 ) -> Package:
     """Return the student in ``folder``, ready to use.
 
+    A network of its own is float32, since another dtype would round off what was learned. An
+    adapter is float32 on a base of the memory's dtype.
+
     Args:
         folder: of a student.
         memory: how it is held, offloaded as a teacher with weights of its own; a device alone is
-            float32 there.
-        beside: teachers that are loaded; text encoders and codec are theirs if the student is.
+            there in the dtype that the student was trained with.
+        beside: teachers that are loaded; text encoders, codec and base are theirs if the student
+            is.
 
     Raises:
-        WeightsError: if a file is missing, truncated, changed or of another shape.
+        WeightsError: if a file is missing, truncated, changed or of another shape, or the base is
+            not here.
     """
-    memory = Memory(memory) if isinstance(memory, str) else memory
     meta = read_manifest(folder)
-    if beside is not None and meta.get("teachers_digest") == beside.digest:
+    if isinstance(memory, str):
+        memory = Memory(memory, dtype=meta.get("dtype", "float32"))
+    if beside is not None and meta.get("teachers_digest") != beside.digest:
+        beside = None
+    if "base" in meta:
+        return _on_base(folder, meta, memory, beside)
+    if beside is not None:
         family = beside.family.sized(*meta["image_sizes"][0])
     else:
         family = open_family(meta["family"], folder / FROZEN_FOLDER)
     family.to(memory.device)
+    memory = replace(memory, dtype="float32")
     backbone = memory.place(family.load_backbone(folder / BACKBONE_FOLDER), waits=True)
     field = memory.field(family.field(backbone), backbone, waits=True)
     return Package(family, field, torch.device(memory.device), meta)
+
+
+def _on_base(
+    folder: Path, meta: Mapping[str, Any], memory: Memory, beside: "Teachers | None"
+) -> Package:
+    """Return a student that is an adapter; its base is the teachers' where they hold it."""
+    network = None if beside is None else beside.base_network(meta["base"]["teacher"])
+    if beside is not None and network is not None:
+        base = SharedBase(beside.family, network)
+    else:
+        base = shared_base(folder, meta, memory)
+    family = base.family.sized(*meta["image_sizes"][0])
+    student = base.student(folder / ADAPTER_FOLDER)
+    return Package(family, student, torch.device(memory.device), meta, base.reading)
 
 
 def write_manifest(folder: Path, meta: Mapping[str, Any]) -> None:

@@ -17,9 +17,10 @@ from danceflow.models.adapters.lora import (
     plain_copy,
     read_adapter_for,
 )
+from danceflow.models.bases import FROZEN_FOLDER, load_base
 from danceflow.models.family import open_family
 from danceflow.models.memory import DTYPES, Memory
-from danceflow.models.package import FROZEN_FOLDER, read_manifest
+from danceflow.models.package import read_manifest
 from danceflow.models.quantised import is_quantised
 from danceflow.models.weights import holds_network
 from danceflow.ops.files import sha256
@@ -37,6 +38,7 @@ class Teachers:
     ``base``. That base is in memory once, for all its adapters and the student's.
 
     Attributes:
+        folder: that they were read from.
         family: the frozen parts.
         digest: SHA-256 of the manifest, by which a student's manifest names its teachers.
         base: name of the teacher whose network adapters are on, if there are any.
@@ -91,7 +93,7 @@ class Teachers:
                 raise WeightsError(
                     f"{folder / name}: holds an adapter, but {MANIFEST} names no base for it"
                 )
-            self.shared = self.memory.load(self.family, folder / self.base, shared=True)
+            self.shared = load_base(self.family, folder / self.base, self.memory)
         if is_adapter:
             translate = self.family.translate_adapter
             self._files[name] = read_adapter_for(self.shared, folder / name, translate)
@@ -112,6 +114,26 @@ class Teachers:
     def shares_base(self, weights: Mapping[str, float]) -> bool:
         """Return whether all teachers of ``weights`` are the base or adapters on it."""
         return all(self.backbones.get(name) is self.shared is not None for name in weights)
+
+    def base_of(self, weights: Mapping[str, float]) -> str | None:
+        """Return the teacher whose network an adapter is on that starts as an average of teachers.
+
+        Args:
+            weights: share of each teacher.
+
+        Returns:
+            Its name; ``None``: the average of several networks, which is none of theirs.
+        """
+        if self.shares_base(weights):
+            return self.base
+        name, *others = weights
+        return None if others else name
+
+    def base_network(self, name: str) -> nn.Module | None:
+        """Return a teacher's network that is loaded and stays on the device, else ``None``."""
+        if name == self.base:
+            return self.shared
+        return self.backbones.get(name) if self.memory.offload == "none" else None
 
     def average_field(self, weights: Mapping[str, float], guidance: float) -> GuidedField:
         """Return the field of the weighted average of teachers, without a further network.

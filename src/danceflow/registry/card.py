@@ -6,9 +6,11 @@ verdict. What it holds is short on purpose: the rows stand in the run's files.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from danceflow.ops.tracking import Store, known, store_errors, without_login
+from danceflow.registry.about import About
 from danceflow.registry.open import DIGEST_TAG
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ VERDICT_FILE = "gate.json"
 
 _NUM_LISTED = 8
 
-_LIMITS = (
+LIMITS = (
     (
         "Scores are those of the test prompts, with the steps and guidance named above; other "
         "prompts, words and sizes were not measured."
@@ -97,13 +99,18 @@ def card(
     )
     tail = (
         f"## Where it comes from\n\n{origin}\n\n## How to load it\n\n{_loading(version)}\n\n"
-        "## Limits\n\n" + "\n".join(f"- {line}" for line in _LIMITS) + "\n"
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in LIMITS) + "\n"
     )
     between = "\n\n## Verdict of the gate\n\n"
     room = MAX_DESCRIPTION - len(head) - len(between) - len(tail) - 3
     verdict = _fitting_lines(_verdict_lines(answer), room * 2 // 3)
     scores = _fitting_lines(_score_lines(evidence), room - len(verdict))
     return f"{head}\n{scores}{between}{verdict}\n\n{tail}"
+
+
+def score_table(evidence: "Evidence") -> str:
+    """Return the scores of every capability with their intervals, a table in Markdown."""
+    return "\n".join([_HEAD, *_score_lines(evidence)])
 
 
 def _summary(answer: "Verdict") -> str:
@@ -122,7 +129,7 @@ def _score_lines(evidence: "Evidence") -> list[str]:
         prompts = len({uid for _, uid, *_ in scored.rows})
         figures = f"{_figure(row.get('student'))} | {_figure(row.get('teacher'))}"
         lines.append(
-            f"| {_plain(name)} (of {scored.scale:g}) | {figures} | {kept} | {shown} | {prompts} |"
+            f"| {plain(name)} (of {scored.scale:g}) | {figures} | {kept} | {shown} | {prompts} |"
         )
     return lines
 
@@ -131,7 +138,7 @@ def _verdict_lines(answer: "Verdict") -> list[str]:
     """Return every condition, those that do not hold first."""
     order = {"fail": 0, "unknown": 1, "pass": 2}
     checks = sorted(answer.checks, key=lambda check: order[check.decision])
-    return [f"- **{check.decision}** {_plain(str(check))}" for check in checks] or [
+    return [f"- **{check.decision}** {plain(str(check))}" for check in checks] or [
         "- there was nothing to check"
     ]
 
@@ -139,10 +146,15 @@ def _verdict_lines(answer: "Verdict") -> list[str]:
 def _origin(
     version: "ModelVersion", evidence: "Evidence", params: Mapping[str, str], run: "Run | None"
 ) -> list[str]:
+    about = About.of_tags(version.tags)
     teachers = dict.fromkeys(
         scored.teacher.removeprefix("teacher:") for scored in evidence.capabilities.values()
     )
-    lines = [f"Teachers: {_listed(teachers)}"]
+    if about is None:
+        lines = [f"Teachers: {_listed(teachers)}"]
+    else:
+        found = replace(about, teachers={**teachers, **about.teachers})
+        lines = [plain(line) for line in found.lines()]
     for label, name in (
         ("Family", "family.name"),
         ("Method", "distill.method"),
@@ -150,7 +162,7 @@ def _origin(
         ("Updates", "distill.num_updates"),
     ):
         if name in params:
-            lines.append(f"{label}: {_plain(params[name])}")
+            lines.append(f"{label}: {plain(params[name])}")
     inputs = [] if run is None else [item.dataset for item in run.inputs.dataset_inputs]
     if inputs:
         digests = [f"{item.name} {item.digest}" for item in inputs]
@@ -161,19 +173,19 @@ def _origin(
             for name, value in scored.identity.items()
             if value is not None
         )
-        lines.append(f"Evaluation: {_plain(asked)}")
+        lines.append(f"Evaluation: {plain(asked)}")
     lines.append(f"Content (SHA-256): `{version.tags.get(DIGEST_TAG, 'unknown')}`")
     if "git.commit" in version.tags:
         dirty = " with local changes" * (version.tags.get("git.dirty") == "true")
         lines.append(f"Code: git commit `{version.tags['git.commit'][:12]}`{dirty}")
     if "dvc.experiment" in version.tags:
-        lines.append(f"DVC experiment: {_plain(version.tags['dvc.experiment'])}")
+        lines.append(f"DVC experiment: {plain(version.tags['dvc.experiment'])}")
     return lines
 
 
 def _listed(names: Iterable[str]) -> str:
     """Return the first names, and how many follow."""
-    found = [_plain(name) for name in names]
+    found = [plain(name) for name in names]
     more = f" and {len(found) - _NUM_LISTED} more" * (len(found) > _NUM_LISTED)
     return ", ".join(found[:_NUM_LISTED]) + more
 
@@ -183,7 +195,7 @@ def _loading(version: "ModelVersion") -> str:
     return (
         f"```python\nfrom danceflow.registry.open import open_student\n\n"
         f'student = open_student("{uri}")\nimages = student.generate(["..."], seed=0)\n```\n\n'
-        f"From a shell: `danceflow generate '...' --source {uri}`, or "
+        f"From a shell: `danceflow generate '...' --from {uri}`, or "
         f"`mlflow models serve -m {uri} --env-manager local`."
     )
 
@@ -202,7 +214,7 @@ def _figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "-"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return a text that is one cell of a Markdown table, whatever a name holds."""
     escaped = without_login(" ".join(text.split())).replace("\\", "\\\\")
     for sign in "|<>`*_[]":

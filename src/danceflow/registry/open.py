@@ -88,14 +88,25 @@ def package_of(source: str | Path, settings: TrackingSettings | None = None) -> 
     if is_folder(text):
         yield Path(source)
         return
+    settings, uri = as_uri(text, settings)
+    store = open_store(settings)
+    with fetched(store, find_entry(store, uri)) as package:
+        yield package
+
+
+def as_uri(source: str, settings: TrackingSettings | None) -> tuple[TrackingSettings, str]:
+    """Return the store to look in, and the URI that an alias or an entry has there.
+
+    Raises:
+        UsageError: tracking is off, or this is no checkout.
+        ConfigError: the parameters of this checkout are wrong.
+    """
     settings = _checkout_settings() if settings is None else settings
     if not settings.enabled:
-        raise UsageError(f"{text}: tracking is off, so there is no store to look in")
-    if text in ALIASES:
-        text = f"models:/{settings.registered_model}@{text}"
-    store = open_store(settings)
-    with fetched(store, find_entry(store, text)) as package:
-        yield package
+        raise UsageError(f"{source}: tracking is off, so there is no store to look in")
+    if source in ALIASES:
+        return settings, f"models:/{settings.registered_model}@{source}"
+    return settings, source
 
 
 def is_folder(source: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from danceflow.columns import IMAGE_COLUMNS
 from danceflow.errors import WeightsError
 from danceflow.ops.tracking import Store, store_errors
+from danceflow.registry.about import About
 from danceflow.registry.content import (
     clear_uploads,
     find_by_digest,
@@ -93,6 +94,9 @@ def register_student(
                 return Registration(known, made=False, judged_anew=False)
             store.client.set_model_version_tag(name, known.version, EVIDENCE_TAG, place)
             return Registration(known, made=False, judged_anew=True)
+        from danceflow.models.package import read_manifest
+
+        about = About.of(read_manifest(folder)).as_tags()
         run = run_id()
         place = keep(store, run, digest, evidence)
         clear_uploads(store)
@@ -105,7 +109,7 @@ def register_student(
                     source,
                     run_id=run,
                     model_id=source.rpartition("/")[2],  # a server takes no such source without
-                    tags={**(tags or {}), DIGEST_TAG: digest, EVIDENCE_TAG: place},
+                    tags={**(tags or {}), **about, DIGEST_TAG: digest, EVIDENCE_TAG: place},
                 )
             )
         if not keep_first(store, made, digest):

@@ -1,8 +1,8 @@
 """A student of any source, scored by this checkout's evaluation; the checkout stays as it is."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import UsageError, unknown_name
 from danceflow.evaluate.records import TEACHER
@@ -14,6 +14,7 @@ from danceflow.registry.open import package_of
 from danceflow.report.evidence import Evidence, Scored
 
 if TYPE_CHECKING:
+    from danceflow.models.package import Package
     from danceflow.params.sections import Params
 
 
@@ -40,17 +41,31 @@ def rescore(root: Path, source: str, capabilities: Collection[str] = ()) -> Evid
     names = [name for name in params.capabilities if not capabilities or name in capabilities]
     determinism.prepare(params.run)
     with package_of(source, TrackingSettings.of(root, params.tracking)) as package:
+        # What it is compared by is known before anything heavy is loaded.
+        from danceflow.evaluate.again import open_again
+        from danceflow.evaluate.identity import identity_of
+
+        identities = {name: identity_of(params, paths, name) for name in names}
+        student = open_again(params, package)
         return Evidence(
-            capabilities={name: _scored(params, paths, name, package) for name in names}
+            capabilities={
+                name: _scored(params, paths, name, package, student, identity)
+                for name, identity in identities.items()
+            }
         )
 
 
-def _scored(params: "Params", paths: Paths, name: str, package: Path) -> Scored:
+def _scored(
+    params: "Params",
+    paths: Paths,
+    name: str,
+    place: Path,
+    student: "Package",
+    identity: Mapping[str, Any],
+) -> Scored:
     from danceflow.evaluate.again import score_again
-    from danceflow.evaluate.identity import identity_of
 
-    identity = identity_of(params, paths, name)
-    found = score_again(params, paths, name, package)
+    found = score_again(params, paths, name, place, student)
     return Scored(
         identity=identity,
         scale=found.scale,

@@ -1,7 +1,6 @@
 """The student in use: prompts and images in, images out."""
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,8 +72,6 @@ class Student:
         """
         self._package = package
         self._together = together
-        # A tokenizer keeps how it was asked to pad: two threads would pad each other's prompts.
-        self._reading = threading.Lock()
         sizes = tuple((width, height) for height, width in package.image_sizes)
         self._frame = Frame(sizes, self.framing["fit"], self.framing["paper"])
 
@@ -200,7 +197,7 @@ class Student:
         """Return what the model does not see of a prompt, in sentences without their subject."""
         from danceflow.models.frozen.reading import told
 
-        with self._reading:
+        with self._package.reading:
             unknown = self._package.family.unknown_words(prompt)
             cut = told(self._package.family.readings(prompt, edits=is_edit))
         found = []
@@ -217,7 +214,7 @@ class Student:
         means = []
         with torch.no_grad():
             for start in range(0, len(prompts), _NUM_EMBEDDED):
-                with self._reading:
+                with self._package.reading:
                     made = self._package.family.condition(prompts[start : start + _NUM_EMBEDDED])
                 tokens = made.tensors["prompt_embeds"].float()
                 mask = made.tensors.get("prompt_mask")
@@ -314,7 +311,7 @@ class Student:
         pictures = () if row.source is None else (row.source, *row.further)
         pixels = [to_pixels(picture)[None].to(self._package.device) for picture in pictures]
         latents = [sized.encode(image) for image in pixels]
-        with self._reading:
+        with self._package.reading:
             return sized.condition([row.prompt], latents or None, pixels or None)
 
     def result_size(self, size: "Size | None") -> "Size":

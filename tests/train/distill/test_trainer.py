@@ -18,6 +18,7 @@ from danceflow.errors import TrainingError, WeightsError
 from danceflow.fields import CountingField
 from danceflow.method import METHODS, method_of
 from danceflow.models import memory
+from danceflow.models.adapters.lora import load_adapter, merge_adapter
 from danceflow.models.memory import WaitingField
 from danceflow.models.package import read_manifest
 from danceflow.models.start import start_backbone
@@ -401,12 +402,18 @@ def test_the_package_holds_the_average(
     folder = tmp_path / "student"
     folder.mkdir()
     found.package(folder, {"image_sizes": [[32, 32]], "num_steps": 2})
-    saved = teachers.family.load_backbone(folder / "transformer").state_dict()
-    expected = found.backbone.state_dict()
+    if student == "lora":
+        base = teachers.family.load_backbone(folder / "base")
+        load_adapter(base, folder / "adapter", "student")
+        saved = merge_adapter(base, "student").state_dict()
+        expected = merge_adapter(found.backbone).state_dict()
+    else:
+        saved = teachers.family.load_backbone(folder / "transformer").state_dict()
+        expected = found.backbone.state_dict()
     assert saved.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(saved[name], value.float(), rtol=2e-3, atol=2e-3)
-    assert (folder / "adapter").is_dir() == (student == "lora")
+    assert (folder / "transformer").is_dir() == (student == "full")
 
 
 # ---------------------------------------------------------------------------------------------

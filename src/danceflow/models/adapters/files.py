@@ -358,6 +358,24 @@ def _shapes(module: nn.Module, rank: int) -> dict[str, Sequence[int]]:
     return {"A": (rank, module.in_features), "B": (module.out_features, rank)}
 
 
+def own_pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the factors by module of a file that danceflow wrote; updates are B A as they are.
+
+    Raises:
+        WeightsError: if the file is missing or damaged.
+    """
+    tensors, stated = read_tensors(path), stated_scales(path, read_metadata(path))
+    end = ".lora_A.weight"
+    pairs = {}
+    for key, down in tensors.items():
+        if key.endswith(end):
+            module = key.removeprefix(PREFIX).removesuffix(end)
+            scale = module_scale(module, len(down), None, stated, path)
+            up = tensors[f"{key.removesuffix(end)}.lora_B.weight"]
+            pairs[module] = (down, up.float() * scale)
+    return pairs
+
+
 def unscaled(pairs: Mapping[str, tuple[Tensor, Tensor]], layout: str) -> AdapterFile:
     """Return an adapter whose updates are B A for the factors of every module, as they are."""
     rank = Counter(len(down) for down, _ in pairs.values()).most_common(1)[0][0]

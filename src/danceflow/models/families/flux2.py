@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.fields import MAX_SOURCES, Condition, VelocityField
+from danceflow.models.adapters.comfy import Original
 from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
 from danceflow.models.frozen.codec import Codec, HalvedCodec, Halves, vae_factor
 from danceflow.models.frozen.language import LanguageEncoder, load_language_encoder
@@ -30,6 +31,28 @@ _PROMPTS = "prompt_embeds"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _FEED_FORWARD = tuple(f"{ff}.linear_{end}" for ff in ("ff", "ff_context") for end in ("in", "out"))
+# ComfyUI runs the original code, whose layers have these names there; source: diffusers' own
+# converter of adapters. Modulations are shared by all blocks.
+_EMBEDDERS = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+}
+_DOUBLE = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "img_attn.proj": ("attn.to_out.0",),
+    "img_mlp.0": ("ff.linear_in",),
+    "img_mlp.2": ("ff.linear_out",),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "txt_attn.proj": ("attn.to_add_out",),
+    "txt_mlp.0": ("ff_context.linear_in",),
+    "txt_mlp.2": ("ff_context.linear_out",),
+}
 _SINGLE = ("to_qkv_mlp_proj", "attn.to_out")
 
 
@@ -185,6 +208,22 @@ class Flux2Family(StockFamily):
     def vae_factor(config: Mapping[str, Any]) -> int:
         """Return image pixels per latent pixel, along a side, from the codec's configuration."""
         return _factor(config)
+
+    @classmethod
+    def comfy_names(cls, settings: Mapping[str, Any]) -> dict[str, Original]:
+        """Return the layers of the original code, as ComfyUI keeps them, by name."""
+        transformer = settings["transformer"]
+        names = {name: Original((new,)) for name, new in _EMBEDDERS.items()}
+        for i in range(transformer["num_layers"]):
+            block = f"transformer_blocks.{i}"
+            for name, ends in _DOUBLE.items():
+                modules = tuple(f"{block}.{end}" for end in ends)
+                names[f"double_blocks.{i}.{name}"] = Original(modules)
+        for i in range(transformer["num_single_layers"]):
+            attention = f"single_transformer_blocks.{i}.attn"
+            names[f"single_blocks.{i}.linear1"] = Original((f"{attention}.to_qkv_mlp_proj",))
+            names[f"single_blocks.{i}.linear2"] = Original((f"{attention}.to_out",))
+        return names
 
     def parts(self) -> Sequence[Any]:
         """Return the language model."""

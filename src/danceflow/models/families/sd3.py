@@ -29,6 +29,7 @@ from danceflow.fields import (
     shifted_grid,
     with_source,
 )
+from danceflow.models.adapters.comfy import Original
 from danceflow.models.adapters.lora import save_adapter
 from danceflow.models.families.pipeline_folder import (
     FROZEN_FILE,
@@ -40,7 +41,7 @@ from danceflow.models.families.pipeline_folder import (
     read_vae_factor,
     scheduler_grid,
 )
-from danceflow.models.families.sd3_names import diffusers_names
+from danceflow.models.families.sd3_names import comfy_names, diffusers_names
 from danceflow.models.frozen.codec import Codec, PixelCodec, load_codec, vae_factor
 from danceflow.models.frozen.part import held
 from danceflow.models.frozen.reading import Reading
@@ -62,6 +63,10 @@ _PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _FEED_FORWARD = tuple(f"{ff}.net.{part}" for ff in ("ff", "ff_context") for part in ("0.proj", "2"))
 _SOURCE_INPUT = ("pos_embed.proj",)
 _SOURCE_WEIGHT = "pos_embed.proj.weight"
+_OF_PIXELS = (
+    "a model of pixels, such as the embedded default, has no stock pipeline and no place in "
+    "ComfyUI; --format diffusers writes its network"
+)
 
 
 def _tokens(state: State) -> Tokens:
@@ -297,27 +302,32 @@ class Sd3Family:
         )
 
     @staticmethod
-    def from_folder(folder: Path) -> "Sd3Family":
+    def from_folder(folder: Path, settings: Path | None = None) -> "Sd3Family":
         """Return the family of a folder of :meth:`save_frozen`, or of a stock SD3 pipeline.
+
+        Args:
+            folder: where the weights are.
+            settings: folder of :meth:`save_settings`; ``None``: they are the weights' own.
 
         Raises:
             WeightsError: if it is neither, or a file cannot be read.
         """
-        path = folder / FROZEN_FILE
-        settings = read_json(path) if path.is_file() else _stock_settings(folder)
+        path = (folder if settings is None else settings) / FROZEN_FILE
+        is_told = settings is not None or path.is_file()
+        told = read_json(path) if is_told else _stock_settings(folder)
         try:
-            transformer = settings["transformer"]
+            transformer = told["transformer"]
             return Sd3Family(
                 load_prompt_encoder(
-                    folder, transformer["joint_attention_dim"], settings.get("num_t5_tokens", 0)
+                    folder, transformer["joint_attention_dim"], told.get("num_t5_tokens", 0)
                 ),
                 load_codec(folder),
                 transformer,
-                prediction=settings["prediction"],
-                sigma_min=settings["sigma_min"],
-                shift=settings["shift"],
-                scheduler=settings.get("scheduler"),
-                image_size=settings.get("image_size"),
+                prediction=told["prediction"],
+                sigma_min=told["sigma_min"],
+                shift=told["shift"],
+                scheduler=told.get("scheduler"),
+                image_size=told.get("image_size"),
             )
         except KeyError as error:
             raise WeightsError(f"{path}: the setting {error} is missing") from error
@@ -380,6 +390,11 @@ class Sd3Family:
         folder.mkdir(parents=True, exist_ok=True)
         self.prompts.save(folder)
         self.codec.save(folder)
+        self.save_settings(folder)
+
+    def save_settings(self, folder: Path) -> None:
+        """Write what is known beside weights to ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
         settings = {
             "family": self.name,
             "prediction": self.prediction,
@@ -391,6 +406,10 @@ class Sd3Family:
             "transformer": self.transformer_config,
         }
         (folder / FROZEN_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        """Return encoders and codec by the names of their folders."""
+        return {**self.prompts.networks(), **self.codec.networks()}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Sd3Family":
         """Keep encoders and codec on ``device``; the encoders as ``dtype`` if one is given."""
@@ -540,6 +559,38 @@ class Sd3Family:
     def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return an adapter's tensors under diffusers' names, from those of the original code."""
         return diffusers_names(tensors, self.transformer_config["num_layers"])
+
+    @staticmethod
+    def comfy_names(settings: Mapping[str, Any]) -> dict[str, Original]:
+        """Return the layers of the original code, as ComfyUI keeps them, by name.
+
+        Raises:
+            WeightsError: it is a model of pixels, which no other program runs.
+        """
+        if settings["scheduler"] is None:
+            raise WeightsError(_OF_PIXELS)
+        return comfy_names(settings["transformer"]["num_layers"])
+
+    def for_pipeline(self, backbone: nn.Module) -> tuple[str, nn.Module, Mapping[str, Any]]:
+        """Return the stock pipeline's class, its network and its scheduler's configuration.
+
+        No pipeline takes source channels: the network is without them, and gives the student's
+        text-to-image.
+
+        Raises:
+            WeightsError: it is a model of pixels, for which there is no pipeline.
+        """
+        from diffusers import SD3Transformer2DModel
+
+        if self.scheduler is None:
+            raise WeightsError(_OF_PIXELS)
+        channels = self.latent_shape[0]
+        state = backbone.state_dict()
+        state[_SOURCE_WEIGHT] = state[_SOURCE_WEIGHT][:, :channels]
+        config = {**self.transformer_config, "in_channels": channels}
+        network: nn.Module = SD3Transformer2DModel(**config)
+        network.load_state_dict(state)
+        return "StableDiffusion3Pipeline", network, self.scheduler
 
     def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
         """Write the student's adapter to ``folder``.

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from danceflow.models.adapters.comfy import Original
+
 _KOHYA = "lora_unet_"
 _KEY = re.compile(
     rf"(?P<prefix>{_KOHYA}|diffusion_model\.|)(?P<module>.+?)\.(?P<part>(?:lora_\w+|alpha)\b.*)"
@@ -73,6 +75,12 @@ def diffusers_names(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str,
             name = target.replace(".", "_") if kohya else target
             translated[f"{match['prefix']}{name}.{match['part']}"] = part.contiguous()
     return translated
+
+
+def comfy_names(num_layers: int) -> dict[str, Original]:
+    """Return the layers of the original code, as ComfyUI keeps them."""
+    swapped = {"final_layer.adaLN_modulation.1", _last_context(num_layers)}
+    return {name: Original(to, name in swapped) for name, to in _names(num_layers).items()}
 
 
 def _last_context(num_layers: int) -> str:

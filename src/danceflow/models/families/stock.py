@@ -27,6 +27,7 @@ from danceflow.fields import (
     rows_with_source,
     with_source,
 )
+from danceflow.models.adapters.comfy import Original
 from danceflow.models.adapters.lora import save_adapter
 from danceflow.models.families.pipeline_folder import (
     FROZEN_FILE,
@@ -120,7 +121,7 @@ class StockFamily(ABC):
 
     @abstractmethod
     def parts(self) -> Sequence[Any]:
-        """Return the frozen parts beside the codec, each with ``to`` and ``save``."""
+        """Return the frozen parts beside the codec, each with ``to``, ``networks`` and ``save``."""
 
     @abstractmethod
     def prompt_tensors(
@@ -156,18 +157,22 @@ class StockFamily(ABC):
     # The contract ---------------------------------------------------------------------------------
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Self:
+    def from_folder(cls, folder: Path, settings: Path | None = None) -> Self:
         """Return the family of a folder of :meth:`save_frozen`, or of a stock pipeline.
+
+        Args:
+            folder: where the weights are.
+            settings: folder of :meth:`save_settings`; ``None``: they are the weights' own.
 
         Raises:
             WeightsError: if it is neither, or a file cannot be read.
         """
-        path = folder / FROZEN_FILE
-        if not path.is_file():
+        path = (folder if settings is None else settings) / FROZEN_FILE
+        if settings is None and not path.is_file():
             return cls.open(folder, cls._stock_settings(folder))
         found = read_json(path)
         try:
-            settings = StockSettings(
+            told = StockSettings(
                 pipeline=found["pipeline"],
                 image_size=tuple(found["image_size"]),
                 scheduler=found["scheduler"],
@@ -175,7 +180,7 @@ class StockFamily(ABC):
             )
         except KeyError as error:
             raise WeightsError(f"{path}: the setting {error} is missing") from error
-        return cls.open(folder, settings)
+        return cls.open(folder, told)
 
     @classmethod
     def _stock_settings(cls, folder: Path) -> StockSettings:
@@ -244,12 +249,22 @@ class StockFamily(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         for part in (*self.parts(), self.codec):
             part.save(folder)
+        self.save_settings(folder)
+
+    def save_settings(self, folder: Path) -> None:
+        """Write what is known beside weights to ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
         settings = {
             "family": self.name,
             **asdict(self.settings),
             "image_size": self.image_size,
         }
         (folder / FROZEN_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        """Return encoders and codec by the names of their folders."""
+        parts = (*self.parts(), self.codec)
+        return {name: network for part in parts for name, network in part.networks().items()}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Keep encoders and codec on ``device``; the encoders as ``dtype`` if one is given."""
@@ -415,6 +430,18 @@ class StockFamily(ABC):
         pipeline = getattr(diffusers, self.settings.pipeline)
         translated: dict[str, Tensor] = pipeline.lora_state_dict(dict(tensors))
         return translated
+
+    @classmethod
+    def comfy_names(cls, settings: Mapping[str, Any]) -> dict[str, Original]:  # noqa: ARG003
+        """Return the layers of the original code, as ComfyUI keeps them, by name.
+
+        Nothing is returned where ComfyUI reads diffusers' names.
+        """
+        return {}
+
+    def for_pipeline(self, backbone: nn.Module) -> tuple[str, nn.Module, Mapping[str, Any]]:
+        """Return the stock pipeline's class, its network and its scheduler's configuration."""
+        return self.settings.pipeline, backbone, self.settings.scheduler
 
     def export_adapter(self, backbone: nn.Module, folder: Path) -> None:
         """Write the student's adapter to ``folder``, as the stock pipelines load it."""

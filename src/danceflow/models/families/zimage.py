@@ -129,6 +129,10 @@ class Vision:
         self.part.to(device, dtype)
         return self
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the model by the name of its folder."""
+        return {"siglip": self.part.network}
+
     def release(self) -> None:
         """Give the model's memory back until it is asked again."""
         self.part.release()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from danceflow.models.frozen.part import Part, copy_network, half_of
 from danceflow.models.weights import CONFIG_FILE, read_json
@@ -32,6 +32,10 @@ class Codec(Protocol):
 
     def to(self, device: torch.device | str, /) -> "Codec":
         """Move the codec to ``device`` and return it."""
+        ...
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return its networks by the names of their folders."""
         ...
 
     def release(self) -> None:
@@ -59,6 +63,10 @@ class PixelCodec:
     def to(self, _device: torch.device | str) -> "PixelCodec":
         """Return this object, which has no weights."""
         return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return nothing: there are no weights."""
+        return {}
 
     def release(self) -> None:
         """Do nothing: there are no weights."""
@@ -141,6 +149,10 @@ class HalvedCodec:
     def release(self) -> None:
         """Give the encoder's memory back until it is asked again; pictures are still decoded."""
         self.halves.release()
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return both halves of the autoencoder."""
+        return {"vae/encoder": self.halves.encoder, "vae/decoder": self.halves.decoder}
 
     def save(self, folder: Path) -> None:
         """Write the autoencoder to ``folder/vae``."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import pad_length
@@ -101,6 +101,10 @@ class LanguageEncoder:
         """Keep the model on ``device``, as ``dtype`` if one is given, and return this object."""
         self.part.to(device, dtype)
         return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the model by the name of its folder."""
+        return {"text_encoder": self.part.network}
 
     def release(self) -> None:
         """Give the model's memory back until it is asked again."""

@@ -120,6 +120,13 @@ class PromptEncoder:
             tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
             part.save(folder / f"text_encoder{suffix}")
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the encoders by the names of their folders."""
+        named = self._named_clips()
+        if self._t5 is not None:
+            named.append(("_3", self._t5))
+        return {f"text_encoder{suffix}": part.network for suffix, (_, part) in named}
+
     def _named_clips(self) -> list[tuple[str, tuple[Any, Part]]]:
         """Return the CLIP encoders with the ends of their folders' names."""
         return [("" if i == 0 else f"_{i + 1}", part) for i, part in enumerate(self._clips)]

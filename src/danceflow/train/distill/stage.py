@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from danceflow.params.sections import Params
     from danceflow.paths import Paths
 
+_LEARNED = "train"  # the split that a student learns from
 _LOG = logging.getLogger(__name__)
 
 
@@ -65,6 +66,15 @@ def run(params: "Params", paths: "Paths") -> None:
             "field_evaluations": trainer.ledger.spent,
             "key": key.digest,
             "teachers_digest": teachers.digest,
+            "capabilities": {
+                name: {
+                    "teacher": config.teacher,
+                    "data": bucket_digest(paths.bucket(config.bucket), _LEARNED),
+                }
+                for name, config in params.capabilities.items()
+                if config.weight > 0
+            },
+            "licences": teachers.meta.get("licences", {}),
         }
         if not current().is_main:
             return

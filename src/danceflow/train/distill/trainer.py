@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +25,10 @@ from danceflow.data.cached_rows import ConditionCache
 from danceflow.data.sizes import Size, by_size
 from danceflow.fields import Condition, CountingField, StateRequest, VelocityField, seed_for
 from danceflow.method import Method
-from danceflow.models.adapters.lora import STUDENT, load_adapter, merge_adapter
 from danceflow.models.memory import Memory, recompute_activations
+from danceflow.models.pack import save_adapter_package
 from danceflow.models.package import save_package
-from danceflow.models.quantised import is_quantised
-from danceflow.models.start import float_base, start_student
+from danceflow.models.start import start_student
 from danceflow.models.teachers import Teachers
 from danceflow.ops.group import current, each_for_itself
 from danceflow.ops.tracking import Tracker
@@ -87,7 +85,7 @@ class Trainer:
         self.families = {size: teachers.family.sized(*size) for size in self.sizes}
         self.family = self.families[self.sizes[0]]
         self.tracker, self.observer, self.work = tracker, observer, work
-        self.group = current()
+        self.group, self.loaded = current(), teachers
         self.device = torch.device(params.run.device)
         found = asked(params)
         capabilities = found.capabilities
@@ -103,7 +101,6 @@ class Trainer:
         self.backbone, self.trainable = start_student(
             self.config, teachers, self.config.seed, found.start, self._spread
         )
-        self.float_base = partial(float_base, teachers, found.start)
         if self.config.activation_checkpointing:
             recompute_activations(self.backbone)
         # A student that starts as one of several teachers agrees with that one at first.
@@ -431,12 +428,11 @@ class Trainer:
         }
 
     def package(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Write the averaged student to ``folder`` as a plain backbone, and its adapter if any."""
-        if self.config.student == "lora":
-            self.family.export_adapter(self.backbone, folder / "adapter")
-            if is_quantised(self.backbone):
-                exported = self.float_base()
-                load_adapter(exported, folder / "adapter", STUDENT)
-                self.backbone = exported
-            self.backbone = merge_adapter(self.backbone, dtype=torch.float16)
-        save_package(folder, self.family, self.backbone, json.loads(json.dumps(meta)))
+        """Write the averaged student to ``folder``: its network, or its adapter and its base."""
+        meta = json.loads(json.dumps(meta))
+        if self.config.student == "full":
+            save_package(folder, self.family, self.backbone, meta)
+            return
+        shares = asked(self.params).start
+        meta |= {"dtype": self.params.run.dtype}
+        save_adapter_package(folder, self.family, self.backbone, self.loaded, shares, meta)

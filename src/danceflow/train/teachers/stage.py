@@ -31,6 +31,9 @@ from danceflow.worlds import prepare
 if TYPE_CHECKING:
     from danceflow.params.sections import Params
 
+_TOLD = ("origin", "digests", "licences")
+"""What the manifest of teachers that were brought along tells of them."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -103,7 +106,8 @@ def _add(params: "Params", paths: Paths, manifest: Mapping[str, Any]) -> list[st
     for name in added:
         trained[name] = train_teacher(params, paths, data, family, name, trained, stands_for)
     if added:
-        _write(params, paths, frozen, trained, manifest)
+        told = {key: manifest[key] for key in _TOLD if key in manifest}
+        _write(params, paths, frozen, trained, manifest, told)
     report = json.loads(paths.teachers_report.read_text())
     score_teachers(params, paths, data, report)
     for name in added:
@@ -173,6 +177,7 @@ def _write(
     frozen: Path,
     trained: Mapping[str, Path],
     before: Mapping[str, Any],
+    told: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``models/teachers``: frozen parts, every teacher's weights, the manifest.
 
@@ -182,11 +187,12 @@ def _write(
         frozen: the parts that all teachers share.
         trained: by name, whose ``final`` holds the weights.
         before: the manifest that is replaced; it names the base of adapters that stay.
+        told: what else it says of teachers that all stay.
     """
     bases = [t.init for t in params.teachers.values() if t.adapter_rank is not None]
     if "base" in before:
         bases.append(before["base"])
-    meta = {"family": params.family.name, "teachers": list(trained)}
+    meta = {**(told or {}), "family": params.family.name, "teachers": list(trained)}
     with atomic_directory(paths.teachers) as folder:
         shutil.copytree(frozen, folder / FROZEN_FOLDER)
         for name, place in trained.items():
