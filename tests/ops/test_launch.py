@@ -180,6 +180,7 @@ def test_a_cache_has_the_same_bytes_whoever_wrote_it(found: Any) -> None:
 
 def test_an_error_is_told_once(ranks: None, tmp_path: Path, capfd) -> None:
     """With the words and the exit code that one process would have had; nothing else is printed."""
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(StageError) as caught:
         launch.launch(run_params(), "meeting", [str(tmp_path), "fails"], "a stage")
     assert str(caught.value) == "distill: its parts do not fit"
@@ -187,6 +188,7 @@ def test_an_error_is_told_once(ranks: None, tmp_path: Path, capfd) -> None:
     printed = capfd.readouterr().err
     assert "Traceback" not in printed
     assert "exitcode" not in printed
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_processes_of_two_machines_meet(ranks: None, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ MAIN_ADDRESS = "DANCEFLOW_MAIN_ADDRESS"
 
 # Processes that hang in a collective do not go on SIGTERM; after this long they are killed.
 _GRACE_S = 10
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What torch's launcher handles while it runs, and leaves handled."""
 
 
 def launch(run: "RunParams", module: str, arguments: Sequence[str], what: str) -> None:
@@ -63,6 +65,7 @@ def launch(run: "RunParams", module: str, arguments: Sequence[str], what: str) -
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     os.environ.update(surroundings)
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     with tempfile.TemporaryDirectory(prefix="danceflow-") as folder:
         # A file of its own: the one in the user's home shall not change what is started.
         config = Path(folder) / "accelerate.json"
@@ -81,6 +84,8 @@ def launch(run: "RunParams", module: str, arguments: Sequence[str], what: str) -
         finally:
             for name in surroundings:
                 os.environ.pop(name, None)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 _CONFIG: Mapping[str, Any] = {
