@@ -397,7 +397,7 @@ def losses(path: Path) -> str:
     digest = hashlib.sha256()
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        for name in ("seconds", "images_per_second"):
+        for name in ("seconds", "images_per_second", "row_wait_share"):
             row.pop(name, None)
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
@@ -479,10 +479,10 @@ class References:
         return place / "checkout"
 
 
-def make_fresh(root: Path) -> None:
+def make_fresh(root: Path, capabilities: Sequence[str] = CAPABILITIES) -> None:
     """Clone this checkout's commit with parameters that make the stages short."""
     root.parent.mkdir(parents=True)
-    subprocess.run(["git", "clone", "--quiet", "--local", str(ROOT), str(root)], check=True)
+    subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(root)], check=True)
     data = read_yaml(root / "recipes" / "smoke.yaml")
     data = override(
         data,
@@ -497,7 +497,7 @@ def make_fresh(root: Path) -> None:
             "evaluate.num_bootstrap": 20,
         },
     )
-    for name in [name for name in data["capabilities"] if name not in CAPABILITIES]:
+    for name in [name for name in data["capabilities"] if name not in capabilities]:
         del data["capabilities"][name]
         del data["gate"]["min_retention"][name]
     write_json(root / "params.yaml", data)  # JSON is YAML, too

@@ -1,6 +1,6 @@
 """What a student loses when the network under its adapter is held in fewer bits.
 
-    python benchmarks/quantised_base.py CHECKOUT [--updates 240] [--seeds 0 1 2]
+    python benchmarks/quantised_base.py CHECKOUT [--updates 90] [--seeds 0 1 2]
 
 CHECKOUT holds the prepared rows, the caches and the teachers of the embedded default (`make run`
 makes them); its student is replaced. For every seed the same adapter is trained on the base in
@@ -43,8 +43,9 @@ def params_of(paths: Paths, base: str, seed: int, updates: int) -> Params:
         "distill.seed": seed,
         "distill.student": "lora",
         "distill.num_updates": updates,
-        "distill.batch_size": 40,
-        "distill.warmup": 20,
+        "distill.num_steps": 4,
+        "distill.batch_size": 24,
+        "distill.warmup": 10,
         "distill.checkpoint_every": 20,
         "distill.evaluate_every": updates,
         "distill.evaluate_samples": 1,
@@ -81,7 +82,7 @@ def main() -> None:
     """Train, score and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=Path)
-    parser.add_argument("--updates", type=int, default=240)
+    parser.add_argument("--updates", type=int, default=90)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -546,10 +546,11 @@ def generate(
 
 
 def _is_picture(text: str) -> bool:
-    """Return whether an argument names a picture: there is such a file, or it ends as one."""
+    """Return whether an argument names a picture: a file, or one word that ends as its name."""
     endings = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
     try:
-        return text.lower().endswith(endings) or Path(text).is_file()
+        is_named = text.lower().endswith(endings) and not any(map(str.isspace, text))
+        return is_named or Path(text).is_file()
     except (OSError, ValueError):
         return False
 

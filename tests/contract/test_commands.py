@@ -69,7 +69,9 @@ def test_a_command_is_executed_by_a_test_or_says_what_it_needs(command: Command)
         return
     test = executed_by(command)
     assert test, "name the test in EXECUTED, or mark the block: <!-- needs: ... -->"
-    assert (ROOT / test).is_file()
+    code = (ROOT / test).read_text(encoding="utf-8")
+    for word in command.tested_as.split():
+        assert "=" not in word or word in code, f"{test} does not use {word}"
 
 
 def test_no_rule_is_about_nothing() -> None:

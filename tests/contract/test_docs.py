@@ -1,7 +1,9 @@
 """What people read: lines of bounded width, and one heading a file."""
 
 import re
+import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,24 @@ def test_prose_wraps(page: Path) -> None:
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_has_one_heading_of_the_first_rank(page: Path) -> None:
     assert sum(line.startswith("# ") for line in prose(page)) == 1
+
+
+def test_the_reference_says_since_when_parameters_are_there() -> None:
+    """True of all while nothing else was released; a release must tell the newer ones apart."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    code = (ROOT / "docs" / "_site" / "reference.py").read_text(encoding="utf-8")
+    assert f"All are there since version {project['version']}." in code
+    released = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert released in (["Unreleased"], [project["version"]])
+
+
+def test_every_page_is_in_the_navigation_or_named_beside_it() -> None:
+    """What `mkdocs build --strict` says in `make check`, without a build."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    beside = re.search(r"not_in_nav: \|\n((?:  .*\n)+)", text)
+    assert beside is not None
+    for page in WRITTEN:
+        if page.is_relative_to(ROOT / "docs"):
+            name = page.relative_to(ROOT / "docs").as_posix()
+            hidden = any(fnmatch(name, line.strip()) for line in beside[1].splitlines())
+            assert hidden or re.search(rf"[:-] {re.escape(name)}$", text, re.MULTILINE), name

@@ -248,7 +248,7 @@ def killed(partial, path):
     return replace(partial, path)
 
 Path.replace = killed
-for left in (3, 6):
+for left in (3, 10):
     process = os.fork()
     if process == 0:
         cache.run(load_params(paths.params), paths, "local_edit")

@@ -7,11 +7,12 @@ two families run at once: a stage is mostly one core's start of Python.
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree, ignore_patterns
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,20 @@ import pytest
 import torch
 from checkout import ROOT, Checkout
 from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
 from stock_cases import CASES, StockCase, picture
 from tiny_models import shake, stock_pipeline
 from tiny_stock import stock_family
 
 from danceflow.fields import normal, sample
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
-from danceflow.models.package import load_package
+from danceflow.models.package import load_package, read_manifest, write_manifest
+from danceflow.models.weights import WEIGHTS_FILE
+from danceflow.params.read import override, parse_params
 from danceflow.params.yaml12 import read_yaml
+from danceflow.paths import Paths
 from danceflow.registry.student import Student
+from danceflow.train.distill import stage
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 
@@ -316,3 +322,30 @@ def test_a_family_is_distilled_by_dvc_repro(name: str, runs: dict[str, Future[Fi
     pipeline.load_lora_weights(checkout.paths.student / smoke.adapter)
     for output, distance in distances().items():
         assert distance < min(0.01, without[output] / 20)  # the package's weights are float16
+
+
+@pytest.mark.parametrize("name", ["zimage_edit"])
+def test_nothing_that_is_frozen_and_cached_is_loaded_by_distill(
+    name: str, runs: dict[str, Future[Finished]], tmp_path: Path
+) -> None:
+    """The encoders' files are such as nobody can load, and the codec's has a decoder alone."""
+    done = runs[name].result().checkout
+    copytree(done.root, tmp_path / "copy", ignore=ignore_patterns(".venv", "mlflow.db"))
+    paths = Paths(tmp_path / "copy")
+    meta = {k: v for k, v in read_manifest(paths.teachers).items() if k != "files"}
+    frozen = paths.teachers / "frozen"
+    for part in ("text_encoder", "siglip"):
+        (file,) = (frozen / part).glob("*.safetensors")
+        file.unlink()
+        file.write_bytes(b"no weights")
+    autoencoder = frozen / "vae" / WEIGHTS_FILE
+    kept = {n: v for n, v in load_file(autoencoder).items() if not n.startswith("encoder")}
+    autoencoder.unlink()
+    save_file(kept, autoencoder)
+    write_manifest(paths.teachers, meta)
+    changes = {"distill.seed": 5, "tracking.enabled": False}
+    params = parse_params(override(read_yaml(paths.params), changes), "changed")
+    stage.run(params, paths)
+    rows = [json.loads(line) for line in (paths.distill_report / "metrics.jsonl").open()]
+    assert {name for row in rows for name in row.get("scores", {})} == set(params.capabilities)
+    assert list((paths.distill_report / "grids").iterdir())

@@ -76,6 +76,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return cached_project(tmp_path_factory.mktemp("together"), CAPABILITIES).root
 
 
+def teachers_of(project: Path) -> Teachers:
+    return Teachers(Paths(project).teachers, "sd3", ["base", "local"], "cpu")
+
+
 @pytest.fixture(scope="module")
 def ranks() -> Any:
     """What processes of a group import from."""
@@ -95,6 +99,7 @@ def found(project: Path, tmp_path_factory: pytest.TempPathFactory, ranks: None) 
         "begun": REPLAY,
         "finetune": {"num_updates": 2, "batch_size": 5, "num_samples": 40},
         "pictures": True,
+        "evaluate": "local_edit",
     }
     folders = {size: tmp_path_factory.mktemp(f"group-{size}") for size in (1, 2)}
     for folder in folders.values():
@@ -102,9 +107,13 @@ def found(project: Path, tmp_path_factory: pytest.TempPathFactory, ranks: None) 
         for place in ("data/buckets", "models"):
             shutil.copytree(project / place, folder / place)
     with as_a_stage_runs():
+        start = {"method": "merge", "student": "full"}
+        student = trainer_of(Paths(project), teachers_of(project), project / "start", start)
+        for folder in folders.values():
+            student.package(folder / "models" / "student", {"num_steps": 2})
         in_group.run_jobs(folders[1], project)
         paths = Paths(project)
-        teachers = Teachers(paths.teachers, "sd3", ["base", "local"], "cpu")
+        teachers = teachers_of(project)
         for name in ("replay", "sharded from a whole"):
             with pytest.raises(KeyboardInterrupt):
                 trainer_of(paths, teachers, folders[2] / name, REPLAY, Stopping).train()
@@ -132,10 +141,8 @@ def test_one_process_ends_what_two_have_begun_in_shards(found: Any, project: Pat
     [shards] = folder.glob("shards-*")
     assert shards.name == "shards-00000004"
     assert len(list(shards.glob("*.distcp"))) == 2
-    paths = Paths(project)
-    teachers = Teachers(paths.teachers, "sd3", ["base", "local"], "cpu")
     with as_a_stage_runs():
-        ended = in_group.trained(paths, teachers, folder, REPLAY)
+        ended = in_group.trained(Paths(project), teachers_of(project), folder, REPLAY)
     assert ended == pytest.approx(found[1][1]["replay"], rel=RELATIVE)
 
 
@@ -145,6 +152,20 @@ def test_teachers_and_pictures_are_the_same(found: Any) -> None:
     assert two["finetune"] == pytest.approx(one["finetune"], rel=RELATIVE)
     assert len(one["pictures"]) > 1000
     assert two["pictures"] == one["pictures"]
+
+
+def test_an_evaluation_is_the_same(found: Any) -> None:
+    """Scores and pictures: every process answers whole batches, and one marks them."""
+    one, two = (Paths(folder) for folder in found[0].values())
+    reports = [json.loads(paths.evaluation("local_edit").read_text()) for paths in (one, two)]
+    for report in reports:
+        report.pop("seconds")
+    assert reports[0] == reports[1]
+    places = [paths.evaluation_images("local_edit") for paths in (one, two)]
+    pictures = sorted(path.name for path in places[0].glob("*.png"))
+    assert len(pictures) > 1
+    for name in pictures:
+        assert (places[0] / name).read_bytes() == (places[1] / name).read_bytes()
 
 
 def test_a_cache_has_the_same_bytes_whoever_wrote_it(found: Any) -> None:

@@ -12,14 +12,17 @@ from danceflow.capability import asked
 from danceflow.data.cached_rows import ConditionCache
 from danceflow.evaluate.asked import start_field
 from danceflow.models.adapters.lora import merge_adapter
+from danceflow.models.memory import Memory
 from danceflow.models.package import load_package, save_package
+from danceflow.models.quantised import Base
 from danceflow.models.start import start_student
 from danceflow.models.teachers import Teachers
 from danceflow.paths import Paths
 from danceflow.plan.architecture import architecture_of, published_architecture
 from danceflow.plan.cost import Plan, plan_recipe, plan_training
 from danceflow.plan.devices import device_of
-from danceflow.plan.memory import shares_base
+from danceflow.plan.measure import measured
+from danceflow.plan.memory import base_bytes, shares_base
 from danceflow.plan.show import REFERENCE
 from danceflow.train.optim import make_optimizer
 from danceflow.train.state import Ema
@@ -189,12 +192,12 @@ def test_an_evaluated_average_of_adapters_is_one_more_adapter() -> None:
 
 def test_the_student_waits_while_teachers_are_evaluated() -> None:
     here, waiting, blocks = (
-        h100_plan(offload=offload) for offload in ("none", "teachers", "blocks")
+        h100_plan(offload=offload, rank=None) for offload in ("none", "teachers", "blocks")
     )
-    whole = 4 * here.network.parameters
+    whole, encoders = 4 * here.network.parameters, item(here, "to read encoders", "evaluate")
     assert waiting.evaluate_held("device") == here.evaluate_held("device")
     assert item(blocks, "of those that wait", "evaluate") < whole / 10
-    assert {plan.evaluate_held("main") for plan in (here, waiting, blocks)} == {whole}
+    assert {plan.evaluate_held("main") for plan in (here, waiting, blocks)} == {whole + encoders}
     assert here.peak("device") == max(here.held("device"), here.evaluate_held("device"))
 
 
@@ -204,11 +207,35 @@ def test_a_student_is_written_from_float16_in_main_memory(project: Paths) -> Non
     teachers = Teachers(project.teachers, "sd3", ["base", "local"], "cpu")
     backbone, _ = start_student(params.distill, teachers, 0, asked(params).start)
     merged = merge_adapter(backbone, dtype=torch.float16)
-    encoder = 2 * max(plan.architecture.frozen.values())
-    assert item(plan, "to write the student", "moments") == held_by(merged) + encoder
+    assert item(plan, "to write the student", "moments") == held_by(merged)
     # A LoRA student of teachers apart starts on a network of its own; on their base it needs none.
     assert item(plan, "to make the student's start", "moments") == 4 * held_by(merged)
-    shared = h100_plan()
-    assert [moment.name for moment in shared.moments] == ["to write the student"]
-    moment = shared.held("main") + shared.moments[0].num_bytes
-    assert shared.peak("main") == max(moment, shared.evaluate_held("main"))
+    assert not h100_plan().moments
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_a_base_of_fewer_bits_is_as_large_as_a_real_one(tmp_path: Path, base: Base) -> None:
+    family = small_sd3()
+    family.save_backbone(awake(family), tmp_path)
+    network = Memory(dtype="bfloat16", base=base).load(family, tmp_path, shared=True)
+    held = 0
+    for param in (*network.parameters(), *network.buffers()):
+        state = getattr(param, "quant_state", None)
+        if base == "int8" and hasattr(param, "qdata"):
+            held += param.qdata.nbytes + param.scale.nbytes
+        else:
+            held += param.nbytes
+        if state is not None:
+            held += state.absmax.nbytes + state.state2.absmax.nbytes
+    sizes = measured("sd3", awake(family), family.adapter_targets, edits=True)
+    assert base_bytes(sizes, "bfloat16", base) == pytest.approx(held, rel=0.02)
+    assert base_bytes(sizes, "bfloat16", "float") > held
+
+
+def test_no_encoder_is_held_while_the_student_is_trained() -> None:
+    plan = h100_plan()
+    encoders = {part for part in plan.architecture.frozen if not part.startswith("vae")}
+    assert encoders
+    assert not encoders & {part.name for part in plan.memory}
+    for stage in (plan.cache, plan.evaluate):
+        assert encoders <= {part.name for part in stage}

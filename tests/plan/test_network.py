@@ -122,6 +122,8 @@ def sizes(family: Any, backbone: nn.Module) -> Network:
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_operations_are_those_that_torch_counts(opened, name: str, shape: str) -> None:
     family = opened(name, shape)
+    if shape == "plus":  # the few rows that sources' sigma 0 has in 2511 are not planned
+        family = changed(family, zero_cond_t=False)
     backbone = awake(family)
     network = sizes(family, backbone)
     for source in (False, True) if family.takes_source else (False,):

@@ -54,7 +54,7 @@ EXECUTED = {
     "danceflow explain": TUTORIAL,
     "danceflow generate": TUTORIAL,
     "danceflow history": TUTORIAL,
-    "danceflow promote": TUTORIAL,
+    "danceflow promote": "tests/team/test_team_promotion.py",
     "danceflow promote --wait-for-approval": "tests/flows/test_approval.py",
     "danceflow rollback": "tests/team/test_team_promotion.py",
     "danceflow run --dry-run": TUTORIAL,
@@ -70,7 +70,7 @@ EXECUTED = {
     "danceflow table": "tests/pipeline/test_sweep.py",
     "danceflow team": "tests/team/test_team_pipeline.py",
     "danceflow ui": "tests/flows/test_pages.py",
-    "danceflow watch": TUTORIAL,
+    "danceflow watch": "tests/pipeline/test_watch.py",
     "docker compose": "tests/team/test_deploy_files.py",
     "dvc exp show": TUTORIAL,
     "dvc metrics diff": TUTORIAL,
@@ -85,6 +85,7 @@ EXECUTED = {
 }
 
 _FENCE = re.compile(r"\s*```(\w*)\s*$")
+_VARIABLES = re.compile(r"^(?:[A-Z][A-Z_]*=\S*\s+)*")
 _MARK = re.compile(r"<!-- (needs|tested as): (.+) -->")
 _INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 
@@ -134,7 +135,8 @@ def blocks(page: Path) -> Iterator[Command]:
             found = _MARK.fullmatch(line.strip())
             mark = {found[1]: found[2]} if found else mark if not line.strip() else {}
             continue
-        if language not in ("", "sh") or not (begun or line.split(" ")[0] in PROGRAMS):
+        first = _VARIABLES.sub("", line).split(" ")[0]
+        if language not in ("", "sh") or not (begun or first in PROGRAMS):
             continue
         start, begun = (start, f"{begun}\n{line}") if begun else (number, line)
         try:
@@ -143,7 +145,8 @@ def blocks(page: Path) -> Iterator[Command]:
             continue
         if begun.endswith("\\"):
             continue
-        text = re.sub(r"\s+# .*$", "", begun)
+        text = _VARIABLES.sub("", re.sub(r"\s+# .*$", "", begun))
+        words = words[len(_VARIABLES.match(begun)[0].split()) :]
         yield Command(name, start, text, words, mark.get("needs", ""), mark.get("tested as", ""))
         begun = ""
     assert not begun, f"{name}:{start}: does not end"

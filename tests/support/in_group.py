@@ -17,6 +17,7 @@ from tiny_project import Blind, small_params
 from danceflow.data import cache
 from danceflow.data.buckets import VALIDATION, read_bucket
 from danceflow.data.cached_rows import ConditionCache
+from danceflow.evaluate import stage as evaluate
 from danceflow.evaluate.quick import quick_batch
 from danceflow.method import method_of
 from danceflow.models.teachers import Teachers
@@ -50,6 +51,8 @@ def run_jobs(folder: Path, project: Path) -> None:
             trainer_of(Paths(project), teachers, folder / "begun", jobs["begun"], Stopping).train()
     if "finetune" in jobs:
         found["finetune"] = finetuned(Paths(project), folder / "finetune", jobs["finetune"])
+    if "evaluate" in jobs:
+        evaluate.run(small_params(CAPABILITIES), Paths(folder), jobs["evaluate"])
     if "pictures" in jobs:
         found["pictures"] = pictures(Paths(project), teachers)
     if group.current().is_main:

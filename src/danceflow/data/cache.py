@@ -7,6 +7,7 @@ to the work folder first, so an interrupted stage goes on where it stopped.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from danceflow.data.buckets import (
+    VALIDATION,
     encoded_sources,
     images_of,
     read_bucket,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SPLIT = "train"
+FIXED = "fixed"
 _NUM_EXAMPLES = 3
 
 
@@ -69,12 +72,18 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
             f"rows of capability {capability!r} have up to {len(source_columns(dataset))} pictures "
             f"to edit, the model in {paths.teachers} takes {family.max_sources}"
         )
+    validation = read_bucket(folder, VALIDATION)
     key = keys.cached(
-        params, capability, config, dataset._fingerprint, sha256(paths.teachers / MANIFEST)
+        params,
+        capability,
+        config,
+        dataset._fingerprint,
+        validation._fingerprint,
+        sha256(paths.teachers / MANIFEST),
     )
     with key.working(paths) as work:
         place = paths.cache(capability)
-        _write(work, place, params, capability, teachers, families, dataset, groups)
+        _write(work, place, params, capability, teachers, families, dataset, groups, validation)
 
 
 def _write(
@@ -86,6 +95,7 @@ def _write(
     families: dict[Size, "ModelFamily"],
     dataset: Any,
     groups: dict[Size, list[int]],
+    validation: Any,
 ) -> None:
     """Write the cache of a capability to ``place``, by way of shards in ``work``."""
     config, family = params.capabilities[capability], teachers.family
@@ -110,10 +120,24 @@ def _write(
         )
         for size, rows in groups.items()
     }
+    asked = _write_validation(writer, family, validation, has_source=config.needs_source)
+    fixed = family.fixed_texts()
+    # One row of everything, where there is anything.
+    rows = [0] if fixed else []
+    fixed_shards = writer.write(FIXED, rows, lambda _: {name: t[None] for name, t in fixed.items()})
+    family.release()  # what follows needs the network alone
     tables = mapped_tables([work / name for name in texts])
     samples = {
         size: _write_teacher_samples(
-            writer, params, capability, teachers, families[size], tables, prompt_row, dataset, rows
+            writer,
+            params,
+            capability,
+            teachers,
+            families[size],
+            tables,
+            mapped_tables([work / name for name in latents[size]]),
+            dataset,
+            rows,
         )
         for size, rows in groups.items()
     }
@@ -124,6 +148,8 @@ def _write(
         "num_rows": len(dataset),
         "num_prompts": len(next(iter(tables.values()))),
         "prompts": texts,
+        "fixed": fixed_shards,
+        "validation": asked,
         "sizes": [
             {
                 "image_size": size,
@@ -265,6 +291,27 @@ def _write_latents(
     return writer.write(f"latents-{shown(family.image_size)}", rows, latents)
 
 
+def _write_validation(
+    writer: ShardWriter, family: "ModelFamily", dataset: Any, *, has_source: bool
+) -> list[dict[str, Any]]:
+    """Write the conditions of the rows that score a training; return where they are, by size."""
+    found = []
+    for size, rows in by_size(sizes_of(dataset, range(len(dataset)))).items():
+        conditions = partial(_conditions, family.sized(*size), dataset, has_source=has_source)
+        shards = writer.write(f"validation-{shown(size)}", rows, conditions)
+        found.append({"image_size": size, "rows": rows, "conditions": shards})
+    return found
+
+
+def _conditions(
+    family: "ModelFamily", dataset: Any, rows: Sequence[int], *, has_source: bool
+) -> Mapping[str, Tensor]:
+    pictures = sources_of(dataset, rows) if has_source else []
+    latents, images = encoded_sources(pictures, family.encode)
+    prompts = list(dataset.select(rows)["prompt"])
+    return family.condition(prompts, latents or None, images or None).tensors
+
+
 def _write_teacher_samples(
     writer: ShardWriter,
     params: "Params",
@@ -272,7 +319,7 @@ def _write_teacher_samples(
     teachers: Teachers,
     family: "ModelFamily",
     texts: Mapping[str, MappedTable],
-    prompt_row: Tensor,
+    latents: Mapping[str, MappedTable],
     dataset: Any,
     rows: Sequence[int],
 ) -> list[str]:
@@ -287,12 +334,15 @@ def _write_teacher_samples(
         f"{config.guidance:g}, {cache.num_steps} steps)"
     )
 
+    places = {row: place for place, row in enumerate(rows)}
+
     def samples(rows: Sequence[int]) -> dict[str, Tensor]:
         seeds = [seed_for(params.run.seed, f"cache/{capability}", 0, row) for row in rows]
-        tensors = {name: table[prompt_row[rows]] for name, table in texts.items()}
-        sources = None
-        if config.needs_source:
-            sources, _ = encoded_sources(sources_of(dataset, rows), family.encode)
+        at = torch.tensor([places[row] for row in rows])
+        prompts = latents["prompt_row"][at]
+        tensors = {name: table[prompts] for name, table in texts.items()}
+        columns = source_columns(dataset) if config.needs_source else ()
+        sources = [latents[name][at] for name in columns] or None
         condition = with_source(
             tensors, sources, family.latent_shape, takes_source=family.takes_source
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from danceflow.data.shards import MappedTable, mapped_tables, require_whole
@@ -71,8 +72,25 @@ class CachedRows:
         return 0 if self.teacher_samples is None else len(self.teacher_samples)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Conditions of rows of the validation split that have one size.
+
+    Attributes:
+        places: in the tables, by row.
+        tables: the conditions.
+    """
+
+    places: Mapping[int, int]
+    tables: Mapping[str, MappedTable]
+
+
 class ConditionCache:
-    """The cached rows of one capability, size by size."""
+    """The cached rows of one capability, size by size.
+
+    Attributes:
+        fixed: what the encoders say of texts that are no row's (``ModelFamily.fixed_texts``).
+    """
 
     def __init__(self, folder: Path) -> None:
         """Open ``folder``, whose rows stay on the disk; it need not be writable.
@@ -86,6 +104,16 @@ class ConditionCache:
             require_whole(folder, self.index["files"], remedy)
             self.texts = mapped_tables([folder / name for name in self.index["prompts"]])
             self.groups = tuple(self._open(folder, entry) for entry in self.index["sizes"])
+            fixed = [folder / name for name in self.index["fixed"]]
+            tables = mapped_tables(fixed) if fixed else {}
+            self.fixed = {name: table[torch.tensor([0])][0] for name, table in tables.items()}
+            self._asked = {
+                (entry["image_size"][0], entry["image_size"][1]): Asked(
+                    {row: place for place, row in enumerate(entry["rows"])},
+                    mapped_tables([folder / name for name in entry["conditions"]]),
+                )
+                for entry in self.index["validation"]
+            }
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         except KeyError as error:
@@ -104,6 +132,18 @@ class ConditionCache:
             teacher_samples=mapped_tables(samples)["clean"] if samples else None,
             takes_source=bool(self.index["takes_source"]),
         )
+
+    def validation(
+        self, size: Size, rows: Sequence[int]
+    ) -> tuple[Mapping[str, MappedTable], Tensor]:
+        """Return the conditions of the rows that score a training, and the places of ``rows``.
+
+        Args:
+            size: of their pictures.
+            rows: of the validation split.
+        """
+        asked = self._asked[size]
+        return asked.tables, torch.tensor([asked.places[row] for row in rows])
 
     def __len__(self) -> int:
         """Return the number of rows."""

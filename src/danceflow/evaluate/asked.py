@@ -31,7 +31,7 @@ from danceflow.evaluate.reuse import reused
 from danceflow.evaluate.task import Row, Task, build_task
 from danceflow.fields import GuidedField, VelocityField
 from danceflow.models.family import ModelFamily
-from danceflow.models.memory import Memory, exported_memory
+from danceflow.models.memory import DTYPES, Memory, exported_memory
 from danceflow.models.package import FROZEN_FOLDER, Package
 from danceflow.models.start import start_backbone
 from danceflow.models.teachers import Teachers
@@ -84,6 +84,7 @@ def task_of(params: "Params", capability: str, dataset: Any, family: ModelFamily
         DataError: no test prompt can be read.
     """
     config = params.evaluate
+    family.to(params.run.device, DTYPES[params.run.dtype])
     counts = dict.fromkeys(HELD_OUT_VARIANTS, max(1, config.num_samples // 3))
     task = build_task(
         capability,
@@ -94,6 +95,8 @@ def task_of(params: "Params", capability: str, dataset: Any, family: ModelFamily
         config.seeds,
         device=params.run.device,
     )
+    family.fixed_texts()
+    family.release()  # what follows needs the networks and the decoder alone
     if not task.where(STANDARD):
         raise DataError(
             f"data.buckets.{params.capabilities[capability].bucket}: every test prompt has words "

@@ -9,7 +9,7 @@ from torch import Tensor
 from danceflow.evaluate import score as marks
 from danceflow.evaluate.measurement import category_means
 from danceflow.evaluate.records import STANDARD
-from danceflow.evaluate.task import Task, build_task
+from danceflow.evaluate.task import Conditions, Task, build_task
 from danceflow.fields import VelocityField
 from danceflow.models.family import ModelFamily
 from danceflow.worlds.marks import SCORE
@@ -67,6 +67,7 @@ def quick_batch(
     num_per_category: int,
     seed: int,
     device: str = "cpu",
+    cached: Conditions | None = None,
 ) -> QuickBatch:
     """Return the first rows of each category of a bucket's split.
 
@@ -77,12 +78,21 @@ def quick_batch(
         num_per_category: rows of each category.
         seed: decides the noise.
         device: where to compute.
+        cached: gives the rows' conditions, if the encoders are not to be asked.
 
     Raises:
         DataError: if there are fewer rows, or an image is corrupt.
     """
     counts = {STANDARD: num_per_category}
     task = build_task(
-        "quick batch", dataset, world, family, counts, (seed,), purpose="quick", device=device
+        "quick batch",
+        dataset,
+        world,
+        family,
+        counts,
+        (seed,),
+        purpose="quick",
+        device=device,
+        cached=cached,
     )
     return QuickBatch(task)

@@ -17,7 +17,7 @@ from torch import Tensor
 from danceflow.data.ahead import Ahead, pinned_condition
 from danceflow.data.buckets import encoded_sources, images_of, rows_of, sources_of
 from danceflow.data.shards import MappedTable
-from danceflow.data.sizes import by_size, sizes_of
+from danceflow.data.sizes import Size, by_size, sizes_of
 from danceflow.data.write_shards import spilled
 from danceflow.errors import WeightsError
 from danceflow.evaluate.records import STANDARD, UNKNOWN_WORDS
@@ -27,6 +27,8 @@ from danceflow.ops.group import current
 from danceflow.worlds.world import Sample, World
 
 _LOG = logging.getLogger(__name__)
+Conditions = Callable[[Size, Sequence[int]], tuple[Mapping[str, MappedTable], Tensor]]
+"""Gives tables of conditions, and which of their rows belong to rows of the data of one size."""
 _ROWS_TOGETHER = 64
 """Rows whose prompts and sources are encoded together."""
 
@@ -288,6 +290,7 @@ def build_task(
     *,
     purpose: str = "evaluate",
     device: str = "cpu",
+    cached: Conditions | None = None,
 ) -> Task:
     """Return the first rows of each category of each variant, once for every noise seed.
 
@@ -303,6 +306,7 @@ def build_task(
         seeds: noise seeds; the noise of a row is a function of (seed, purpose, place of the row).
         purpose: keeps the noise of different uses apart.
         device: where to compute.
+        cached: gives the conditions of rows of a size, if encoders need not be asked for them.
 
     Raises:
         DataError: there are fewer rows, or a row has a corrupt image.
@@ -320,7 +324,8 @@ def build_task(
     for size, index in by_size(sizes_of(dataset, places)).items():
         prompts, rows = [samples[i].prompt for i in index], [places[i] for i in index]
         noise_seeds = [seed_for(seed, purpose, 0, row) for seed in seeds for row in rows]
-        part = _part(family.sized(*size), dataset, rows, prompts, noise_seeds, device)
+        given = None if cached is None else cached(size, rows)
+        part = _part(family.sized(*size), dataset, rows, prompts, noise_seeds, device, given)
         repeats = range(len(seeds))
         parts.append(
             replace(part, places=tuple(r * len(places) + i for r in repeats for i in index))
@@ -351,6 +356,7 @@ def _part(
     prompts: Sequence[str],
     noise_seeds: Sequence[int],
     device: str,
+    cached: tuple[Mapping[str, MappedTable], Tensor] | None,
 ) -> Part:
     """Return rows of one size, as often as there are noise seeds for them."""
     target = images_of(dataset, rows, "target")
@@ -369,11 +375,18 @@ def _part(
         return family.condition(texts, latents or None, pixels or None).tensors
 
     at = torch.arange(len(noise_seeds)) % len(rows)
+    if cached is None:
+        tables: Mapping[str, MappedTable] = spilled(
+            "conditions", range(len(rows)), conditions, _ROWS_TOGETHER
+        )
+        asked = at
+    else:
+        tables, asked = cached[0], cached[1][at]
     return Part(
         places=tuple(range(len(noise_seeds))),
         family=family,
-        tables=spilled("conditions", range(len(rows)), conditions, _ROWS_TOGETHER),
-        asked=at,
+        tables=tables,
+        asked=asked,
         noise=normal(family.latent_shape, noise_seeds).to(device),
         source=images[0][at] if images else None,
         target=target[at],

@@ -1,6 +1,6 @@
 """The contract between the training loop and a model family."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -166,8 +166,28 @@ class ModelFamily(Protocol):
         """Write everything but the backbone to ``folder``; ``open_family`` reads it back."""
         ...
 
-    def to(self, device: torch.device | str) -> "ModelFamily":
-        """Move the frozen parts to ``device``, where conditions are then made; return itself."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ModelFamily":
+        """Keep the frozen parts on ``device``, where conditions are then made; return itself.
+
+        Args:
+            device: where to. What was not read yet is read there.
+            dtype: of the prompt encoders, if they are to change it; the codec stays float32.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give the memory of encoders back, which are read again if they are asked again.
+
+        What decodes latents stays.
+        """
+        ...
+
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return what the encoders say of texts that are no row's, such as the empty prompt."""
+        ...
+
+    def take_fixed(self, texts: Mapping[str, Tensor]) -> None:
+        """Take what :meth:`fixed_texts` gave elsewhere, so that no encoder is asked here."""
         ...
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
 from danceflow.fields import Condition, VelocityField
-from danceflow.models.quantised import Base, quantised
+from danceflow.models.quantised import Base, filled, quantised
 
 if TYPE_CHECKING:
     from danceflow.models.family import ModelFamily
@@ -56,9 +56,14 @@ class Memory:
         Raises:
             WeightsError: if it cannot be read, or not held so.
         """
-        if not shared or self.base == "float":
+        if shared and self.base != "float":
+            return self._quantised(family, family.stored_weights(folder), folder)
+        if self.dtype == "float32":
             return self.place(family.load_backbone(folder), waits=waits)
-        return self._quantised(family, family.stored_weights(folder), folder)
+        # Weights are cast one by one: a large network has no place in main memory as float32.
+        weights, device = family.stored_weights(folder), "cpu" if waits else self.device
+        network = filled(family.empty_backbone(), weights, DTYPES[self.dtype], device, folder)
+        return self.place(network, waits=waits)
 
     def base_of(self, family: "ModelFamily", backbone: nn.Module) -> nn.Module:
         """Return a network of float32 weights in main memory as one that adapters stand on."""

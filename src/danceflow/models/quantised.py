@@ -45,17 +45,17 @@ def quantised(
         WeightsError: the package that does it is not installed, the network has no blocks, or the
             weights do not fit.
     """
-    from accelerate.utils import set_module_tensor_to_device
-
     require_same_tensors(network.state_dict(), weights, place)
     quantiser = _quantiser(network, base, dtype)
     quantiser.preprocess_model(network, device_map=None)
+    rest = {}
     for name, stored in weights.items():
-        value = stored.to(dtype) if stored.is_floating_point() else stored
-        if quantiser.check_if_quantized_param(network, value, name, weights):
+        if quantiser.check_if_quantized_param(network, stored, name, weights):
+            value = stored.to(dtype)
             quantiser.create_quantized_param(network, value, name, device, weights, [])
         else:
-            set_module_tensor_to_device(network, name, device, value=value)
+            rest[name] = stored
+    _fill(network, rest, dtype, device)
     quantiser.postprocess_model(network)
     for module in network.modules():
         # On some processors bitsandbytes repacks weights at the first pass without gradient, for
@@ -64,6 +64,33 @@ def quantised(
             setattr(module, _REPACKS, False)
     network.hf_quantizer = quantiser
     return network.eval().requires_grad_(False)
+
+
+def filled(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: str,
+    place: Path | str,
+) -> nn.Module:
+    """Return ``network``, which is without weights, with these as ``dtype`` on ``device``.
+
+    Raises:
+        WeightsError: the weights do not fit; ``place`` names them.
+    """
+    require_same_tensors(network.state_dict(), weights, place)
+    _fill(network, weights, dtype, device)
+    return network
+
+
+def _fill(
+    network: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype, device: str
+) -> None:
+    from accelerate.utils import set_module_tensor_to_device
+
+    for name, stored in weights.items():
+        kept = dtype if stored.is_floating_point() else stored.dtype
+        set_module_tensor_to_device(network, name, device, value=stored, dtype=kept)
 
 
 def is_quantised(network: nn.Module) -> bool:

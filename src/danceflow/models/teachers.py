@@ -18,7 +18,7 @@ from danceflow.models.adapters.lora import (
     read_adapter_for,
 )
 from danceflow.models.family import open_family
-from danceflow.models.memory import Memory
+from danceflow.models.memory import DTYPES, Memory
 from danceflow.models.package import FROZEN_FOLDER, read_manifest
 from danceflow.models.quantised import is_quantised
 from danceflow.models.weights import holds_network
@@ -69,7 +69,7 @@ class Teachers:
             )
         self.memory = Memory(memory) if isinstance(memory, str) else memory
         self.family = open_family(family_name, folder / FROZEN_FOLDER)
-        self.family.to(self.memory.device)
+        self.family.to(self.memory.device, DTYPES[self.memory.dtype])
         self.base: str | None = self.meta.get("base")
         self.shared: nn.Module | None = None
         self.backbones: dict[str, nn.Module] = {}

@@ -33,8 +33,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, wanted: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name.
+
+    Args:
+        path: the file.
+        wanted: whether a tensor of this name is read; ``None``: all are.
 
     Raises:
         WeightsError: if the file is missing, truncated or damaged, or a value is not finite.
@@ -44,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors = {}
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118, it is no mapping
+            for name in filter(wanted or bool, file.keys()):
                 tensors[name] = file.get_tensor(name)
                 require_finite_tensor(tensors[name], name, path)
     except (OSError, SafetensorError) as error:
@@ -86,14 +90,22 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: if a file is missing, truncated or damaged.
     """
-    if not (folder / INDEX_FILE).is_file():
-        return read_tensors(folder / WEIGHTS_FILE)
-    shards = set(read_json(folder / INDEX_FILE).get("weight_map", {}).values())
     return {
         name: value
-        for shard in sorted(shards)
+        for shard in weight_files(folder)
         for name, value in read_tensors(folder / shard).items()
     }
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files in which diffusers saved the weights in ``folder``.
+
+    Raises:
+        WeightsError: if the list of several files cannot be read.
+    """
+    if not (folder / INDEX_FILE).is_file():
+        return [WEIGHTS_FILE]
+    return sorted(set(read_json(folder / INDEX_FILE).get("weight_map", {}).values()))
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], place: Path) -> None:

@@ -109,7 +109,12 @@ def prepared(data: "DataParams", source: str) -> Key:
 
 
 def cached(
-    params: "Params", name: str, config: "CapabilityParams", rows: str, teachers: str
+    params: "Params",
+    name: str,
+    config: "CapabilityParams",
+    rows: str,
+    validation: str,
+    teachers: str,
 ) -> Key:
     """Return the key of what is computed once about a capability.
 
@@ -118,12 +123,13 @@ def cached(
         name: of the capability.
         config: its section, whose weight is a matter of the training.
         rows: digest of its training rows.
+        validation: digest of the rows that score a training.
         teachers: digest of the teachers' manifest.
     """
     content = {
         "params": params.select((*RUN_KEYS, "family", "cache")),
         "capability": config.model_dump(mode="json", exclude={"weight"}),
-        "data": rows,
+        "data": [rows, validation],
         "teachers": teachers,
     }
     return _key("cache", content, name)

@@ -14,6 +14,7 @@ from danceflow.plan.memory import (
     BYTES,
     FLOAT,
     Item,
+    cache_items,
     evaluate_items,
     memory_items,
     moment_items,
@@ -50,6 +51,7 @@ class Plan:
         device: where.
         memory: what the updates hold, part by part, and read from the disk.
         moments: main memory that is held beside it for a moment, one after the other.
+        cache: what the stage cache holds, part by part.
         evaluate: what the evaluation holds, part by part.
         evaluations: expected field evaluations per update, by capability.
         num_updates: how many there are.
@@ -67,6 +69,7 @@ class Plan:
     device: Device
     memory: tuple[Item, ...]
     moments: tuple[Item, ...]
+    cache: tuple[Item, ...]
     evaluate: tuple[Item, ...]
     evaluations: tuple[Evaluations, ...]
     num_updates: int
@@ -120,10 +123,15 @@ class Plan:
         """Return the bytes that the evaluation holds in ``device`` or ``main`` memory."""
         return _sum_of(self.evaluate, place)
 
+    def cache_held(self, place: str) -> float:
+        """Return the bytes that the stage cache holds in ``device`` or ``main`` memory."""
+        return _sum_of(self.cache, place)
+
     def peak(self, place: str) -> float:
         """Return the most bytes of ``device`` or ``main`` memory that are held at any time."""
         moment = max((item.num_bytes for item in self.moments if item.place == place), default=0)
-        return max(self.held(place) + moment, self.evaluate_held(place))
+        stages = (self.held(place) + moment, self.cache_held(place), self.evaluate_held(place))
+        return max(stages)
 
 
 def _sum_of(items: Sequence[Item], place: str) -> float:
@@ -202,7 +210,8 @@ def plan_training(training: Workload, architecture: Architecture, device: Device
         training=training,
         device=device,
         memory=tuple(memory_items(training, architecture, network)),
-        moments=tuple(moment_items(training, architecture, network)),
+        moments=tuple(moment_items(training, network)),
+        cache=tuple(cache_items(training, architecture, network)),
         evaluate=tuple(evaluate_items(training, architecture, network)),
         evaluations=tuple(costs),
         num_updates=num_updates(training, per_update),
@@ -277,6 +286,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "main_bytes": round(plan.held("main")),
         "disk_bytes": round(plan.held("disk")),
         "moment_bytes": _items(plan.moments),
+        "cache_bytes": _items(plan.cache),
         "evaluate_bytes": _items(plan.evaluate),
         "peak_device_bytes": round(plan.peak("device")),
         "peak_main_bytes": round(plan.peak("main")),

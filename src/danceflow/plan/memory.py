@@ -15,6 +15,7 @@ from danceflow.plan.training import Skill, Workload, rows_together
 FLOAT = 4
 """Bytes of a float32: adapters, whole students, gradients, averages, encoders."""
 BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
+_CODEC = "vae"
 Place = Literal["device", "main", "disk"]
 
 
@@ -35,6 +36,20 @@ class Item:
     is_estimate: bool = False
 
 
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight: four bits, a byte for the scale of 64, and a float32 for 256 of these."""
+
+
+def base_bytes(network: Network, dtype: str, bits: str) -> float:
+    """Return the bytes of a frozen network of ``dtype`` whose blocks are held as ``bits`` says."""
+    elements, half = network.parameters + network.buffers, BYTES[dtype]
+    if bits == "float":
+        return elements * half
+    weights, rows = network.block_weights
+    held = weights * _NF4 if bits == "nf4" else weights + rows * FLOAT
+    return (elements - weights) * half + held
+
+
 def shares_base(training: Workload) -> bool:
     """Return whether the student's adapter stands on the network that the teachers share."""
     shared = _on_base(training)
@@ -53,7 +68,8 @@ def memory_items(training: Workload, architecture: Architecture, network: Networ
     half = BYTES[training.dtype]
     elements = network.parameters + network.buffers
     whole = elements * half
-    items = _shared(training, network, whole)
+    base = base_bytes(network, training.dtype, training.bits)
+    items = _shared(training, network, base)
     items += _waiting(training, network, _whole_teachers(training, whole))
     student = FLOAT if training.rank is None else half
     sharded = is_sharded(training, network.parameters)
@@ -68,10 +84,10 @@ def memory_items(training: Workload, architecture: Architecture, network: Networ
         trained = network.adapter_parameters(training.rank)
         matrices = network.adapter_matrices(training.rank)
         if not shares_base(training):
-            items.append(Item("frozen copy of the student's start", whole))
+            items.append(Item("frozen copy of the student's start", base))
         items.append(Item("student's adapter", trained * FLOAT))
     if training.method.objective.needs_ema:
-        copied = elements * student + (0 if training.rank is None else trained * FLOAT)
+        copied = base + trained * FLOAT if training.rank is not None else elements * FLOAT
         items.append(Item(f"network of the averaged student{where}", copied / part))
     if training.method.trains:
         states = 2 * trained if training.optimizer == "adamw" else 2 * trained - matrices
@@ -83,35 +99,87 @@ def memory_items(training: Workload, architecture: Architecture, network: Networ
         ]
     if training.num_processes > 1 and training.method.trains and not sharded:
         items.append(Item("gradients in one piece, for the all-reduce", trained * FLOAT))
-    items += [Item(name, count * FLOAT) for name, count in architecture.frozen.items()]
+    items += _codec(architecture)
     items.append(Item("condition caches", _caches(training, architecture), "disk", True))
     return items
 
 
-def moment_items(training: Workload, architecture: Architecture, network: Network) -> list[Item]:
+def moment_items(training: Workload, network: Network) -> list[Item]:
     """Return what stage ``distill`` holds beside that before and after its updates, one by one."""
     elements = network.parameters + network.buffers
     items = []
     if not shares_base(training):
         made = elements * FLOAT * (1 + _averages(training))
         items.append(Item("to make the student's start", made, "main"))
-    largest = max(architecture.frozen.values(), default=0)
-    copies = max(elements, largest) if training.rank is None else elements + largest
-    items.append(Item("to write the student", copies * BYTES["float16"], "main"))
+    if training.rank is None or not shares_base(training):
+        items.append(Item("to write the student", elements * BYTES["float16"], "main"))
     return items
+
+
+def cache_items(training: Workload, architecture: Architecture, network: Network) -> list[Item]:
+    """Return what stage ``cache`` holds at most: the dearest teacher beside the encoders."""
+    whole = (network.parameters + network.buffers) * BYTES[training.dtype]
+    base = base_bytes(network, training.dtype, training.bits)
+    held: dict[str, list[Item]] = {}
+    for skill in training.skills:
+        rank = training.adapters.get(skill.teacher)
+        shared = skill.teacher in _on_base(training)
+        held[skill.teacher] = [Item(f"teacher {skill.teacher!r}", base if shared else whole)]
+        if rank is not None:
+            size = network.adapter_parameters(rank) * FLOAT
+            held[skill.teacher].append(Item("its adapter", size))
+    dearest = max(held.values(), key=lambda items: sum(item.num_bytes for item in items))
+    items = [*dearest, *_encoders(training, architecture), *_codec(architecture)]
+    return items + _reading(training, architecture)
+
+
+def _encoders(training: Workload, architecture: Architecture) -> list[Item]:
+    """Return what reads prompts and pictures, which is given back once all are read."""
+    half = BYTES[training.dtype]
+    return [
+        Item(part, count * half)
+        for part, count in architecture.frozen.items()
+        if not part.startswith(_CODEC)
+    ]
+
+
+def _reading(training: Workload, architecture: Architecture) -> list[Item]:
+    """Return the main memory in which the largest encoder is read."""
+    largest = max((item.num_bytes for item in _encoders(training, architecture)), default=0.0)
+    return [Item("to read encoders", largest, "main")] if largest else []
+
+
+def _codec(architecture: Architecture) -> list[Item]:
+    """Return the codec, float32; of distill's, the half that decodes alone is there."""
+    return [
+        Item(f"{part}, at most", count * FLOAT, is_estimate=True)
+        for part, count in architecture.frozen.items()
+        if part.startswith(_CODEC)
+    ]
 
 
 def evaluate_items(training: Workload, architecture: Architecture, network: Network) -> list[Item]:
     """Return what stage ``evaluate`` holds.
 
-    The student is the network of its package, float32 beside the teachers. A start that is a
-    teacher takes nothing, and an average of adapters one more adapter.
+    A student that is an adapter stands on the base of its package in ``run.dtype``, which is the
+    teachers' where they share one; another one is a float32 network beside the teachers. A start
+    that is a teacher takes nothing, and an average of adapters one more adapter.
     """
     elements = network.parameters + network.buffers
     whole = elements * BYTES[training.dtype]
-    apart = [*_whole_teachers(training, whole), Apart("student as packaged", 1, elements * FLOAT)]
-    waits = training.offload != "none"
-    items, made = _shared(training, network, whole), 0 if waits else 1
+    apart = _whole_teachers(training, whole)
+    # Networks of the dtype are read weight by weight, float32 ones whole.
+    is_read_whole = training.rank is None or training.dtype == "float32"
+    items, made = _shared(training, network, whole), 0
+    if is_read_whole and training.offload == "none":
+        made = 1
+    if training.rank is None:
+        apart.append(Apart("student as packaged", 1, elements * FLOAT))
+    else:
+        adapter = network.adapter_parameters(training.rank) * FLOAT
+        items.append(Item("student's adapter", adapter))
+        if not shares_base(training):
+            items.append(Item("base of the student", whole))
     if len(training.start) > 1:
         if set(training.start) <= _on_base(training):
             ranks = [training.adapters.get(name, 0) for name in training.start]
@@ -121,7 +189,8 @@ def evaluate_items(training: Workload, architecture: Architecture, network: Netw
             apart.append(Apart("start", 1, elements * FLOAT))
             made += _averages(training)
     items += _waiting(training, network, apart)
-    items += [Item(part, count * FLOAT) for part, count in architecture.frozen.items()]
+    items += [*_encoders(training, architecture), *_codec(architecture)]
+    items += _reading(training, architecture)
     if made:
         items.append(Item("to read and make networks", made * elements * FLOAT, "main"))
     return items

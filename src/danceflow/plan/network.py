@@ -154,6 +154,12 @@ class Network:
         copies = 4 * sum(rows * li.fan_in for rows, li in targets)
         return self.kept.half * unit * num_bytes + factors + copies
 
+    @property
+    def block_weights(self) -> tuple[int, int]:
+        """Weights of the linear modules in blocks, which can have fewer bits, and their rows."""
+        inside = [li for li in self.linears if li.block is not None and not li.is_convolution]
+        return sum(li.fan_in * li.fan_out for li in inside), sum(li.fan_out for li in inside)
+
     def adapter_parameters(self, rank: int) -> int:
         """Return the parameters of a LoRA adapter of this rank on the family's targets."""
         return rank * sum(li.fan_in + li.fan_out for li in self.linears if li.is_target)

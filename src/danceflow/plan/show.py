@@ -34,6 +34,7 @@ REFERENCE = Workload(
     optimizer="adamw",
     recomputed=True,
     dtype="bfloat16",
+    bits="float",
     offload="none",
     size=(1024, 1024),
     cache_samples=256,
@@ -68,8 +69,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     each = ", of each process" if training.num_processes > 1 else ""
     yield f"Memory{each} and disk in GB (10^9 bytes); ~ is an estimate"
     yield from _parts("distill", plan.memory)
-    yield "  distill, main memory beside that, for a moment"
-    yield from _rows(plan.moments)
+    if plan.moments:
+        yield "  distill, main memory beside that, for a moment"
+        yield from _rows(plan.moments)
+    yield from _parts("cache", plan.cache)
     yield from _parts("evaluate", plan.evaluate)
     yield f"  main memory at most: {_gigabytes(plan.peak('main'))}"
     yield from _fits(plan)

@@ -54,7 +54,8 @@ class Workload:
         rank: of the student's adapter; ``None``: all its weights are trained.
         optimizer: ``adamw`` or ``muon``.
         recomputed: whether activations are computed again in the backward pass.
-        dtype: of the frozen networks.
+        dtype: of the frozen networks, and of prompt encoders.
+        bits: how the network that adapters stand on is held in training (``run.base``).
         offload: what teachers with weights of their own do while they are not asked.
         size: height and width of the images in pixels.
         cache_samples: teacher samples per capability, in the cache.
@@ -78,6 +79,7 @@ class Workload:
     optimizer: str
     recomputed: bool
     dtype: str
+    bits: str
     offload: str
     size: tuple[int, int]
     cache_samples: int
@@ -220,6 +222,7 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
         optimizer=config.optimizer,
         recomputed=config.activation_checkpointing,
         dtype=params.run.dtype,
+        bits=params.run.base,
         offload=params.run.offload,
         size=(side, side),
         cache_samples=params.cache.num_samples,

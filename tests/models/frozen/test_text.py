@@ -7,6 +7,7 @@ import torch
 from tiny_models import PROMPTS, WORDS, clip_tokenizer, small_sd3, stock_sd3, t5_tokenizer
 from tiny_stock import byte_tokenizer
 
+from danceflow.models.frozen.part import held
 from danceflow.models.frozen.reading import read_text, told
 from danceflow.models.frozen.text import PromptEncoder, small_clip, word_tokenizer
 
@@ -18,7 +19,7 @@ def small_encoder(width: int = 16, num_t5_tokens: int = 0) -> PromptEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         clip = small_clip(len(tokenizer), **SIZE)
-    return PromptEncoder([(tokenizer, clip)], None, width, num_t5_tokens)
+    return PromptEncoder([(tokenizer, held(clip))], None, width, num_t5_tokens)
 
 
 def test_words_have_the_ids_of_their_order() -> None:

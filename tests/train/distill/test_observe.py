@@ -11,13 +11,18 @@ import torch
 from PIL import Image
 from tiny_project import small_data, write_project
 
+from danceflow.data import cache
+from danceflow.data.buckets import VALIDATION, read_bucket
+from danceflow.data.cached_rows import ConditionCache
 from danceflow.errors import DataError
+from danceflow.evaluate.quick import quick_batch
 from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking import TrackingSettings, open_store, start_run
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.train.distill.observe import Observer
 from danceflow.worlds import prepare
+from danceflow.worlds.world import open_world
 
 CAPABILITIES = ("t2i", "local_edit")
 
@@ -38,12 +43,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     prepare.run(params, paths)
     for name in CAPABILITIES:
         shutil.rmtree(paths.bucket(name) / "test")
+        cache.run(params, paths, name)
     teachers = Teachers(paths.teachers, params.family.name, ["base", "local"], "cpu")
-    return SimpleNamespace(params=params, paths=paths, teachers=teachers)
+    caches = {name: ConditionCache(paths.cache(name)) for name in CAPABILITIES}
+    return SimpleNamespace(params=params, paths=paths, teachers=teachers, caches=caches)
 
 
 def observer(made: SimpleNamespace, work: Path, tracker=None) -> Observer:
-    return Observer(made.params, made.paths, made.teachers, work, tracker or NoTracker())
+    given = (made.params, made.paths, made.teachers, made.caches)
+    return Observer(*given, work, tracker or NoTracker())
 
 
 def pictures(work: Path) -> list[str]:
@@ -62,6 +70,18 @@ def test_scores_are_those_of_the_students_images(made, tmp_path: Path) -> None:
         assert score == pytest.approx(batch.score(images)["overall"], abs=1e-6)
     assert pictures(tmp_path) == []
     assert watching.observe(field, 3, score=True, draw=False) == scores
+
+
+@pytest.mark.parametrize("name", CAPABILITIES)
+def test_cached_conditions_are_what_the_encoders_say(made, tmp_path: Path, name: str) -> None:
+    params = made.params
+    rows = read_bucket(made.paths.bucket(name), VALIDATION)
+    world, family = open_world(params.data.world), made.teachers.family
+    asked = quick_batch(rows, world, family, params.distill.evaluate_samples, params.run.seed)
+    found = observer(made, tmp_path).batches[name].task.condition.tensors
+    assert found.keys() == asked.task.condition.tensors.keys()
+    for key, value in asked.task.condition.tensors.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_drawing_alone_scores_nothing(made, tmp_path: Path) -> None:
@@ -112,4 +132,4 @@ def test_a_bucket_without_enough_validation_rows_is_told(made, tmp_path: Path) -
     many = made.params.distill.model_copy(update={"evaluate_samples": 100})
     params = made.params.model_copy(update={"distill": many})
     with pytest.raises(DataError, match="100 rows per category were asked for"):
-        Observer(params, made.paths, made.teachers, tmp_path, NoTracker())
+        Observer(params, made.paths, made.teachers, made.caches, tmp_path, NoTracker())

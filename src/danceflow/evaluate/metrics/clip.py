@@ -21,7 +21,8 @@ class ClipScore:
         """Load the model and its processor from a folder."""
         from torchmetrics.multimodal import CLIPScore
 
-        self.metric = CLIPScore(model_name_or_path=lambda: load_clip(folder))
+        # Of several processes one has all answers: the others do not come to add theirs.
+        self.metric = CLIPScore(model_name_or_path=lambda: load_clip(folder), sync_on_compute=False)
 
     def __call__(self, task: Task, images: Sequence[Tensor], /) -> Iterator[Measurement]:
         """Yield ``clip_score``, from 0 to 100."""

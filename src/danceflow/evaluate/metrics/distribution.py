@@ -52,11 +52,15 @@ def _distances(
     count = len(images)
     if count < 2:
         return
+    # Of several processes one has all answers: the others do not come to add theirs.
+    alone = {"sync_on_compute": False}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features")
         metrics: dict[str, Any] = {
-            f"fid_{name}": FrechetInceptionDistance(feature=features),
-            f"kid_{name}": KernelInceptionDistance(feature=features, subsets=1, subset_size=count),
+            f"fid_{name}": FrechetInceptionDistance(feature=features, **alone),
+            f"kid_{name}": KernelInceptionDistance(
+                feature=features, subsets=1, subset_size=count, **alone
+            ),
         }
     for metric_name, metric in metrics.items():
         for part, images_B3HW in task.of_sizes(images):

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from danceflow.fields import MAX_SOURCES, Condition, VelocityField
 from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
-from danceflow.models.frozen.codec import Codec, vae_factor
+from danceflow.models.frozen.codec import Codec, HalvedCodec, Halves, vae_factor
 from danceflow.models.frozen.language import LanguageEncoder, load_language_encoder
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.layout import Kept, Layout, State, Tokens, Transformer
-from danceflow.models.weights import load_pretrained
 
 NUM_PROMPT_TOKENS = 512
 """The stock pipeline's ``max_sequence_length``."""
@@ -27,6 +26,7 @@ PROMPT_LAYERS = (9, 18, 27)
 
 _PIPELINE = "Flux2KleinPipeline"
 _REFERENCE_TIME = 10
+_PROMPTS = "prompt_embeds"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _FEED_FORWARD = tuple(f"{ff}.linear_{end}" for ff in ("ff", "ff_context") for end in ("in", "out"))
@@ -64,46 +64,38 @@ def _factor(vae: Mapping[str, Any]) -> int:
     return 2 * vae_factor(vae)
 
 
-class Flux2Codec:
+class Flux2Codec(HalvedCodec):
     """``diffusers.AutoencoderKLFlux2``: latents in 2 x 2 patches, normalised per channel."""
 
-    def __init__(self, vae: Any) -> None:
-        """Take a loaded float32 autoencoder and freeze it."""
-        self.vae = vae.eval().requires_grad_(False)
-        self.factor = _factor(vae.config)
+    def __init__(self, halves: Halves) -> None:
+        """Take the autoencoder."""
+        super().__init__(halves)
+        self.factor = _factor(vars(halves.config))
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Return the normalised patches of the latent mode."""
-        pixels = images_B3HW.to(self.vae.device) * 2 - 1
-        latents = nn.functional.pixel_unshuffle(self.vae.encode(pixels).latent_dist.mode(), 2)
-        mean, deviation = self._statistics(latents)
+        pixels = images_B3HW.to(self.halves.device) * 2 - 1
+        latents = nn.functional.pixel_unshuffle(
+            self.halves.encoder.encode(pixels).latent_dist.mode(), 2
+        )
+        mean, deviation = self._statistics(latents, self.halves.encoder.bn)
         return (latents - mean) / deviation
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Return the decoded images."""
-        latents = latents_BCHW.to(self.vae.device)
-        mean, deviation = self._statistics(latents)
+        latents = latents_BCHW.to(self.halves.device)
+        mean, deviation = self._statistics(latents, self.halves.decoder.bn)
         latents = nn.functional.pixel_shuffle(latents * deviation + mean, 2)
-        images: Tensor = self.vae.decode(latents).sample
+        images: Tensor = self.halves.decoder.decode(latents).sample
         return (images / 2 + 0.5).clamp(0, 1)
 
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+    def _statistics(self, latents: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation, [1, C, 1, 1]."""
-        norm = self.vae.bn
         mean = norm.running_mean.view(1, -1, 1, 1).to(latents)
         variance = norm.running_var.view(1, -1, 1, 1).to(latents)
-        return mean, (variance + self.vae.config.batch_norm_eps).sqrt()
-
-    def to(self, device: torch.device | str) -> "Flux2Codec":
-        """Move the autoencoder to ``device`` and return this object."""
-        self.vae.to(device)
-        return self
-
-    def save(self, folder: Path) -> None:
-        """Write the autoencoder to ``folder/vae``."""
-        self.vae.save_pretrained(folder / "vae")
+        return mean, (variance + self.halves.config.batch_norm_eps).sqrt()
 
 
 class Flux2Field:
@@ -121,7 +113,7 @@ class Flux2Field:
         self, z: Tensor, sigma: Tensor, condition: Condition, sources: Sequence[Tensor]
     ) -> Tensor:
         dtype = next(self.backbone.parameters()).dtype
-        prompts = condition.tensors["prompt_embeds"].to(dtype)
+        prompts = condition.tensors[_PROMPTS].to(dtype)
         pictures = [z, *sources]
         tokens = torch.cat([_tokens(picture) for picture in pictures], dim=1)
         times = range(0, _REFERENCE_TIME * len(pictures), _REFERENCE_TIME)
@@ -172,7 +164,6 @@ class Flux2Family(StockFamily):
         """Join the frozen parts."""
         super().__init__(settings, codec)
         self.language = language
-        self._empty: dict[str, Tensor] = {}
 
     @staticmethod
     def transformer_class() -> Any:
@@ -187,8 +178,8 @@ class Flux2Family(StockFamily):
         from diffusers import AutoencoderKLFlux2
         from transformers import Qwen3Model
 
-        vae = load_pretrained(AutoencoderKLFlux2, folder / "vae", torch_dtype=torch.float32)
-        return cls(settings, Flux2Codec(vae), load_language_encoder(folder, Qwen3Model))
+        codec = Flux2Codec(Halves(AutoencoderKLFlux2, folder / "vae"))
+        return cls(settings, codec, load_language_encoder(folder, Qwen3Model))
 
     @staticmethod
     def vae_factor(config: Mapping[str, Any]) -> int:
@@ -212,7 +203,7 @@ class Flux2Family(StockFamily):
     ) -> dict[str, Tensor]:
         """Return the prompts' hidden states of three layers, feature by feature."""
         states, _ = self.language.hidden(list(map(self._text, prompts)), NUM_PROMPT_TOKENS)
-        return {"prompt_embeds": torch.cat([states[layer] for layer in PROMPT_LAYERS], dim=-1)}
+        return {_PROMPTS: torch.cat([states[layer] for layer in PROMPT_LAYERS], dim=-1)}
 
     def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:  # noqa: ARG002
         """Return how much of ``prompt`` the language model reads."""
@@ -224,11 +215,14 @@ class Flux2Family(StockFamily):
 
     def null(self, condition: Condition) -> Condition:
         """Return ``condition`` with the empty prompt and the same source."""
-        if not self._empty:
-            self._empty.update(self.prompt_tensors([""], [[]]))
-        shapes = condition.tensors
-        null = {name: value.expand_as(shapes[name]) for name, value in self._empty.items()}
-        return with_prompts(condition, null)
+        empty = self.fixed_text("empty", lambda: self.prompt_tensors([""], [[]])[_PROMPTS][0])
+        shape = condition.tensors[_PROMPTS].shape
+        return with_prompts(condition, {_PROMPTS: empty.expand(shape)})
+
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return the empty prompt's embeddings."""
+        self.null(self.condition([""]))
+        return self.fixed
 
     def field(self, backbone: nn.Module) -> VelocityField:
         """Return the velocity field of ``backbone``."""

@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from danceflow.errors import WeightsError
+from danceflow.models.frozen.part import FROZEN_FILE
 from danceflow.models.weights import CONFIG_FILE, read_json
 
+__all__ = ["FROZEN_FILE"]
+
 PIPELINE_FILE = "model_index.json"
-FROZEN_FILE = "danceflow_family.json"
-"""What a family writes beside its frozen parts."""
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _NOT_FROZEN = ("transformer", "scheduler")
 _NO_STEPS = "a grid needs at least 1 step, got {}"

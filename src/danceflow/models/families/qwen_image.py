@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from danceflow.fields import MAX_SOURCES, Condition, GuidedField, VelocityField
 from danceflow.models.families.pipeline_folder import interpolated_mu
 from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
-from danceflow.models.frozen.codec import Codec
+from danceflow.models.frozen.codec import Codec, HalvedCodec, Halves
 from danceflow.models.frozen.language import (
     LanguageEncoder,
     load_language_encoder,
@@ -29,7 +29,6 @@ from danceflow.models.frozen.language import (
 )
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.layout import Kept, Layout, State, Tokens, Transformer
-from danceflow.models.weights import load_pretrained
 from danceflow.pictures import to_picture
 
 _EDIT, _EDIT_PLUS = "QwenImageEditPipeline", "QwenImageEditPlusPipeline"
@@ -103,19 +102,19 @@ def _factor(vae: Mapping[str, Any]) -> int:
     return int(2 ** len(vae["temperal_downsample"]))
 
 
-class QwenCodec:
+class QwenCodec(HalvedCodec):
     """``diffusers.AutoencoderKLQwenImage`` on single frames, normalised per channel."""
 
-    def __init__(self, vae: Any) -> None:
-        """Take a loaded float32 autoencoder and freeze it."""
-        self.vae = vae.eval().requires_grad_(False)
-        self.factor = _factor(vae.config)
+    def __init__(self, halves: Halves) -> None:
+        """Take the autoencoder."""
+        super().__init__(halves)
+        self.factor = _factor(vars(halves.config))
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Return the normalised latent mode."""
-        pixels = images_B3HW.to(self.vae.device) * 2 - 1
-        latents = self.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
+        pixels = images_B3HW.to(self.halves.device) * 2 - 1
+        latents = self.halves.encoder.encode(pixels.unsqueeze(2)).latent_dist.mode()
         mean, deviation = self._statistics(latents)
         normalised: Tensor = ((latents - mean) / deviation).squeeze(2)
         return normalised
@@ -123,25 +122,16 @@ class QwenCodec:
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Return the decoded images."""
-        latents = latents_BCHW.to(self.vae.device).unsqueeze(2)
+        latents = latents_BCHW.to(self.halves.device).unsqueeze(2)
         mean, deviation = self._statistics(latents)
-        images: Tensor = self.vae.decode(latents * deviation + mean).sample[:, :, 0]
+        images: Tensor = self.halves.decoder.decode(latents * deviation + mean).sample[:, :, 0]
         return (images / 2 + 0.5).clamp(0, 1)
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation, [1, C, 1, 1, 1]."""
-        config, shape = self.vae.config, (1, -1, 1, 1, 1)
+        config, shape = self.halves.config, (1, -1, 1, 1, 1)
         mean = torch.tensor(config.latents_mean).view(shape).to(latents)
         return mean, torch.tensor(config.latents_std).view(shape).to(latents)
-
-    def to(self, device: torch.device | str) -> "QwenCodec":
-        """Move the autoencoder to ``device`` and return this object."""
-        self.vae.to(device)
-        return self
-
-    def save(self, folder: Path) -> None:
-        """Write the autoencoder to ``folder/vae``."""
-        self.vae.save_pretrained(folder / "vae")
 
 
 def _sides(area: int, aspect: float) -> tuple[int, int]:
@@ -174,9 +164,12 @@ class Pictures:
         grid: Tensor = inputs.image_grid_thw
         return inputs.pixel_values, grid, int(grid[0].prod()) // self.processor.merge_size**2
 
-    def to(self, _device: torch.device | str) -> "Pictures":
+    def to(self, _device: torch.device | str, _dtype: torch.dtype | None = None) -> "Pictures":
         """Return this object, which has no weights."""
         return self
+
+    def release(self) -> None:
+        """Do nothing: there are no weights."""
 
     def save(self, folder: Path) -> None:
         """Write the processor to ``folder``."""
@@ -252,7 +245,6 @@ class QwenImageFamily(StockFamily):
         super().__init__(settings, codec)
         self.language = language
         self.pictures = pictures
-        self._empty: list[Tensor] = []
 
     @staticmethod
     def transformer_class() -> Any:
@@ -272,8 +264,8 @@ class QwenImageFamily(StockFamily):
         if settings.pipeline in cls.edit_pipelines:
             area = _SEEN_AREA if settings.pipeline == _EDIT_PLUS else None
             pictures = Pictures(load_part(folder / "processor", Qwen2VLImageProcessor), area)
-        vae = load_pretrained(AutoencoderKLQwenImage, folder / "vae", torch_dtype=torch.float32)
-        return cls(settings, QwenCodec(vae), language, pictures)
+        codec = QwenCodec(Halves(AutoencoderKLQwenImage, folder / "vae"))
+        return cls(settings, codec, language, pictures)
 
     @staticmethod
     def vae_factor(config: Mapping[str, Any]) -> int:
@@ -343,6 +335,11 @@ class QwenImageFamily(StockFamily):
         embeds, mask = ragged([self._null([])] * condition.num_samples)
         return with_prompts(condition, {"prompt_embeds": embeds, "prompt_mask": mask})
 
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return the embedding of the empty prompt without a picture."""
+        self._null([])
+        return self.fixed
+
     def field(self, backbone: nn.Module) -> VelocityField:
         """Return the velocity field of ``backbone``."""
         return QwenImageField(backbone)
@@ -351,9 +348,7 @@ class QwenImageFamily(StockFamily):
         """Return the embedding [L, D] of the empty prompt beside ``images``."""
         if images:
             return self._embed("", images)
-        if not self._empty:
-            self._empty.append(self._embed("", []))
-        return self._empty[0]
+        return self.fixed_text("empty", lambda: self._embed("", []))
 
     @torch.no_grad()
     def _embed(self, prompt: str, images: Sequence[Tensor]) -> Tensor:

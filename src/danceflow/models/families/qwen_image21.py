@@ -29,7 +29,7 @@ from danceflow.models.families.stock import (
     by_layout,
     with_prompts,
 )
-from danceflow.models.frozen.codec import Codec
+from danceflow.models.frozen.codec import Codec, HalvedCodec, Halves
 from danceflow.models.frozen.language import (
     LanguageEncoder,
     load_language_encoder,
@@ -38,7 +38,7 @@ from danceflow.models.frozen.language import (
 )
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.layout import Kept, Layout, State, Tokens, Transformer
-from danceflow.models.weights import load_pretrained, read_json
+from danceflow.models.weights import read_json
 from danceflow.pictures import to_picture
 
 _PIPELINE = "QwenImage21Pipeline"
@@ -97,20 +97,20 @@ def _factor(vae: Mapping[str, Any]) -> int:
     return int(vae["scale_factor_spatial"])
 
 
-class Qwen21Codec:
+class Qwen21Codec(HalvedCodec):
     """``diffusers.AutoencoderKLQwenImage21`` on single opaque frames, normalised per channel."""
 
-    def __init__(self, vae: Any) -> None:
-        """Take a loaded float32 autoencoder and freeze it."""
-        self.vae = vae.eval().requires_grad_(False)
-        self.factor = _factor(vae.config)
+    def __init__(self, halves: Halves) -> None:
+        """Take the autoencoder."""
+        super().__init__(halves)
+        self.factor = _factor(vars(halves.config))
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Return the normalised latent mode of opaque pictures."""
-        images = images_B3HW.to(self.vae.device)
+        images = images_B3HW.to(self.halves.device)
         pixels = torch.cat([images, torch.ones_like(images[:, :1])], dim=1) * 2 - 1
-        latents = self.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
+        latents = self.halves.encoder.encode(pixels.unsqueeze(2)).latent_dist.mode()
         mean, deviation = self._statistics(latents)
         normalised: Tensor = ((latents - mean) / deviation).squeeze(2)
         return normalised
@@ -118,25 +118,16 @@ class Qwen21Codec:
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Return the colours of the decoded images; what they say of transparency is left out."""
-        latents = latents_BCHW.to(self.vae.device).unsqueeze(2)
+        latents = latents_BCHW.to(self.halves.device).unsqueeze(2)
         mean, deviation = self._statistics(latents)
-        images: Tensor = self.vae.decode(latents * deviation + mean).sample[:, :3, 0]
+        images: Tensor = self.halves.decoder.decode(latents * deviation + mean).sample[:, :3, 0]
         return (images / 2 + 0.5).clamp(0, 1)
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation, [1, C, 1, 1, 1]."""
-        config, shape = self.vae.config, (1, -1, 1, 1, 1)
+        config, shape = self.halves.config, (1, -1, 1, 1, 1)
         mean = torch.tensor(config.latents_mean).view(shape).to(latents)
         return mean, torch.tensor(config.latents_std).view(shape).to(latents)
-
-    def to(self, device: torch.device | str) -> "Qwen21Codec":
-        """Move the autoencoder to ``device`` and return this object."""
-        self.vae.to(device)
-        return self
-
-    def save(self, folder: Path) -> None:
-        """Write the autoencoder to ``folder/vae``."""
-        self.vae.save_pretrained(folder / "vae")
 
 
 class Pictures:
@@ -152,9 +143,12 @@ class Pictures:
         grid: Tensor = inputs.image_grid_thw
         return inputs.pixel_values, grid, int(grid[0].prod()) // self.processor.merge_size**2
 
-    def to(self, _device: torch.device | str) -> "Pictures":
+    def to(self, _device: torch.device | str, _dtype: torch.dtype | None = None) -> "Pictures":
         """Return this object, which has no weights."""
         return self
+
+    def release(self) -> None:
+        """Do nothing: there are no weights."""
 
     def save(self, folder: Path) -> None:
         """Write the processor to ``folder``."""
@@ -273,8 +267,8 @@ class QwenImage21Family(StockFamily):
         place = "tokenizer" if (folder / "tokenizer").is_dir() else "processor"
         language = load_language_encoder(folder, Qwen3VLForConditionalGeneration, place)
         pictures = Pictures(load_part(folder / "processor", Qwen2VLImageProcessor))
-        vae = load_pretrained(AutoencoderKLQwenImage21, folder / "vae", torch_dtype=torch.float32)
-        return cls(settings, Qwen21Codec(vae), language, pictures)
+        codec = Qwen21Codec(Halves(AutoencoderKLQwenImage21, folder / "vae"))
+        return cls(settings, codec, language, pictures)
 
     @staticmethod
     def vae_factor(config: Mapping[str, Any]) -> int:
@@ -319,6 +313,10 @@ class QwenImage21Family(StockFamily):
     def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:  # noqa: ARG002
         """Return how much of ``prompt`` the language model reads: all."""
         return (self.language.reading(prompt, partial(_text, pictures=()), None),)
+
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return nothing: every row has its own embedding of the empty prompt."""
+        return self.fixed
 
     def null(self, condition: Condition) -> Condition:
         """Return ``condition`` with the empty prompt and the same source."""

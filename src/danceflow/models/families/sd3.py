@@ -42,6 +42,7 @@ from danceflow.models.families.pipeline_folder import (
 )
 from danceflow.models.families.sd3_names import diffusers_names
 from danceflow.models.frozen.codec import Codec, PixelCodec, load_codec, vae_factor
+from danceflow.models.frozen.part import held
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.frozen.text import (
     STOCK_T5_TOKENS,
@@ -204,8 +205,7 @@ class Sd3Family:
             *_FEED_FORWARD,
             *(_SOURCE_INPUT if self.takes_source else ()),
         )
-        embeds, pooled = prompts([""])
-        self._null = {"prompt_embeds": embeds, "pooled": pooled}
+        self.fixed: dict[str, Tensor] = {}
         if image_size is not None:
             self._set_size(*image_size)
 
@@ -288,7 +288,7 @@ class Sd3Family:
             "qk_norm": "rms_norm",
         }
         return Sd3Family(
-            PromptEncoder([(tokenizer, encoder)], None, text["width"]),
+            PromptEncoder([(tokenizer, held(encoder))], None, text["width"]),
             PixelCodec(),
             transformer,
             prediction=config["prediction"],
@@ -392,11 +392,16 @@ class Sd3Family:
         }
         (folder / FROZEN_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
-    def to(self, device: torch.device | str) -> "Sd3Family":
-        """Move encoders and codec to ``device``, where conditions are then made."""
-        self.prompts.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Sd3Family":
+        """Keep encoders and codec on ``device``; the encoders as ``dtype`` if one is given."""
+        self.prompts.to(device, dtype)
         self.codec.to(device)
         return self
+
+    def release(self) -> None:
+        """Give the memory of what makes conditions back, until it is asked again."""
+        self.prompts.release()
+        self.codec.release()
 
     def condition(
         self,
@@ -418,9 +423,20 @@ class Sd3Family:
         """Return ``condition`` with the empty prompt and the same source."""
         null = {
             key: value.to(condition.tensors[key]).expand_as(condition.tensors[key])
-            for key, value in self._null.items()
+            for key, value in self.fixed_texts().items()
         }
         return Condition({**condition.tensors, **null})
+
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return the empty prompt's tensors, of one row; the encoders are asked at most once."""
+        if not self.fixed:
+            embeds, pooled = self.prompts([""])
+            self.fixed.update({"prompt_embeds": embeds, "pooled": pooled})
+        return self.fixed
+
+    def take_fixed(self, texts: Mapping[str, Tensor]) -> None:
+        """Take what :meth:`fixed_texts` gave elsewhere, so that no encoder is asked here."""
+        self.fixed.update(texts)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of ``prompt`` that the tokenizer does not know."""

@@ -83,6 +83,7 @@ class StockFamily(ABC):
         """Keep the settings and the codec; a family's own ``open`` adds its encoders."""
         self.settings = settings
         self.codec = codec
+        self.fixed: dict[str, Tensor] = {}
         self._set_size(*settings.image_size)
 
     # What a family says of itself -----------------------------------------------------------------
@@ -135,6 +136,10 @@ class StockFamily(ABC):
     @abstractmethod
     def readings(self, prompt: str, *, edits: bool = False) -> tuple[Reading, ...]:
         """Return how much of ``prompt`` each text encoder reads."""
+
+    @abstractmethod
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return what the encoders say of texts that are no row's, by name; they are asked now."""
 
     @abstractmethod
     def null(self, condition: Condition) -> Condition:
@@ -246,11 +251,27 @@ class StockFamily(ABC):
         }
         (folder / FROZEN_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move encoders and codec to ``device``, where conditions are then made."""
-        for part in (*self.parts(), self.codec):
-            part.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Keep encoders and codec on ``device``; the encoders as ``dtype`` if one is given."""
+        for part in self.parts():
+            part.to(device, dtype)
+        self.codec.to(device)
         return self
+
+    def release(self) -> None:
+        """Give the memory of what makes conditions back, until it is asked again."""
+        for part in (*self.parts(), self.codec):
+            part.release()
+
+    def take_fixed(self, texts: Mapping[str, Tensor]) -> None:
+        """Take what :meth:`fixed_texts` gave elsewhere, so that no encoder is asked here."""
+        self.fixed.update(texts)
+
+    def fixed_text(self, name: str, ask: Callable[[], Tensor]) -> Tensor:
+        """Return what was taken or is asked now of a text that is no row's."""
+        if name not in self.fixed:
+            self.fixed[name] = ask()
+        return self.fixed[name]
 
     def sized(self, height: int, width: int) -> Self:
         """Return this family, sharing its frozen parts, for images of another size.

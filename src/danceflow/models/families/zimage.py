@@ -29,6 +29,7 @@ from danceflow.models.frozen.language import (
     load_part,
     ragged,
 )
+from danceflow.models.frozen.part import Part, pretrained_part
 from danceflow.models.frozen.reading import Reading
 from danceflow.models.layout import (
     VISION_TOKENS,
@@ -38,7 +39,6 @@ from danceflow.models.layout import (
     Tokens,
     Transformer,
 )
-from danceflow.models.weights import load_pretrained, save_half
 from danceflow.pictures import to_picture
 
 NUM_PROMPT_TOKENS = 512
@@ -103,34 +103,40 @@ _LAYOUT = Layout(
 class Vision:
     """A frozen SigLIP 2 and its processor."""
 
-    def __init__(self, processor: Any, model: nn.Module) -> None:
-        """Freeze the model."""
-        self.processor = processor
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, processor: Any, part: Part, width: int) -> None:
+        """Join a processor and a model.
+
+        Args:
+            processor: of ``transformers``.
+            part: the vision model.
+            width: its features per token.
+        """
+        self.processor, self.part, self.width = processor, part, width
 
     @torch.no_grad()
     def __call__(self, image_3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the features [h * w, C] of an image in [0, 1], and (h, w)."""
-        device = next(self.model.parameters()).device
-        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt").to(device)
+        model = self.part.network
+        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt")
+        inputs = inputs.to(self.part.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         height, width = (int(side) for side in inputs.spatial_shapes[0])
-        features: Tensor = self.model(**inputs).last_hidden_state[0, : height * width]
+        features: Tensor = model(**inputs).last_hidden_state[0, : height * width]
         return features.float(), (height, width)
 
-    @property
-    def width(self) -> int:
-        """Features per token."""
-        return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
-
-    def to(self, device: torch.device | str) -> "Vision":
-        """Move the model to ``device`` and return this object."""
-        self.model.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Vision":
+        """Keep the model on ``device``, as ``dtype`` if one is given, and return this object."""
+        self.part.to(device, dtype)
         return self
+
+    def release(self) -> None:
+        """Give the model's memory back until it is asked again."""
+        self.part.release()
 
     def save(self, folder: Path) -> None:
         """Write model (float16) and processor to ``folder``."""
         self.processor.save_pretrained(folder / "siglip_processor")
-        save_half(self.model, folder / "siglip")
+        self.part.save(folder / "siglip")
 
 
 class ZImageField:
@@ -220,7 +226,6 @@ class ZImageFamily(StockFamily):
         super().__init__(settings, codec)
         self.language = language
         self.vision = vision
-        self._fixed: dict[str, Tensor] = {}
 
     @staticmethod
     def transformer_class() -> Any:
@@ -232,14 +237,20 @@ class ZImageFamily(StockFamily):
     @classmethod
     def open(cls, folder: Path, settings: StockSettings) -> Self:
         """Return the family of the frozen parts in ``folder``."""
-        from transformers import Qwen3Model, Siglip2ImageProcessor, Siglip2VisionModel
+        from transformers import (
+            Qwen3Model,
+            Siglip2ImageProcessor,
+            Siglip2VisionConfig,
+            Siglip2VisionModel,
+        )
 
         language = load_language_encoder(folder, Qwen3Model)
         vision = None
         if settings.pipeline == _OMNI:
             vision = Vision(
                 load_part(folder / "siglip_processor", Siglip2ImageProcessor),
-                load_pretrained(Siglip2VisionModel, folder / "siglip", dtype=torch.float32),
+                pretrained_part(Siglip2VisionModel, folder / "siglip"),
+                int(Siglip2VisionConfig.from_pretrained(folder / "siglip").hidden_size),
             )
         return cls(settings, load_vae(folder), language, vision)
 
@@ -309,6 +320,12 @@ class ZImageFamily(StockFamily):
 
     def _one(self, text: str) -> Tensor:
         """Return the embedding [L, D] of a text that is used again and again."""
-        if text not in self._fixed:
-            self._fixed[text] = self._embed([text])[0][0]
-        return self._fixed[text]
+        return self.fixed_text(text, lambda: self._embed([text])[0][0])
+
+    def fixed_texts(self) -> dict[str, Tensor]:
+        """Return the embeddings of the empty prompt and of the texts around source and target."""
+        edits = [False] if self.vision is None else [False, True]
+        frame = [] if self.vision is None else [_BEFORE_SOURCE, _AFTER_TARGET]
+        for text in (*(self._text("", edits=edit) for edit in edits), *frame):
+            self._one(text)
+        return self.fixed

@@ -1,13 +1,19 @@
 """Images to latents and back."""
 
+import inspect
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from danceflow.models.weights import load_pretrained
+from danceflow.models.frozen.part import Part, copy_network, half_of
+from danceflow.models.weights import CONFIG_FILE, read_json
+
+_ENCODER, _DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")
 
 
 class Codec(Protocol):
@@ -26,6 +32,10 @@ class Codec(Protocol):
 
     def to(self, device: torch.device | str, /) -> "Codec":
         """Move the codec to ``device`` and return it."""
+        ...
+
+    def release(self) -> None:
+        """Give back what only encoding needs, until it is asked again."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -50,42 +60,116 @@ class PixelCodec:
         """Return this object, which has no weights."""
         return self
 
+    def release(self) -> None:
+        """Do nothing: there are no weights."""
+
     def save(self, folder: Path) -> None:
         """Write nothing: a folder without ``vae`` is a pixel-space model."""
 
 
-class VaeCodec:
+class Halves:
+    """The two halves of an autoencoder of diffusers, float32; each is read when it is first asked.
+
+    Attributes:
+        config: of the autoencoder.
+    """
+
+    def __init__(self, network_class: Any, folder: Path) -> None:
+        """Take the folder of an autoencoder; its weights are read later.
+
+        Raises:
+            WeightsError: if its configuration cannot be read.
+        """
+        given = read_json(folder / CONFIG_FILE)
+        known = inspect.signature(network_class.__init__).parameters
+        defaults = {name: argument.default for name, argument in known.items() if name != "self"}
+        self.config = SimpleNamespace(**{**defaults, **given})
+        self.folder = folder
+        self._encoder = Part(partial(half_of, network_class, folder, _DECODER), folder)
+        self._decoder = Part(partial(half_of, network_class, folder, _ENCODER), folder)
+
+    @property
+    def encoder(self) -> Any:
+        """The autoencoder, which can encode alone."""
+        return self._encoder.network
+
+    @property
+    def decoder(self) -> Any:
+        """The autoencoder, which can decode alone."""
+        return self._decoder.network
+
+    @property
+    def is_read(self) -> tuple[bool, bool]:
+        """Whether the encoder and the decoder are in memory."""
+        return self._encoder.is_read, self._decoder.is_read
+
+    def to(self, device: torch.device | str) -> None:
+        """Keep both halves on ``device``."""
+        self._encoder.to(device)
+        self._decoder.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where both halves compute."""
+        return self._encoder.device
+
+    def release(self) -> None:
+        """Give the encoder's memory back until it is asked again."""
+        self._encoder.release()
+
+    def save(self, folder: Path) -> None:
+        """Copy the autoencoder to ``folder``."""
+        copy_network(self.folder, folder)
+
+
+class HalvedCodec:
+    """What codecs of two halves have in common.
+
+    Attributes:
+        halves: the autoencoder.
+    """
+
+    def __init__(self, halves: Halves) -> None:
+        """Take the autoencoder."""
+        self.halves = halves
+
+    def to(self, device: torch.device | str) -> Self:
+        """Keep the autoencoder on ``device`` and return this object."""
+        self.halves.to(device)
+        return self
+
+    def release(self) -> None:
+        """Give the encoder's memory back until it is asked again; pictures are still decoded."""
+        self.halves.release()
+
+    def save(self, folder: Path) -> None:
+        """Write the autoencoder to ``folder/vae``."""
+        self.halves.save(folder / "vae")
+
+
+class VaeCodec(HalvedCodec):
     """``diffusers.AutoencoderKL`` with its latent scale and shift; encodes to the mean."""
 
-    def __init__(self, vae: Any) -> None:
-        """Take a loaded float32 autoencoder and freeze it."""
-        self.vae = vae.eval().requires_grad_(False)
-        self.scale = float(vae.config.scaling_factor)
-        self.shift = float(vae.config.shift_factor or 0.0)
-        self.factor = vae_factor(vae.config)
+    def __init__(self, halves: Halves) -> None:
+        """Take the autoencoder."""
+        super().__init__(halves)
+        self.scale = float(halves.config.scaling_factor)
+        self.shift = float(halves.config.shift_factor or 0.0)
+        self.factor = vae_factor(vars(halves.config))
 
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Return the normalised latent mean."""
-        pixels = images_B3HW.to(self.vae.device) * 2 - 1
-        latents: Tensor = self.vae.encode(pixels).latent_dist.mean
+        pixels = images_B3HW.to(self.halves.device) * 2 - 1
+        latents: Tensor = self.halves.encoder.encode(pixels).latent_dist.mean
         return (latents - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Return the decoded images."""
-        latents = latents_BCHW.to(self.vae.device) / self.scale + self.shift
-        images: Tensor = self.vae.decode(latents).sample
+        latents = latents_BCHW.to(self.halves.device) / self.scale + self.shift
+        images: Tensor = self.halves.decoder.decode(latents).sample
         return (images / 2 + 0.5).clamp(0, 1)
-
-    def to(self, device: torch.device | str) -> "VaeCodec":
-        """Move the autoencoder to ``device`` and return this object."""
-        self.vae.to(device)
-        return self
-
-    def save(self, folder: Path) -> None:
-        """Write the autoencoder to ``folder/vae``."""
-        self.vae.save_pretrained(folder / "vae")
 
 
 def vae_factor(config: Mapping[str, Any]) -> int:
@@ -112,4 +196,4 @@ def load_vae(folder: Path) -> VaeCodec:
     """
     from diffusers import AutoencoderKL
 
-    return VaeCodec(load_pretrained(AutoencoderKL, folder / "vae", torch_dtype=torch.float32))
+    return VaeCodec(Halves(AutoencoderKL, folder / "vae"))

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from danceflow.errors import WeightsError
 from danceflow.fields import pad_length
+from danceflow.models.frozen.part import Part, pretrained_part
 from danceflow.models.frozen.reading import Reading, read_text
-from danceflow.models.weights import load_pretrained, save_half
 
 _ANY = "\ue000"  # no prompt's: it shows where a template puts one
 
@@ -18,20 +18,25 @@ _ANY = "\ue000"  # no prompt's: it shows where a template puts one
 class LanguageEncoder:
     """A frozen language model and its tokenizer."""
 
-    def __init__(self, tokenizer: Any, model: nn.Module) -> None:
-        """Freeze the model.
+    def __init__(self, tokenizer: Any, part: Part) -> None:
+        """Join a tokenizer and a model.
 
         Args:
             tokenizer: of ``transformers``.
-            model: a ``transformers`` model with ``output_hidden_states``.
+            part: a ``transformers`` model with ``output_hidden_states``.
         """
         self.tokenizer = tokenizer
-        self.model = model.eval().requires_grad_(False)
+        self.part = part
+
+    @property
+    def model(self) -> Any:
+        """The model, which is read now if it was not before."""
+        return self.part.network
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return next(self.model.parameters()).device
+        return self.part.device
 
     def chat(self, prompt: str, *, thinking: bool) -> str:
         """Return ``prompt`` as a user's message in the tokenizer's own chat template.
@@ -92,21 +97,25 @@ class LanguageEncoder:
             self.tokenizer, "text_encoder", text, num_tokens, len(before), len(text) - len(after)
         )
 
-    def to(self, device: torch.device | str) -> "LanguageEncoder":
-        """Move the model to ``device`` and return this object."""
-        self.model.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "LanguageEncoder":
+        """Keep the model on ``device``, as ``dtype`` if one is given, and return this object."""
+        self.part.to(device, dtype)
         return self
+
+    def release(self) -> None:
+        """Give the model's memory back until it is asked again."""
+        self.part.release()
 
     def save(self, folder: Path) -> None:
         """Write model (float16) and tokenizer to ``folder``, laid out as in stock pipelines."""
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        save_half(self.model, folder / "text_encoder")
+        self.part.save(folder / "text_encoder")
 
 
 def load_language_encoder(
     folder: Path, model_class: Any, tokenizer: str = "tokenizer"
 ) -> LanguageEncoder:
-    """Return the float32 encoder in ``text_encoder`` and ``tokenizer`` of a pipeline folder.
+    """Return the encoder in ``text_encoder`` and ``tokenizer`` of a pipeline folder.
 
     Args:
         folder: of the pipeline.
@@ -114,10 +123,10 @@ def load_language_encoder(
         tokenizer: name of the tokenizer's folder.
 
     Raises:
-        WeightsError: if a file is missing or cannot be read.
+        WeightsError: if the tokenizer is missing or cannot be read; the model is read later.
     """
-    model = load_pretrained(model_class, folder / "text_encoder", dtype=torch.float32)
-    return LanguageEncoder(load_part(folder / tokenizer, _tokenizer_class()), model)
+    part = pretrained_part(model_class, folder / "text_encoder")
+    return LanguageEncoder(load_part(folder / tokenizer, _tokenizer_class()), part)
 
 
 def load_part(place: Path, part_class: Any) -> Any:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from danceflow.errors import WeightsError
+from danceflow.models.frozen.part import Part, pretrained_part
 from danceflow.models.frozen.reading import Reading, read_text
-from danceflow.models.weights import load_pretrained, save_half
 
 STOCK_T5_TOKENS = 256
 """Length of the T5 part of a stock SD3 pipeline's prompt (its ``max_sequence_length``)."""
@@ -26,12 +26,12 @@ class PromptEncoder:
 
     def __init__(
         self,
-        clips: Sequence[tuple[Any, nn.Module]],
-        t5: tuple[Any, nn.Module] | None,
+        clips: Sequence[tuple[Any, Part]],
+        t5: tuple[Any, Part] | None,
         width: int,
         num_t5_tokens: int = 0,
     ) -> None:
-        """Freeze the encoders.
+        """Join tokenizers and encoders.
 
         Args:
             clips: (tokenizer, encoder) pairs; the first tokenizer's window is used for all.
@@ -39,12 +39,20 @@ class PromptEncoder:
             width: joint feature width of the transformer.
             num_t5_tokens: length of the T5 part; 0 leaves it out.
         """
-        self.clips = tuple(clips)
-        self.t5 = t5
+        self._clips = tuple(clips)
+        self._t5 = t5
         self.width = width
         self.num_t5_tokens = num_t5_tokens
-        for encoder in self._encoders():
-            encoder.eval().requires_grad_(False)
+
+    @property
+    def clips(self) -> tuple[tuple[Any, Any], ...]:
+        """Tokenizer and encoder of each CLIP, which is read now if it was not before."""
+        return tuple((tokenizer, part.network) for tokenizer, part in self._clips)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The encoders."""
+        return [part for _, part in (*self._clips, *((self._t5,) if self._t5 else ()))]
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -63,16 +71,16 @@ class PromptEncoder:
 
     def _t5_embeds(self, prompts: Sequence[str]) -> Tensor:
         """Return the T5 part, [B, num_t5_tokens, width]."""
-        if self.t5 is None:
+        if self._t5 is None:
             return torch.zeros(len(prompts), self.num_t5_tokens, self.width)
-        tokenizer, encoder = self.t5
+        tokenizer, encoder = self._t5[0], self._t5[1].network
         tokens = _tokenize(tokenizer, prompts, self.num_t5_tokens).to(_device(encoder))
         embeds: Tensor = encoder(tokens)[0]
-        return embeds
+        return embeds.float()
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of ``prompt`` that the first tokenizer maps to its unknown token."""
-        tokenizer = self.clips[0][0]
+        tokenizer = self._clips[0][0]
         unknown = tokenizer.unk_token_id
         words = prompt.lower().split()
         return [w for w in words if unknown in tokenizer(w, add_special_tokens=False).input_ids]
@@ -83,36 +91,38 @@ class PromptEncoder:
             read_text(tokenizer, f"text_encoder{suffix}", prompt, self.max_length)
             for suffix, (tokenizer, _) in self._named_clips()
         ]
-        if self.t5 is not None and self.num_t5_tokens:
-            found.append(read_text(self.t5[0], "text_encoder_3", prompt, self.num_t5_tokens))
+        if self._t5 is not None and self.num_t5_tokens:
+            found.append(read_text(self._t5[0], "text_encoder_3", prompt, self.num_t5_tokens))
         return tuple(found)
 
     @property
     def max_length(self) -> int:
         """Number of tokens of the CLIP prompt window."""
-        return int(self.clips[0][0].model_max_length)
+        return int(self._clips[0][0].model_max_length)
 
-    def to(self, device: torch.device | str) -> "PromptEncoder":
-        """Move the encoders to ``device`` and return this object."""
-        for encoder in self._encoders():
-            encoder.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "PromptEncoder":
+        """Keep the encoders on ``device``, as ``dtype`` if one is given, and return this object."""
+        for part in self.parts:
+            part.to(device, dtype)
         return self
+
+    def release(self) -> None:
+        """Give the encoders' memory back until they are asked again."""
+        for part in self.parts:
+            part.release()
 
     def save(self, folder: Path) -> None:
         """Write encoders (float16) and tokenizers to ``folder``, laid out as in SD3 pipelines."""
-        parts = self._named_clips()
-        if self.t5 is not None:
-            parts.append(("_3", self.t5))
-        for suffix, (tokenizer, encoder) in parts:
+        named = self._named_clips()
+        if self._t5 is not None:
+            named.append(("_3", self._t5))
+        for suffix, (tokenizer, part) in named:
             tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
-            save_half(encoder, folder / f"text_encoder{suffix}")
+            part.save(folder / f"text_encoder{suffix}")
 
-    def _named_clips(self) -> list[tuple[str, tuple[Any, nn.Module]]]:
+    def _named_clips(self) -> list[tuple[str, tuple[Any, Part]]]:
         """Return the CLIP encoders with the ends of their folders' names."""
-        return [("" if i == 0 else f"_{i + 1}", part) for i, part in enumerate(self.clips)]
-
-    def _encoders(self) -> list[nn.Module]:
-        return [encoder for _, encoder in (*self.clips, *((self.t5,) if self.t5 else ()))]
+        return [("" if i == 0 else f"_{i + 1}", part) for i, part in enumerate(self._clips)]
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -178,7 +188,7 @@ def small_clip(
 
 
 def load_prompt_encoder(folder: Path, width: int, num_t5_tokens: int = 0) -> PromptEncoder:
-    """Return the prompt encoder saved in a diffusers pipeline folder, float32.
+    """Return the prompt encoder saved in a diffusers pipeline folder; its networks are read later.
 
     ``text_encoder``, ``text_encoder_2`` are CLIP models and ``text_encoder_3`` (optional) is T5,
     each beside its ``tokenizer``, as SD3 pipelines are laid out.
@@ -198,11 +208,11 @@ def load_prompt_encoder(folder: Path, width: int, num_t5_tokens: int = 0) -> Pro
     return PromptEncoder(clips, t5, width, num_t5_tokens)
 
 
-def _load_part(folder: Path, suffix: str, encoder_class: Any) -> tuple[Any, nn.Module]:
+def _load_part(folder: Path, suffix: str, encoder_class: Any) -> tuple[Any, Part]:
     """Return the tokenizer and the encoder with a suffix of ``folder``."""
     from transformers import AutoTokenizer
 
-    encoder = load_pretrained(encoder_class, folder / f"text_encoder{suffix}", dtype=torch.float32)
+    encoder = pretrained_part(encoder_class, folder / f"text_encoder{suffix}")
     place = folder / f"tokenizer{suffix}"
     try:
         return AutoTokenizer.from_pretrained(place, local_files_only=True), encoder

@@ -14,10 +14,11 @@ from danceflow.ops.tracking import Tracker
 from danceflow.worlds.world import open_world
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
+    from danceflow.data.cached_rows import ConditionCache
     from danceflow.params.sections import Params
     from danceflow.paths import Paths
 
@@ -32,10 +33,14 @@ class Observer:
         params: "Params",
         paths: "Paths",
         teachers: Teachers,
+        caches: "Mapping[str, ConditionCache]",
         work: Path,
         tracker: Tracker,
     ) -> None:
-        """Read the validation rows and sample the teachers' images for the grids once."""
+        """Read the validation rows and sample the teachers' images for the grids once.
+
+        Their conditions are in the caches, so that no encoder is loaded.
+        """
         self.params, self.tracker = params, tracker
         self.is_main = current().is_main
         self.folder = work / "grids"
@@ -47,6 +52,7 @@ class Observer:
                 params.distill.evaluate_samples,
                 params.run.seed,
                 params.run.device,
+                caches[name].validation,
             )
             for name, config in params.capabilities.items()
         }

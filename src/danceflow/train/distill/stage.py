@@ -46,12 +46,14 @@ def run(params: "Params", paths: "Paths") -> None:
         paths.teachers, params.family.name, asked(params).teachers, memory_of(params.run)
     )
     caches = {name: ConditionCache(paths.cache(name)) for name in params.capabilities}
+    for cache in caches.values():
+        teachers.family.take_fixed(cache.fixed)
     key = training_key(params, paths)
     # Experiments that differ in later stages only train the same: the second one waits, and goes
     # on at the first one's end.
     with key.working(paths) as work:
         with _tracker(params, paths, work, method.name, key) as tracker:
-            observer = Observer(params, paths, teachers, work, tracker)
+            observer = Observer(params, paths, teachers, caches, work, tracker)
             trainer = Trainer(params, method, teachers, caches, work, tracker, observer)
             trainer.train()
         meta = {
