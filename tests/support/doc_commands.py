@@ -53,6 +53,7 @@ EXECUTED = {
     "danceflow experiments": TUTORIAL,
     "danceflow explain": TUTORIAL,
     "danceflow studio": "tests/studio/test_serve.py",
+    "danceflow export": "tests/registry/test_export.py",
     "danceflow generate": TUTORIAL,
     "danceflow history": TUTORIAL,
     "danceflow promote": "tests/team/test_team_promotion.py",
