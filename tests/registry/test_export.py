@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from adapter_students import SIDE, write_published, write_student, write_teachers
 from model_service import write_student as write_whole_student
+from PIL import Image
 from scored import evidence_of
 
 from danceflow.errors import UsageError, WeightsError
@@ -65,6 +67,19 @@ def test_versions_of_one_base_are_served_on_it(registered, teachers, tmp_path, m
         with pytest.raises(WeightsError, match="not in the cache.*`hf download somebody/sm"):
             del first, second, fields
             open_student(f"models:/{NAME}/1", registered)
+
+
+def test_a_student_is_used_when_its_folder_is_gone(teachers, tmp_path: Path) -> None:
+    """As what comes from the registry, or what a later training has replaced."""
+    write_student(teachers, tmp_path / "packed", 1)
+    write_whole_student(tmp_path / "whole")
+    picture = Image.new("RGB", (SIDE, SIDE), "#aa2200")
+    for name in ("packed", "whole"):
+        folder = tmp_path / name
+        first, later = open_student(folder), open_student(folder)
+        (usual,) = first.edit([picture], ["a red circle"], seed=0)
+        shutil.rmtree(folder)
+        assert later.edit([picture], ["a red circle"], seed=0)[0].tobytes() == usual.tobytes()
 
 
 def test_the_page_of_a_version_tells_base_licences_and_data(registered) -> None:
