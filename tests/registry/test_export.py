@@ -18,7 +18,7 @@ from danceflow.models.bases import BASES_VARIABLE
 from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking import TrackingSettings, open_store, start_run
 from danceflow.registry.about import TAG, About
-from danceflow.registry.export import CARD, export_student
+from danceflow.registry.export import CARD, card, export_student
 from danceflow.registry.open import open_student
 from danceflow.registry.register import register_student
 
@@ -109,6 +109,25 @@ def test_an_export_of_a_version_has_its_card(registered, tmp_path: Path) -> None
         assert part in body, part
     with pytest.raises(UsageError, match="holds something already"):
         export_student(f"models:/{NAME}/1", "lora", out, registered)
+
+
+@pytest.mark.parametrize(
+    ("licence", "head"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("Some Terms: v2\nof [us]", {"license": "other", "license_name": "some-terms-v2-of-us"}),
+    ],
+)
+def test_a_card_has_a_head_that_the_hub_takes_and_no_place_of_this_machine(
+    tmp_path: Path, licence: str, head: dict[str, str]
+) -> None:
+    base = {"network": "5" * 64, "where": str(tmp_path / "stock"), "teacher": "base"}
+    meta = {"family": "sd3", "files": {}, "base": base, "licences": {"base": licence}}
+    _, found, body = card(meta, "lora", tmp_path, None).split("---\n", 2)
+    told = yaml.safe_load(found)
+    assert {name: told[name] for name in told if name.startswith("license")} == head
+    assert "from stock; it must be there" in body
+    assert str(tmp_path) not in body
 
 
 def test_an_export_of_a_folder_says_that_nobody_evaluated_it(tmp_path: Path) -> None:
