@@ -616,17 +616,27 @@ def export(
     diffusers is its network, lora its adapter, comfyui the same under ComfyUI's names, and
     pipeline the folder of a whole stock pipeline.
     """
+    from danceflow.errors import HubError
+    from danceflow.ops import hub
     from danceflow.registry.export import export_student
     from danceflow.registry.open import is_folder
 
     runtime.require_writable(out.parent)
+    if push_to is not None:
+        hub.require_repository(push_to)
     settings = None if is_folder(source) else _store_settings(source)
     typer.echo(str(export_student(source, kind, out, settings)))
     if push_to is not None:
-        from danceflow.ops.hub import push_folder
-
-        message = f"danceflow export --format {kind} --from {source}"
-        typer.echo(push_folder(out, push_to, private=not public, message=message))
+        shown = Path(source).name if is_folder(source) else source
+        message = f"danceflow export --format {kind} --from {shown}"
+        try:
+            typer.echo(hub.push_folder(out, push_to, private=not public, message=message))
+        except HubError as error:
+            again = "hf upload" if public else "hf upload --private"
+            raise HubError(
+                f"{error}; the export is in {out}: `{again} {push_to.removeprefix(hub.SCHEME)} "
+                f"{out} .` pushes it"
+            ) from error
 
 
 @app.command()

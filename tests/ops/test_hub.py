@@ -178,6 +178,8 @@ def test_teachers_are_brought_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     network = family.load_backbone(stock / "transformer")
     shake(add_student_adapter(family, network, rank=2, alpha=2, seed=0))
     hub.add("team/lora", {"edit.safetensors": save_adapter(network, tmp_path / "l").read_bytes()})
+    (stock / "README.md").write_text("---\nlicense: openrail\n---\n")
+    hub.add("team/lora", {"README.md": b"---\nlicense: mit\n---\n"})
     commit = hub.add_folder("team/sd3", stock)
     hub.private.add("team/sd3")
     for name in ("models", "reports"):
@@ -190,7 +192,7 @@ def test_teachers_are_brought_from_the_hub(hub: Hub, tmp_path: Path) -> None:
         "--teacher", "whole=hf://team/sd3", HF_TOKEN=TOKEN,
     )  # fmt: skip
     assert f"hf://team/sd3@{commit}" in done.stderr
-    assert json.loads((root / "models/teachers/manifest.json").read_text())["teachers"] == [
-        "base", "local", "whole"
-    ]  # fmt: skip
+    told = json.loads((root / "models/teachers/manifest.json").read_text())
+    assert told["teachers"] == ["base", "local", "whole"]
+    assert told["licences"] == {"base": "openrail", "local": "mit", "whole": "openrail"}
     assert holders({"token": TOKEN}, files(tmp_path)) == []

@@ -58,6 +58,9 @@ class ColourFamily:
     def null(self, condition: Condition) -> Condition:
         return Condition({name: torch.zeros_like(item) for name, item in condition.tensors.items()})
 
+    def frozen_networks(self) -> dict[str, torch.nn.Module]:
+        return {}
+
     def guided(self, field: VelocityField, scale: float) -> VelocityField:
         return GuidedField(field, self.null, scale)
 

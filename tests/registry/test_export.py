@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from adapter_students import SIDE, write_published, write_student, write_teachers
 from model_service import write_student as write_whole_student
+from PIL import Image
 from scored import evidence_of
 
 from danceflow.errors import UsageError, WeightsError
@@ -16,7 +18,7 @@ from danceflow.models.bases import BASES_VARIABLE
 from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking import TrackingSettings, open_store, start_run
 from danceflow.registry.about import TAG, About
-from danceflow.registry.export import CARD, export_student
+from danceflow.registry.export import CARD, card, export_student
 from danceflow.registry.open import open_student
 from danceflow.registry.register import register_student
 
@@ -67,6 +69,19 @@ def test_versions_of_one_base_are_served_on_it(registered, teachers, tmp_path, m
             open_student(f"models:/{NAME}/1", registered)
 
 
+def test_a_student_is_used_when_its_folder_is_gone(teachers, tmp_path: Path) -> None:
+    """As what comes from the registry, or what a later training has replaced."""
+    write_student(teachers, tmp_path / "packed", 1)
+    write_whole_student(tmp_path / "whole")
+    picture = Image.new("RGB", (SIDE, SIDE), "#aa2200")
+    for name in ("packed", "whole"):
+        folder = tmp_path / name
+        first, later = open_student(folder), open_student(folder)
+        (usual,) = first.edit([picture], ["a red circle"], seed=0)
+        shutil.rmtree(folder)
+        assert later.edit([picture], ["a red circle"], seed=0)[0].tobytes() == usual.tobytes()
+
+
 def test_the_page_of_a_version_tells_base_licences_and_data(registered) -> None:
     version = open_store(registered).client.get_model_version(NAME, "2")
     text = "\n".join(About.of_tags(version.tags).lines())
@@ -94,6 +109,25 @@ def test_an_export_of_a_version_has_its_card(registered, tmp_path: Path) -> None
         assert part in body, part
     with pytest.raises(UsageError, match="holds something already"):
         export_student(f"models:/{NAME}/1", "lora", out, registered)
+
+
+@pytest.mark.parametrize(
+    ("licence", "head"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("Some Terms: v2\nof [us]", {"license": "other", "license_name": "some-terms-v2-of-us"}),
+    ],
+)
+def test_a_card_has_a_head_that_the_hub_takes_and_no_place_of_this_machine(
+    tmp_path: Path, licence: str, head: dict[str, str]
+) -> None:
+    base = {"network": "5" * 64, "where": str(tmp_path / "stock"), "teacher": "base"}
+    meta = {"family": "sd3", "files": {}, "base": base, "licences": {"base": licence}}
+    _, found, body = card(meta, "lora", tmp_path, None).split("---\n", 2)
+    told = yaml.safe_load(found)
+    assert {name: told[name] for name in told if name.startswith("license")} == head
+    assert "from stock; it must be there" in body
+    assert str(tmp_path) not in body
 
 
 def test_an_export_of_a_folder_says_that_nobody_evaluated_it(tmp_path: Path) -> None:

@@ -102,10 +102,12 @@ def stated_licence(source: Path) -> str | None:
     """Return the licence that is stated beside weights, ``None`` where none is.
 
     It stands in the head of the model card ``README.md``, or in the metadata of an adapter's file.
+    The card of a pipeline lies beside the folder of its network.
     """
     from huggingface_hub import metadata_load
 
     folder = source if source.is_dir() else source.parent
+    folder = folder.parent if folder.name == BACKBONE_FOLDER else folder
     card: dict[str, Any] | None = None
     if (folder / "README.md").is_file():
         with contextlib.suppress(Exception):  # a head that is no YAML states nothing

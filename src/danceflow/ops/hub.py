@@ -23,9 +23,12 @@ SCHEME = "hf://"
 _LOG = logging.getLogger(__name__)
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _PIPELINE, _TRANSFORMER = "model_index.json", "transformer"
+_CARD = "README.md"
+"""Its head states the licence."""
 # Not what lies beside the folders of a pipeline: the same weights again, in other layouts.
 _PIPELINE_FILES = (
     _PIPELINE,
+    _CARD,
     *(f"*/*.{end}" for end in ("json", "safetensors", "txt", "model", "jinja")),
 )
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".onnx")
@@ -56,7 +59,8 @@ def fetch(address: str, what: What = "pipeline") -> Fetched:
     """Return a file or folder of the hub, downloaded unless the cache has it.
 
     With ``HF_HUB_OFFLINE`` set it comes from the cache alone. Of a file of an adapter the settings
-    beside it come along; of a repository that is a pipeline, a teacher is its transformer.
+    beside it come along; of a repository that is a pipeline, a teacher is its transformer. The
+    model card beside either comes along, too.
 
     Args:
         address: ``hf://owner/name[@revision][/path]``.
@@ -75,12 +79,12 @@ def fetch(address: str, what: What = "pipeline") -> Fetched:
             root = _snapshot(uri, ["*.json"], ["*/*"])
             if (root / _PIPELINE).is_file():
                 path = _TRANSFORMER
-                root = _snapshot(uri, [f"{path}/*"])
+                root = _snapshot(uri, [f"{path}/*", _CARD])
             else:
-                root = _snapshot(uri, ["*.json", "*.safetensors"], ["*/*"])
+                root = _snapshot(uri, ["*.json", "*.safetensors", _CARD], ["*/*"])
         else:
-            beside = PurePosixPath(path).with_name("adapter_config.json")
-            root = _snapshot(uri, [path, f"{path}/*", f"{beside}"])
+            beside = [f"{PurePosixPath(path).with_name(n)}" for n in ("adapter_config.json", _CARD)]
+            root = _snapshot(uri, [path, f"{path}/*", *beside])
     place = root / path
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         raise HubError(f"{address}: there is no {path or 'model'} in this repository")
@@ -107,9 +111,7 @@ def push_folder(folder: Path, repository: str, *, private: bool, message: str) -
     """
     from huggingface_hub import HfApi, get_token
 
-    uri = _read(repository if is_address(repository) else SCHEME + repository)
-    if uri.path_in_repo:
-        raise UsageError(f"{repository}: push to a repository, not to a folder in it")
+    uri = _repository(repository)
     _require_no_token(folder, get_token())
     with _told(repository):
         api = HfApi()
@@ -120,6 +122,18 @@ def push_folder(folder: Path, repository: str, *, private: bool, message: str) -
             repo_id=uri.id, folder_path=folder, commit_message=message, revision=uri.revision
         )
     return f"{SCHEME}{uri.id}@{commit.oid}"
+
+
+def require_repository(repository: str) -> None:
+    """Check that a text names a repository; raises ``UsageError``, as ``push_folder`` does."""
+    _repository(repository)
+
+
+def _repository(text: str) -> "HfUri":
+    uri = _read(text if is_address(text) else SCHEME + text)
+    if uri.path_in_repo:
+        raise UsageError(f"{text}: push to a repository, not to a folder in it")
+    return uri
 
 
 def _read(address: str) -> "HfUri":

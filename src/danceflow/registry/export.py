@@ -1,7 +1,9 @@
 """A student exported: its files as other programs load them, and a card that says what they are."""
 
 import logging
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,16 @@ CARD = "README.md"
 """Of an exported folder, as the hub shows it."""
 
 _LOG = logging.getLogger(__name__)
+
+_LICENCES = (
+    "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bigcode-openrail-m",
+    "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "cc-by-2.0",
+    "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0",
+    "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0",
+    "creativeml-openrail-m", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "mit", "mpl-2.0", "openrail",
+    "openrail++", "unlicense",
+)  # fmt: skip
+"""Words of the hub; it refuses a card with another one. Those it has besides are told by name."""
 
 _ON_BASE = """```python
 from diffusers import DiffusionPipeline
@@ -100,6 +112,8 @@ def card(meta: Mapping[str, Any], kind: str, place: Path, evidence: "Evidence | 
         evidence: its scores; None: nobody evaluated it.
     """
     about = About.of(meta)
+    if Path(about.where).is_absolute():  # of this machine, which is nobody's business
+        about = replace(about, where=Path(about.where).name)
     sizes = ", ".join(f"{width} x {height}" for height, width in meta.get("image_sizes", []))
     scores = "No scores of it are known here." if evidence is None else score_table(evidence)
     origin = "\n".join(
@@ -128,8 +142,11 @@ def _head(about: About, kind: str) -> str:
     lines = ["library_name: diffusers", "tags: [danceflow, on-policy-distillation]"]
     if about.where.startswith("hf://"):
         lines.append(f"base_model: {_hub_name(about.where)}")
-    if about.licence is not None:
-        lines.append(f"license: {about.licence}")
+    if about.licence is not None and about.licence.lower() in _LICENCES:
+        lines.append(f"license: {about.licence.lower()}")
+    elif about.licence is not None:
+        word = re.sub(r"[^a-z0-9.]+", "-", about.licence.lower()).strip("-")
+        lines += ["license: other", f'license_name: "{word}"']
     if kind in ("lora", "comfyui"):
         lines[1] = "tags: [danceflow, on-policy-distillation, lora]"
     return "".join(f"{line}\n" for line in lines)

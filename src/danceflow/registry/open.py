@@ -117,7 +117,7 @@ def is_folder(source: str) -> bool:
 def open_folder(
     folder: Path, digest: str | None, device: str, together: int | None = None
 ) -> Student:
-    """Return the student in a folder.
+    """Return the student in a folder, which is not needed any more then.
 
     Args:
         folder: what the training wrote.
@@ -134,7 +134,10 @@ def open_folder(
         require_content(folder, digest)
     from danceflow.models.package import load_package
 
-    return Student(load_package(folder, device), together)
+    package = load_package(folder, device)
+    # Read now: before they are asked the folder may be gone, or hold another student.
+    package.family.frozen_networks()
+    return Student(package, together)
 
 
 def require_content(folder: Path, digest: str) -> None:
