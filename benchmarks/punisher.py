@@ -409,7 +409,10 @@ def tracked(database: Path) -> tuple[int, dict[str, int], int]:
         versions = store.execute("select count(*) from model_versions").fetchone()[0]
         runs = dict(store.execute("select status, count(*) from runs group by status").fetchall())
         known = "('READY', 'LOGGED_MODEL_READY', 2)"
-        query = f"select count(*) from logged_models where status not in {known}"  # noqa: S608
+        query = f"""
+            select count(*) from logged_models
+            where status not in {known} and lifecycle_stage = 'active'
+        """  # noqa: S608
         pending = store.execute(query).fetchone()[0]
     return versions, runs, pending
 
@@ -671,7 +674,8 @@ def three_way(found: References) -> dict[str, Any]:
     """
     resumed = found.wanted["fresh"].lock["distill outs models/student"]
     result: dict[str, Any] = {"uninterrupted": resumed}
-    for name, value in {"another seed": "distill.seed=1", "begun anew": "distill.num_updates=9"}:
+    changes = {"another seed": "distill.seed=1", "begun anew": "distill.num_updates=9"}
+    for name, value in changes.items():
         root = found.copied("finished", found.folder / "cold")
         call(root, "danceflow", "run", "--name", "cold", "--set", value)
         result[name] = saved_students(root)["cold"]
