@@ -118,7 +118,7 @@ CELLS = [
     ],
     *[
         ("before", cell)
-        for cell in (5, float("nan"), [], "pipe.png", f"../{SECRET}", "a\0b", PICTURE)
+        for cell in (5, float("nan"), [5], "pipe.png", f"../{SECRET}", "a\0b", PICTURE)
     ],
     *[
         ("text", cell)

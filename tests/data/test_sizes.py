@@ -97,7 +97,7 @@ def test_a_batch_for_teachers_has_one_size_and_no_row_is_favoured(made) -> None:
     sources = {size: images_of(dataset, rows, "source") for size, rows in groups.items()}
     found: Counter[int] = Counter()
     for step in range(300):
-        clean, condition = stream.batch(step, 8)
+        clean, condition = stream.batch(step, range(8))
         pictures, size = family.decode(clean), tuple(clean.shape[2:])
         for number, image in enumerate(pictures):
             near = (targets[size] - image).abs().flatten(1).amax(1)

@@ -77,13 +77,14 @@ def test_pictures_of_every_kind_are_drawn(reported, capability: str) -> None:
         assert grid.width > 800
     rows = read_tiles(folder)
     assert {row.kind for row in rows} >= {"standard", "reworded", "held_out_pair"}
-    pictures = set(FIELDS) | {"target"} | ({"source"} if capability != "t2i" else set())
+    of_edits = {"source", "difference"} if capability != "t2i" else set()
+    pictures = set(FIELDS) | {"target"} | of_edits
     for row in rows:
         assert row.prompt
         assert set(row.scores) <= set(FIELDS)
         expected = pictures if row.kind in ("standard", "lost") else set(row.pictures)
         assert set(row.pictures) == expected
-        assert all(uri.startswith("data:image/png;base64,") for uri in row.pictures.values())
+        assert len({picture.size for picture in row.pictures.values()}) == 1
     standard = next(row for row in rows if row.kind == "standard")
     assert set(standard.scores) == set(FIELDS)
 
@@ -185,9 +186,9 @@ def test_frozen_parts_of_the_same_teachers_are_loaded_once(reported, copy, monke
     opened: list[Path] = []
     whole = Sd3Family.from_folder
 
-    def noted(folder: Path) -> Sd3Family:
+    def noted(folder: Path, settings: Path | None = None) -> Sd3Family:
         opened.append(folder)
-        return whole(folder)
+        return whole(folder, settings)
 
     monkeypatch.setattr(Sd3Family, "from_folder", noted)
     own = [paths.teachers / FROZEN_FOLDER]

@@ -154,8 +154,15 @@ class ToyFamily:
 
     def load_backbone(self, folder: Path) -> nn.Module:
         backbone = ToyNetwork()
-        load_state(backbone, read_state(folder), folder)
+        load_state(backbone, self.stored_weights(folder), folder)
         return backbone
+
+    def empty_backbone(self) -> nn.Module:
+        with torch.device("meta"):
+            return ToyNetwork()
+
+    def stored_weights(self, folder: Path) -> dict[str, Tensor]:
+        return read_state(folder)
 
     def save_backbone(self, backbone: nn.Module, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,5 +179,14 @@ class ToyFamily:
     def translate_adapter(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensors
 
-    def to(self, device: torch.device | str) -> "ToyFamily":
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ToyFamily":
         return self
+
+    def release(self) -> None:
+        pass
+
+    def fixed_texts(self) -> dict[str, Tensor]:
+        return {}
+
+    def take_fixed(self, texts: Mapping[str, Tensor]) -> None:
+        pass

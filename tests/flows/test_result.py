@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danceflow.errors import StageError
+from danceflow.errors import DataError
 from danceflow.registry.promotion import Standing
 from danceflow.report.gate import Check, Verdict
 from flows.dvc_stage import Outcome, StageResult
@@ -112,5 +112,5 @@ def test_an_unusable_summary_is_named(tmp_path, content):
     path = tmp_path / "summary.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(StageError, match=r"summary\.json"):
+    with pytest.raises(DataError, match=r"summary\.json"):
         read_summary(path)

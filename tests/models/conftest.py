@@ -9,7 +9,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Moves:
     """Note which networks are moved where; they stay where they are, so no GPU is needed."""
     noted: Moves = []
 
-    def to(network: nn.Module, device: object, **_options: object) -> nn.Module:
+    def to(network: nn.Module, device: object, *_dtype: object, **_options: object) -> nn.Module:
         noted.append((network, str(device)))
         return network
 

@@ -22,10 +22,14 @@ from danceflow.stages import STAGES
 Maker = Callable[[Params, str], Key]
 WORK: Mapping[str, tuple[str, Maker]] = {
     "prepare": ("prepare", lambda p, d: keys.prepared(p.data, d)),
-    "cache": ("cache", lambda p, d: keys.cached(p, "t2i", p.capabilities["t2i"], d, "t")),
+    "cache": ("cache", lambda p, d: keys.cached(p, "t2i", p.capabilities["t2i"], d, "v", "t")),
+    "cache, validation rows": (
+        "cache",
+        lambda p, d: keys.cached(p, "t2i", p.capabilities["t2i"], "r", d, "t"),
+    ),
     "cache, teachers": (
         "cache",
-        lambda p, d: keys.cached(p, "t2i", p.capabilities["t2i"], "r", d),
+        lambda p, d: keys.cached(p, "t2i", p.capabilities["t2i"], "r", "v", d),
     ),
     "distill, teachers": ("distill", lambda p, d: keys.trained(p, d, {"t2i": "c"}, {"t2i": "v"})),
     "distill, caches": ("distill", lambda p, d: keys.trained(p, "t", {"t2i": d}, {"t2i": "v"})),
@@ -192,7 +196,7 @@ def test_a_parameter_is_in_the_keys_of_what_it_decides(recipe: Path) -> None:
         first, teacher = next(iter(params.capabilities)), next(iter(params.teachers))
         return {
             "prepare": keys.prepared(params.data, "r"),
-            "cache": keys.cached(params, first, params.capabilities[first], "r", "t"),
+            "cache": keys.cached(params, first, params.capabilities[first], "r", "v", "t"),
             "distill": keys.trained(params, "t", {}, {}),
             "text-encoder": keys.text_encoder(params, []),
             "teacher": keys.teacher(params, teacher, "f", None, None),

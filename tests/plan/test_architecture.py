@@ -11,6 +11,7 @@ from tiny_stock import (
     flux2_pipeline,
     qwen_image21_pipeline,
     qwen_image_pipeline,
+    save_pipeline,
     zimage_pipeline,
 )
 
@@ -36,11 +37,6 @@ def params_of(family: str, capabilities=CAPABILITIES, **changes) -> Params:
     return parse_params(data, "test")
 
 
-def save(pipeline, folder: Path) -> Path:
-    pipeline.save_pretrained(folder)
-    return folder
-
-
 PIPELINES = {
     "sd3": stock_pipeline,
     "flux2": flux2_pipeline,
@@ -53,7 +49,7 @@ PIPELINES = {
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_pipelines_folder_is_read_without_its_weights(family: str, tmp_path: Path) -> None:
     pipeline = PIPELINES[family]()
-    folder = save(pipeline, tmp_path / "pipeline")
+    folder = save_pipeline(pipeline, tmp_path / "pipeline")
     found = folder_architecture(family, folder, edits=False)
     network = network_of(family, found.transformer, found.factor, edits=found.edits)
     assert network.parameters == sum(p.numel() for p in pipeline.transformer.parameters())
@@ -74,7 +70,7 @@ def test_a_pipelines_folder_is_read_without_its_weights(family: str, tmp_path: P
 
 
 def test_teachers_that_were_brought_are_found(tmp_path: Path) -> None:
-    pipeline = save(zimage_pipeline(), tmp_path / "pipeline")
+    pipeline = save_pipeline(zimage_pipeline(), tmp_path / "pipeline")
     teachers = tmp_path / "teachers"
     bring_teachers("zimage", pipeline, {}, teachers, edits=False)
     found = architecture_of(params_of("zimage", ("t2i",)), teachers=teachers)
@@ -136,7 +132,7 @@ def test_bad_models_are_named_with_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_damaged_part_is_an_error(tmp_path: Path) -> None:
-    folder = save(zimage_pipeline(), tmp_path / "pipeline")
+    folder = save_pipeline(zimage_pipeline(), tmp_path / "pipeline")
     file = next((folder / "vae").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(WeightsError, match=str(file)):

@@ -378,10 +378,8 @@ class PictureProcessor:
         self.image_processor.save_pretrained(folder)
 
 
-def stock_family(name: str, pipeline: Any, folder: Path) -> Any:
-    """The family of a pipeline saved in ``folder``, for small images."""
-    from danceflow.models.family import open_family
-
+def save_pipeline(pipeline: Any, folder: Path) -> Path:
+    """Return ``folder`` with a pipeline, its stand-in of a processor as the real one lies there."""
     processor = getattr(pipeline, "processor", None)
     if isinstance(processor, PictureProcessor):
         pipeline.register_modules(processor=None)
@@ -391,6 +389,14 @@ def stock_family(name: str, pipeline: Any, folder: Path) -> Any:
         has_own = (folder / "tokenizer").is_dir()
         part = processor.image_processor if has_own else processor
         part.save_pretrained(folder / "processor")
+    return folder
+
+
+def stock_family(name: str, pipeline: Any, folder: Path) -> Any:
+    """The family of a pipeline saved in ``folder``, for small images."""
+    from danceflow.models.family import open_family
+
+    save_pipeline(pipeline, folder)
     family = open_family(name, folder)
     side = max(SIDE, 2 * family.codec.factor * family.unit)
     return family.sized(side, side)
