@@ -223,6 +223,7 @@ def test_a_teacher_that_waits_is_on_the_device_while_it_is_asked(folder, inputs,
     shared, whole = teachers.shared, teachers.backbones["whole"]
     assert [device for network, device in moves if network is shared] == ["cuda"]
     assert whole not in [network for network, _ in moves]
+    teachers.family.frozen_networks()
     moves.clear()
     whole.register_forward_pre_hook(lambda *_: moves.append((whole, "asked")))
     question = [(whole, "cuda"), (whole, "asked"), (whole, "cpu")]
@@ -259,6 +260,7 @@ def test_blocks_that_wait_are_on_the_device_one_at_a_time(
     shared, whole = teachers.shared, teachers.backbones["whole"]
     assert [device for network, device in moves if network is shared] == ["cuda"]
     assert {device for network, device in moves if network in set(whole.modules())} == {"cpu"}
+    teachers.family.frozen_networks()
     moves.clear()
     teachers.field("whole", 1.5)(*inputs)
     blocks = list(whole.transformer_blocks)
