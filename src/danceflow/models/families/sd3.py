@@ -214,10 +214,15 @@ class Sd3Family:
         if image_size is not None:
             self._set_size(*image_size)
 
+    @property
+    def unit(self) -> int:
+        """Latent pixels of which the sides of a picture are multiples."""
+        return int(self.transformer_config["patch_size"])
+
     def _set_size(self, height: int, width: int) -> None:
         """Set image and latent sizes; raise ``WeightsError`` if the network cannot do them."""
         config = self.transformer_config
-        unit = self.codec.factor * config["patch_size"]
+        unit = self.codec.factor * self.unit
         patches = config["pos_embed_max_size"] or config["sample_size"] // config["patch_size"]
         most = unit * patches
         if height % unit or width % unit or not 0 < max(height, width) <= most:
