@@ -554,12 +554,17 @@ def generate(
     _save(images, out)
 
 
-def _is_picture(text: str) -> bool:
-    """Return whether an argument names a picture: a file, or one word that ends as its name."""
+def _is_picture(text: str, *, is_first: bool) -> bool:
+    """Return whether an argument names a picture: a file, or one word that ends as its name.
+
+    The first one does, but for words that name nothing: what is wrong with it is told then.
+    """
     endings = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
     try:
-        is_named = text.lower().endswith(endings) and not any(map(str.isspace, text))
-        return is_named or Path(text).is_file()
+        is_word = not any(map(str.isspace, text))
+        if is_first and (is_word or Path(text).exists()):
+            return True
+        return (is_word and text.lower().endswith(endings)) or Path(text).is_file()
     except (OSError, ValueError):
         return False
 
@@ -585,7 +590,8 @@ def edit(
     Of the sizes that the student makes, the result has the one of the image's aspect. What is a
     file, or is named like a picture, is an image; at least one stands before the instructions.
     """
-    count = next((place for place, text in enumerate(given) if not _is_picture(text)), len(given))
+    others = (n for n, text in enumerate(given) if not _is_picture(text, is_first=n == 0))
+    count = next(others, len(given))
     paths, instructions = given[:count], given[count:]
     if not paths or not instructions:
         what = "an instruction behind the images" if paths else "an image before the instructions"

@@ -240,7 +240,7 @@ def run_stage(name: str, item: str | None = None, root: Path | None = None) -> N
             stage.load()(params, paths, *arguments)
         return
     full_name, meter = "@".join([name, *arguments]), timings.Meter()
-    if stage.is_shared and params.run.num_processes > 1:
+    if stage.is_shared and launch.is_needed(params.run):
         words = ["stage", name, *(word for item in arguments for word in (f"--{stage.axis}", item))]
         launch.launch(params.run, "danceflow.cli", words, f"stage {full_name!r}")
     else:

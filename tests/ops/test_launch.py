@@ -248,6 +248,17 @@ def test_machines_that_are_told_wrongly_are_refused(machines: dict[str, str], to
         launch._machines({NUM_MACHINES: "2", **machines}, 3)
 
 
+def test_a_single_process_on_each_of_several_machines_is_refused(monkeypatch) -> None:
+    """Each would compute, and write, everything."""
+    alone = run_params().model_copy(update={"num_processes": 1})
+    assert not launch.is_needed(alone)
+    for name, value in {NUM_MACHINES: "2", MACHINE_RANK: "1", MAIN_ADDRESS: "a:1"}.items():
+        monkeypatch.setenv(name, value)
+    assert launch.is_needed(alone)
+    with pytest.raises(UsageError, match="1 processes cannot be shared out evenly among 2"):
+        launch.launch(alone, "meeting", [], "a stage")
+
+
 def members(stage: subprocess.Popen[str]) -> dict[str, psutil.Process]:
     """The processes of a stage's group, by rank."""
     found = psutil.Process(stage.pid).children(recursive=True)

@@ -1,5 +1,6 @@
 """A result tells what it was made from."""
 
+import os
 import platform
 
 import pytest
@@ -21,6 +22,11 @@ def test_the_machine_is_told_and_not_named() -> None:
     assert found["System"].startswith(platform.system())
     assert "core" in found["Processor"]
     assert platform.node() not in " ".join(found.values())
+
+
+def test_a_system_that_tells_no_affinity_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert f"{os.cpu_count()} core" in machine()["Processor"]
 
 
 def test_a_forward_pass_takes_the_time_of_a_field_evaluation() -> None:

@@ -128,6 +128,24 @@ def test_a_file_that_comes_back_restores_prompt_seed_and_source(client, studio, 
         assert tree.node(back["node"]).parent == back["source"]
 
 
+def test_a_mask_comes_along_and_a_file_that_is_gone_is_told(client, studio, tmp_path) -> None:
+    (made,) = make(client, studio, prompt="a red circle", seed=21)
+    mask = png_base64(png_bytes(Image.new("L", (32, 32), 255)))
+    (edit,) = make(client, studio, prompt="make it grayscale", source=made.id, mask=mask)
+    file = client.get(f"/picture/{edit.id}.png").content
+    with (
+        running_studio(tmp_path, Path(), models=studio.studio.models) as elsewhere,
+        elsewhere.client() as asked,
+    ):
+        node = asked.post("/bring", files={"picture": ("x.png", file)}).json()["node"]
+        again = read_recipe(decode(asked.get(f"/picture/{node}.png").content))
+        assert again == read_recipe(decode(file))
+        seen = elsewhere.studio.tree.node(node).seen
+        (tmp_path / "pictures" / f"{seen}.png").unlink()
+        answer = asked.get(f"/seen/{node}.png")
+        assert (answer.status_code, "No such file" in answer.text) == (422, True), answer.text
+
+
 def test_pictures_of_elsewhere_are_framed_as_the_student_sees_them(client, studio) -> None:
     photo = Image.effect_noise((90, 60), 60).convert("RGB")
     buffer = io.BytesIO()

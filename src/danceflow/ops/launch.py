@@ -35,6 +35,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What torch's launcher handles while it runs, and leaves handled."""
 
 
+def is_needed(run: "RunParams") -> bool:
+    """Return whether more than this process shall compute a stage.
+
+    Where several machines are told of, ``launch`` refuses a single process: each of them would
+    compute and write everything.
+    """
+    return run.num_processes > 1 or os.environ.get(NUM_MACHINES, "1") != "1"
+
+
 def launch(run: "RunParams", module: str, arguments: Sequence[str], what: str) -> None:
     """Run a module in ``run.num_processes`` processes to its end.
 

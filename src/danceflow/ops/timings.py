@@ -3,6 +3,7 @@
 import fcntl
 import json
 import resource
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from danceflow.ops.files import write_json
 
 _FILE = "timings.json"
-_KIB = 1024
+_PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes; macOS counts in bytes, Linux in KiB."""
 _OWN, _CHILDREN = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
 
 
@@ -38,7 +40,7 @@ class Meter:
 
     def read(self) -> Cost:
         """Return what was taken so far."""
-        peak = max(resource.getrusage(who).ru_maxrss for who in (_OWN, _CHILDREN)) * _KIB
+        peak = max(resource.getrusage(who).ru_maxrss for who in (_OWN, _CHILDREN)) * _PEAK_UNIT
         processor = _processor_seconds() - self._before
         return Cost(round(time.monotonic() - self._started, 1), round(processor, 1), peak)
 

@@ -36,7 +36,8 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, str]:
     """Return what this machine computes with; it is not named."""
-    cores = len(os.sched_getaffinity(0))
+    # macOS, whose GPU is the device mps, does not tell which cores a process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processor = _told(_CPU_INFO, "model name") or platform.processor() or platform.machine()
     found = {
         "System": f"{platform.system()} {platform.machine()}",

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.staticfiles import StaticFiles
 
 from danceflow.errors import DanceflowError, UsageError
-from danceflow.pictures import decode, plain, read_base64
+from danceflow.pictures import decode, plain, png_bytes, read_base64
 from danceflow.service.app import Service, build_app
 from danceflow.service.asking import (
     EditFields,
@@ -328,6 +328,7 @@ class Studio:
             carried = read_recipe(image)
             picture = plain(image, PAPER)
             sources = [embedded(text) for text in carried.sources] if carried else []
+            mask = embedded(carried.mask).convert("L") if carried and carried.mask else None
         except DanceflowError as error:
             raise RequestError(422, f"this picture {error}") from None
         if (known := self.tree.by_picture(digest_of(picture))) is not None and carried:
@@ -339,7 +340,7 @@ class Studio:
             found = self.tree.by_picture(digest_of(source))
             parent = found or self.tree.add(None, [Made(source, title="source of a file")], by)[0]
         seen = sources[0] if sources else None
-        made = Made(picture, carried.recipe, seen, further=sources[1:])
+        made = Made(picture, carried.recipe, seen, mask, further=sources[1:])
         return self.tree.add(parent.id if parent else None, [made], by)[0], carried
 
     def _source_of(self, node: Node, carried: Carried) -> str:
@@ -399,8 +400,8 @@ class Studio:
         node = self.tree.node(name)
         if node.seen is None:
             raise RequestError(404, "this picture was made from nothing but its prompt")
-        place = self.tree.folder / "pictures" / f"{node.seen}.png"
-        file = await anyio.to_thread.run_sync(place.read_bytes)
+        picture = await anyio.to_thread.run_sync(self.tree.picture, node.seen)
+        file = await anyio.to_thread.run_sync(partial(png_bytes, picture, compress_level=6))
         return Response(file, media_type="image/png", headers=_FOREVER)
 
     async def difference(self, first: str, name: str) -> Response:
