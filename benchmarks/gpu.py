@@ -241,6 +241,7 @@ def measure(row: Row, folder: Path, device: str, *, small: bool) -> dict[str, An
     work = Path(tempfile.mkdtemp(dir=folder))
     trainer = open_trainer(params, teachers, caches, work)
     loaded = time.monotonic()
+    memory.begin()
     # The first update makes the optimiser's states, and what is compiled.
     first = timed_update(trainer).seconds
     updates = []
@@ -300,7 +301,7 @@ def planned_device(device: str) -> str:
 
 
 class Memory:
-    """The most that is held from now on: by tensors on a GPU, or by this process."""
+    """The most that tensors on a GPU hold, or what this process holds more than before."""
 
     def __init__(self, device: str) -> None:
         """Begin to measure."""
@@ -312,8 +313,13 @@ class Memory:
         gc.collect()
         if self.cuda is not None:
             self.cuda.empty_cache()
-            self.cuda.reset_peak_memory_stats()
         self.before = resident_bytes()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the most that tensors on a GPU have held so far."""
+        if self.cuda is not None:
+            self.cuda.reset_peak_memory_stats()
 
     def peak(self) -> int:
         """Return bytes; of a process those that it holds now."""
@@ -330,12 +336,13 @@ class Utilisation:
     """The share of the time in which the device computed: a GPU as its driver says, or a core.
 
     Attributes:
-        mean: of the time within the context.
+        mean: of the time within the context; ``None`` where the driver said nothing.
     """
 
     def __init__(self, device: str) -> None:
         """Take the device."""
-        self.device, self.mean = device, 0.0
+        self.device = device
+        self.mean: float | None = None
         self.ended = threading.Event()
         self.found: list[int] = []
 
@@ -357,7 +364,7 @@ class Utilisation:
         self.ended.set()
         self.thread.join()
         if self.device.startswith("cuda"):
-            self.mean = sum(self.found) / len(self.found) / 100 if self.found else 0.0
+            self.mean = sum(self.found) / len(self.found) / 100 if self.found else None
         else:
             taken = time.process_time() - self.processor
             self.mean = taken / (time.monotonic() - self.began)
@@ -534,11 +541,12 @@ def line_of(row: dict[str, Any]) -> str:
         for name, found in (("seconds", seconds), ("memory", memory))
         if not found["within"]
     ]
+    busy = "unknown" if row["utilisation"] is None else f"{row['utilisation']:.0%}"
     return (
         f"{row['name']}: {seconds['measured']:.2f} s per update (planned "
         f"{seconds['planned']:.2f}), {memory['measured'] / 1e9:.2f} GB (planned "
         f"{memory['planned'] / 1e9:.2f}), {row['images_per_second']:.2f} images per second, "
-        f"utilisation {row['utilisation']:.0%}{'; ' if far else ''}{', '.join(far)}"
+        f"utilisation {busy}{'; ' if far else ''}{', '.join(far)}"
     )
 
 

@@ -14,9 +14,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 WHEELS=benchmarks/wheels
 NAMES=(
-    accelerate annotated-types bitsandbytes datasets diffusers dill httpx huggingface_hub
+    accelerate annotated-types bitsandbytes datasets diffusers dill httpcore2 httpx2 huggingface_hub
     importlib_metadata multiprocess peft pydantic pydantic_core safetensors tokenizers torchao
-    transformers typing-inspection typing_extensions
+    transformers truststore typing-inspection typing_extensions
 )
 LIMIT=570 # seconds, what is installed first included
 

@@ -73,7 +73,7 @@ def write_teachers(
         factors = add_student_adapter(family, network, rank, float(rank), seed)
         with torch.no_grad():
             for up in factors[1::2]:
-                up.normal_(std=_UP, generator=generator)
+                up.normal_(std=_UP)
         save_adapter(network, folder / name)
         network.delete_adapters(STUDENT)  # type: ignore[operator]
     (folder / MANIFEST).write_bytes(manifest)
