@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,6 @@ from random_model import (
     write_teachers,
 )
 
-from danceflow.fields import Condition
-from danceflow.models.adapters.lora import AdapterField
 from danceflow.ops import determinism
 from danceflow.ops.files import write_json
 from danceflow.params.read import override, parse_params
@@ -113,8 +110,6 @@ def measure(num_teachers: int, num_updates: int, root: Path) -> dict[str, Any]:
     trainer = open_trainer(params, root / "teachers", caches, work)
     timed_update(trainer)  # the first one makes the optimiser's states
     updates = [timed_update(trainer) for _ in range(num_updates)]
-    switch = AdapterField(trainer.family, trainer.backbone, "look_00")
-    switch.field = lambda z, _sigma, _condition: z  # what is left is the change of adapters
     tensors = trainer.backbone.state_dict()
     adapters = [value for name, value in tensors.items() if ".look_" in name]
     evaluations = [sum(update.evaluations.values()) for update in updates]
@@ -124,20 +119,9 @@ def measure(num_teachers: int, num_updates: int, root: Path) -> dict[str, Any]:
         "tensor_bytes": tensor_bytes(tensors.values()),
         "adapter_bytes": tensor_bytes(adapters),
         "resident_bytes": resident_bytes() - before,
-        "switch_seconds": switch_seconds(switch),
         "evaluations_per_update": statistics.mean(evaluations),
         "seconds_per_evaluation": statistics.median(u.processor_seconds / n for u, n in pairs),
     }
-
-
-def switch_seconds(switch: AdapterField) -> float:
-    """Return processor seconds of a teacher's call beside its network: adapters change twice."""
-    nothing, taken = torch.zeros(1), []
-    for _ in range(20):
-        began = time.process_time()
-        switch(nothing, nothing, Condition({}))
-        taken.append(time.process_time() - began)
-    return statistics.median(taken)
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -153,7 +137,6 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "adapter_bytes": adapters,
                 "other_tensor_bytes": own[0]["tensor_bytes"] - adapters,
                 "other_resident_bytes": min(run["resident_bytes"] for run in own) - adapters,
-                "switch_seconds": min(run["switch_seconds"] for run in own),
                 "seconds_per_update": evaluations
                 * min(run["seconds_per_evaluation"] for run in own),
             }
