@@ -1,0 +1,126 @@
+"""What the benchmarks decide before and after they measure."""
+
+import importlib
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from repository import ROOT
+
+from danceflow.params.read import load_params
+from danceflow.plan.architecture import published_architecture
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("gpu")
+
+
+def names(groups: list[list]) -> list[list[str]]:
+    return [[row.name for row in group] for group in groups]
+
+
+def test_every_model_has_every_variant_at_every_size_and_compiled_ones_come_last(
+    gpu: ModuleType,
+) -> None:
+    groups = gpu.rows_of((512, 1024))
+    rows = [row for group in groups for row in group]
+    kinds = {(row.model, row.variant, row.size) for row in rows if row.model != gpu.EMBEDDED}
+    assert kinds == {
+        (model, variant, size)
+        for model in ("sd3.5-medium", "flux2-klein-4b")
+        for variant in ("bf16", "nf4", "int8", "compiled")
+        for size in (512, 1024)
+    }
+    assert len(rows) == len(kinds) + 1
+    assert [group[0].variant for group in groups][-3:] == [gpu.EMBEDDED, "compiled", "compiled"]
+    for group in groups:
+        assert len({(row.model, row.variant) for row in group}) == 1
+
+
+def test_rows_that_are_named_and_not_done_are_left(gpu: ModuleType) -> None:
+    groups = gpu.rows_of((512, 1024), ["klein", "embedded"])
+    done = {"name": "flux2-klein-4b 512 bf16", "status": "done"}
+    failed = {"name": "flux2-klein-4b 1024 bf16", "status": "failed"}
+    left = names(gpu.left(groups, {"rows": [done, failed]}))
+    assert left[0] == ["flux2-klein-4b 1024 bf16"]
+    assert ["embedded default"] in left
+    assert not any("sd3.5" in name for group in left for name in group)
+
+
+def test_no_process_begins_that_cannot_end(gpu: ModuleType) -> None:
+    for group in gpu.rows_of((512,)):
+        least, most = gpu.LEAST_SECONDS[group[0].variant], gpu.MOST_SECONDS[group[0].variant]
+        assert gpu.seconds_for(group, least - 1) is None
+        assert gpu.seconds_for(group, least) == least
+        assert gpu.seconds_for(group, 1e6) == most
+
+
+@pytest.mark.parametrize(("measured", "within"), [(1.25, True), (1.26, False), (0.74, False)])
+def test_a_figure_is_told_beside_the_plans(gpu: ModuleType, measured: float, within: bool) -> None:
+    assert gpu.compared(measured, 1.0)["within"] is within
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_a_row_is_trained_as_its_recipe_says(gpu: ModuleType, small: bool) -> None:
+    for group in gpu.rows_of((512,)):
+        for row in group:
+            if row.model == gpu.EMBEDDED:
+                continue
+            params = gpu.recipe(row, "cuda", small=small)
+            network = gpu.architecture(row, params, small=small)
+            assert (params.data.image_size, params.run.dtype) == (512, "bfloat16")
+            assert params.run.base == (row.variant if row.variant in ("nf4", "int8") else "float")
+            assert params.run.compile is (row.variant == "compiled")
+            usual = load_params(ROOT / "recipes" / f"{gpu.MODELS[row.model]}.yaml").distill
+            published = published_architecture(row.model, edits=network.edits)
+            assert (params.distill == usual) is not small
+            assert (network == published) is not small
+
+
+def test_a_process_that_says_nothing_of_a_row_failed(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "half.py"
+    script.write_text(
+        "import sys, json\n"
+        "open(sys.argv[3], 'w').write(json.dumps({'name': 'a 1 bf16', 'status': 'done'}))\n"
+        "sys.exit(3)\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    rows = [gpu.Row("a", "bf16", 1), gpu.Row("a", "bf16", 2)]
+    first, second = gpu.run_process(rows, tmp_path, 60, small=True)
+    assert first["status"] == "done"
+    assert (second["status"], second["error"]) == ("failed", "the process ended with code 3")
+
+
+def test_a_process_is_stopped_at_its_limit(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    [told] = gpu.run_process([gpu.Row("a", "bf16", 1)], tmp_path, 0.2, small=True)
+    assert told["status"] == "failed"
+    assert "its time limit" in told["error"]
+
+
+def test_a_wheel_keeps_the_library_of_one_cuda(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    trim = importlib.import_module("gpu_wheels").trim
+    libraries = [f"bitsandbytes/libbitsandbytes_{n}.so" for n in ("cpu", "cuda128", "cuda130")]
+    wheel, record = tmp_path / "bitsandbytes-1-py3-none-any.whl", "bitsandbytes-1.dist-info/RECORD"
+    with zipfile.ZipFile(wheel, "w") as file:
+        for name in libraries:
+            file.writestr(name, name)
+        file.writestr(record, "".join(f"{name},,\n" for name in [*libraries, record]))
+    with pytest.raises(SystemExit, match="no library of CUDA 99"):
+        trim(wheel, "99")
+    trim(wheel, "130")
+    with zipfile.ZipFile(wheel) as file:
+        assert set(file.namelist()) == {libraries[0], libraries[2], record}
+        assert file.read(record).decode().count("\n") == 3
