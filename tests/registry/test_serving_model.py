@@ -251,7 +251,7 @@ served = ServedStudent()
 served._student = Student(Package())
 held = []
 for row in range(int(sys.argv[1])):
-    held.append(served._source(row, text))
+    held.append(served._sources(row, {"image": text}))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
