@@ -147,6 +147,10 @@ class Pictures:
         """Return this object, which has no weights."""
         return self
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return nothing: there are no weights."""
+        return {}
+
     def release(self) -> None:
         """Do nothing: there are no weights."""
 
