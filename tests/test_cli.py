@@ -182,7 +182,7 @@ def test_the_commands_are_frozen() -> None:
         "clean": ["--older-than"],
         "doctor": ["--json"],
         "teachers": ["--recipe"],
-        "bring-teachers": ["--edits", "--family", "--teacher", "pipeline"],
+        "bring-teachers": ["--edits", "--family", "--licence", "--teacher", "pipeline"],
         "plan": [
             "--gpu",
             "--json",
@@ -200,6 +200,7 @@ def test_the_commands_are_frozen() -> None:
         "generate": [*student, "--size", "prompts"],
         "edit": [*student, "given"],
         "evaluate": ["--capability", "--from", "--out"],
+        "export": ["--format", "--from", "--public", "--push-to", "out"],
         "promote": ["--reason", "--wait-for-approval", "version"],
         "rollback": ["--reason"],
         "history": ["--json"],
@@ -314,7 +315,8 @@ def test_teachers_are_brought_into_the_checkout(
     place = checkout / "models" / "teachers"
     assert out.strip() == str(place)
     named = {"local": Path("a.safetensors"), "far": Path("b=c")}
-    assert noted == [(("zimage", Path("stock"), named, place), {"edits": True})]
+    options = {"edits": True, "origin": None, "licences": {}}
+    assert noted == [(("zimage", Path("stock"), named, place), options)]
     assert json.loads((checkout / "reports" / "teachers.json").read_text()) == {"teachers": {}}
     code, _, err = danceflow(*given, "--teacher", "local")
     assert code == 2

@@ -19,6 +19,7 @@ RUN = RunParams(
     num_threads=2,
     offload="none",
     compile=False,
+    num_processes=1,
 )
 
 
@@ -39,7 +40,7 @@ def test_prepare_imports_no_torch_but_reaches_it_later() -> None:
         "from danceflow.ops import determinism\n"
         "from danceflow.params.sections import RunParams\n"
         "determinism.prepare(RunParams(seed=3, device='cpu', dtype='float32', "
-        "base='float', num_threads=1, offload='none', compile=False))\n"
+        "base='float', num_threads=1, offload='none', compile=False, num_processes=1))\n"
         "assert 'torch' not in sys.modules\n"
         "import torch; print(torch.get_num_threads())"
     )

@@ -51,6 +51,7 @@ def run(params: "Params", paths: Paths) -> None:
         before, others = _others(params, paths)  # told of damage before hours of training
         frozen = text_encoder(params, paths)
         family = open_family(params.family.name, frozen).to(params.run.device)
+        family.frozen_networks()  # a damaged one is told before hours of training
         trained: dict[str, Path] = {}
         for name in params.teachers:
             trained[name] = train_teacher(params, paths, paths, family, name, trained, frozen.name)
