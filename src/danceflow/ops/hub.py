@@ -86,7 +86,7 @@ def fetch(address: str, what: What = "pipeline") -> Fetched:
             beside = [f"{PurePosixPath(path).with_name(n)}" for n in ("adapter_config.json", _CARD)]
             root = _snapshot(uri, [path, f"{path}/*", *beside])
     place = root / path
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+    if not place.exists() or (place.is_dir() and {p.name for p in place.iterdir()} <= {_CARD}):
         raise HubError(f"{address}: there is no {path or 'model'} in this repository")
     found = f"{SCHEME}{uri.id}@{root.name}" + (f"/{path}" if path else "")
     _LOG.info("%s: %s", address, found)
