@@ -42,7 +42,8 @@ from danceflow.paths import MANIFEST
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_published(tmp_path_factory.mktemp("published"))
+    # Among folders of its own: a configured folder is searched whole.
+    return write_published(tmp_path_factory.mktemp("configured") / "published")
 
 
 @pytest.fixture(scope="module")
