@@ -7,20 +7,18 @@ to three pictures, numbers them in the prompt and sees them at a size of its own
 length of every token's velocity.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from PIL.Image import Resampling
 from torch import Tensor, nn
 
 from danceflow.fields import MAX_SOURCES, Condition, GuidedField, VelocityField
 from danceflow.models.families.pipeline_folder import interpolated_mu
 from danceflow.models.families.stock import StockFamily, StockSettings, by_layout, with_prompts
-from danceflow.models.frozen.codec import Codec, HalvedCodec, Halves
+from danceflow.models.frozen.codec import Codec, FrameCodec, Halves
 from danceflow.models.frozen.language import (
     LanguageEncoder,
     load_language_encoder,
@@ -28,8 +26,8 @@ from danceflow.models.frozen.language import (
     ragged,
 )
 from danceflow.models.frozen.reading import Reading
+from danceflow.models.frozen.vision import Pictures
 from danceflow.models.layout import Kept, Layout, State, Tokens, Transformer
-from danceflow.pictures import to_picture
 
 _EDIT, _EDIT_PLUS = "QwenImageEditPipeline", "QwenImageEditPlusPipeline"
 _CHAT = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -50,13 +48,11 @@ _PICTURE = "<|image_pad|>"
 _SEEN = f"<|vision_start|>{_PICTURE}<|vision_end|>"
 _NUMBERED = "Picture {}: "  # before each of several pictures
 _SEEN_AREA = 384 * 384  # pixels of a picture as Edit-Plus' language model sees it
-_SEEN_UNIT = 32
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _PROMPT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _FEED_FORWARD = tuple(
     f"{ff}.net.{part}" for ff in ("img_mlp", "txt_mlp") for part in ("0.proj", "2")
 )
-_LANCZOS = Resampling.LANCZOS
 _PICTURE_PATCH = 28  # pixels along a side, of a token of Qwen2.5-VL
 
 
@@ -102,7 +98,7 @@ def _factor(vae: Mapping[str, Any]) -> int:
     return int(2 ** len(vae["temperal_downsample"]))
 
 
-class QwenCodec(HalvedCodec):
+class QwenCodec(FrameCodec):
     """``diffusers.AutoencoderKLQwenImage`` on single frames, normalised per channel."""
 
     def __init__(self, halves: Halves) -> None:
@@ -113,71 +109,12 @@ class QwenCodec(HalvedCodec):
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Return the normalised latent mode."""
-        pixels = images_B3HW.to(self.halves.device) * 2 - 1
-        latents = self.halves.encoder.encode(pixels.unsqueeze(2)).latent_dist.mode()
-        mean, deviation = self._statistics(latents)
-        normalised: Tensor = ((latents - mean) / deviation).squeeze(2)
-        return normalised
+        return self.normalised(images_B3HW.to(self.halves.device))
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Return the decoded images."""
-        latents = latents_BCHW.to(self.halves.device).unsqueeze(2)
-        mean, deviation = self._statistics(latents)
-        images: Tensor = self.halves.decoder.decode(latents * deviation + mean).sample[:, :, 0]
-        return (images / 2 + 0.5).clamp(0, 1)
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation, [1, C, 1, 1, 1]."""
-        config, shape = self.halves.config, (1, -1, 1, 1, 1)
-        mean = torch.tensor(config.latents_mean).view(shape).to(latents)
-        return mean, torch.tensor(config.latents_std).view(shape).to(latents)
-
-
-def _sides(area: int, aspect: float) -> tuple[int, int]:
-    """Return width and height of about that many pixels, as the stock pipeline rounds them."""
-    width = math.sqrt(area * aspect)
-    sides = width, width / aspect
-    rounded = [round(side / _SEEN_UNIT) * _SEEN_UNIT for side in sides]
-    return rounded[0], rounded[1]
-
-
-class Pictures:
-    """The image processor of a vision language model."""
-
-    def __init__(self, processor: Any, area: int | None = None) -> None:
-        """Keep the processor.
-
-        Args:
-            processor: of ``transformers``.
-            area: pixels that every picture is resized to, about; ``None``: it stays as it is.
-        """
-        self.processor = processor
-        self.area = area
-
-    def __call__(self, image_3HW: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Return patches, their grid and the number of tokens of an image in [0, 1]."""
-        picture = to_picture(image_3HW)
-        if self.area is not None:
-            picture = picture.resize(_sides(self.area, picture.width / picture.height), _LANCZOS)
-        inputs = self.processor(images=[picture], return_tensors="pt")
-        grid: Tensor = inputs.image_grid_thw
-        return inputs.pixel_values, grid, int(grid[0].prod()) // self.processor.merge_size**2
-
-    def to(self, _device: torch.device | str, _dtype: torch.dtype | None = None) -> "Pictures":
-        """Return this object, which has no weights."""
-        return self
-
-    def networks(self) -> dict[str, nn.Module]:
-        """Return nothing: there are no weights."""
-        return {}
-
-    def release(self) -> None:
-        """Do nothing: there are no weights."""
-
-    def save(self, folder: Path) -> None:
-        """Write the processor to ``folder``."""
-        self.processor.save_pretrained(folder / "processor")
+        return self.frames(latents_BCHW)
 
 
 class QwenImageField:

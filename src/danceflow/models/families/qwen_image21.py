@@ -29,7 +29,7 @@ from danceflow.models.families.stock import (
     by_layout,
     with_prompts,
 )
-from danceflow.models.frozen.codec import Codec, HalvedCodec, Halves
+from danceflow.models.frozen.codec import Codec, FrameCodec, Halves
 from danceflow.models.frozen.language import (
     LanguageEncoder,
     load_language_encoder,
@@ -37,9 +37,9 @@ from danceflow.models.frozen.language import (
     ragged,
 )
 from danceflow.models.frozen.reading import Reading
+from danceflow.models.frozen.vision import Pictures
 from danceflow.models.layout import Kept, Layout, State, Tokens, Transformer
 from danceflow.models.weights import read_json
-from danceflow.pictures import to_picture
 
 _PIPELINE = "QwenImage21Pipeline"
 _SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
@@ -97,7 +97,7 @@ def _factor(vae: Mapping[str, Any]) -> int:
     return int(vae["scale_factor_spatial"])
 
 
-class Qwen21Codec(HalvedCodec):
+class Qwen21Codec(FrameCodec):
     """``diffusers.AutoencoderKLQwenImage21`` on single opaque frames, normalised per channel."""
 
     def __init__(self, halves: Halves) -> None:
@@ -109,54 +109,12 @@ class Qwen21Codec(HalvedCodec):
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Return the normalised latent mode of opaque pictures."""
         images = images_B3HW.to(self.halves.device)
-        pixels = torch.cat([images, torch.ones_like(images[:, :1])], dim=1) * 2 - 1
-        latents = self.halves.encoder.encode(pixels.unsqueeze(2)).latent_dist.mode()
-        mean, deviation = self._statistics(latents)
-        normalised: Tensor = ((latents - mean) / deviation).squeeze(2)
-        return normalised
+        return self.normalised(torch.cat([images, torch.ones_like(images[:, :1])], dim=1))
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Return the colours of the decoded images; what they say of transparency is left out."""
-        latents = latents_BCHW.to(self.halves.device).unsqueeze(2)
-        mean, deviation = self._statistics(latents)
-        images: Tensor = self.halves.decoder.decode(latents * deviation + mean).sample[:, :3, 0]
-        return (images / 2 + 0.5).clamp(0, 1)
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation, [1, C, 1, 1, 1]."""
-        config, shape = self.halves.config, (1, -1, 1, 1, 1)
-        mean = torch.tensor(config.latents_mean).view(shape).to(latents)
-        return mean, torch.tensor(config.latents_std).view(shape).to(latents)
-
-
-class Pictures:
-    """The image processor of a vision language model."""
-
-    def __init__(self, processor: Any) -> None:
-        """Keep the processor."""
-        self.processor = processor
-
-    def __call__(self, image_3HW: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Return patches, their grid and the number of tokens of an image in [0, 1]."""
-        inputs = self.processor(images=[to_picture(image_3HW)], return_tensors="pt")
-        grid: Tensor = inputs.image_grid_thw
-        return inputs.pixel_values, grid, int(grid[0].prod()) // self.processor.merge_size**2
-
-    def to(self, _device: torch.device | str, _dtype: torch.dtype | None = None) -> "Pictures":
-        """Return this object, which has no weights."""
-        return self
-
-    def networks(self) -> dict[str, nn.Module]:
-        """Return nothing: there are no weights."""
-        return {}
-
-    def release(self) -> None:
-        """Do nothing: there are no weights."""
-
-    def save(self, folder: Path) -> None:
-        """Write the processor to ``folder``."""
-        self.processor.save_pretrained(folder / "processor")
+        return self.frames(latents_BCHW)[:, :3]
 
 
 class QwenImage21Field:

@@ -184,6 +184,31 @@ class VaeCodec(HalvedCodec):
         return (images / 2 + 0.5).clamp(0, 1)
 
 
+class FrameCodec(HalvedCodec):
+    """What video autoencoders have in common: single frames, normalised per channel."""
+
+    def normalised(self, pictures_BCHW: Tensor) -> Tensor:
+        """Return the normalised latent mode of pictures in [0, 1]."""
+        frames = (pictures_BCHW * 2 - 1).unsqueeze(2)
+        latents = self.halves.encoder.encode(frames).latent_dist.mode()
+        mean, deviation = self._statistics(latents)
+        normalised: Tensor = ((latents - mean) / deviation).squeeze(2)
+        return normalised
+
+    def frames(self, latents_BCHW: Tensor) -> Tensor:
+        """Return the decoded pictures in [0, 1], with every channel that the network has."""
+        latents = latents_BCHW.to(self.halves.device).unsqueeze(2)
+        mean, deviation = self._statistics(latents)
+        pictures: Tensor = self.halves.decoder.decode(latents * deviation + mean).sample[:, :, 0]
+        return (pictures / 2 + 0.5).clamp(0, 1)
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, [1, C, 1, 1, 1]."""
+        config, shape = self.halves.config, (1, -1, 1, 1, 1)
+        mean = torch.tensor(config.latents_mean).view(shape).to(latents)
+        return mean, torch.tensor(config.latents_std).view(shape).to(latents)
+
+
 def vae_factor(config: Mapping[str, Any]) -> int:
     """Return image pixels per latent pixel, along a side, of an ``AutoencoderKL``."""
     return int(2 ** (len(config["block_out_channels"]) - 1))
