@@ -366,10 +366,35 @@ class AdapterField:
     @torch.no_grad()
     def __call__(self, z_BCHW: Tensor, sigma_B: Tensor, condition: Condition, /) -> Tensor:
         """Return the velocity, [B, C, H, W] float32, without gradient."""
-        with _as_before(self.backbone):
-            for layer in _layers(self.backbone).values():
-                layer.set_adapter([] if self.adapter_name is None else [self.adapter_name])
+        with _active(self.backbone, self.adapter_name):
             return self.field(z_BCHW, sigma_B, condition)
+
+
+@contextmanager
+def _active(backbone: nn.Module, name: str | None) -> Iterator[None]:
+    """Compute with one adapter, or with none, and leave the network as it was.
+
+    PEFT's ``set_adapter`` visits every factor of every adapter, for ``requires_grad``: with many
+    teachers on one base that would cost more than their network. Only the factors that compute are
+    told here, as torch rounds otherwise where a weight needs no gradient.
+    """
+    layers = list(_layers(backbone).values())
+    before = [layer._active_adapter for layer in layers]
+    used = [
+        factor for layer in layers if name in layer.lora_A for factor in _factors(layer, str(name))
+    ]
+    flags = [factor.requires_grad for factor in used]
+    try:
+        for layer in layers:
+            layer._active_adapter = [] if name is None else [name]
+        for factor in used:
+            factor.requires_grad_(True)
+        yield
+    finally:
+        for layer, active in zip(layers, before, strict=True):
+            layer._active_adapter = active
+        for factor, flag in zip(used, flags, strict=True):
+            factor.requires_grad_(flag)
 
 
 @contextmanager
