@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from danceflow.errors import DataError
-from danceflow.studio.pixels import TOLERANCE, animated, difference, digest_of, kept, put_back
+from danceflow.report.page.difference import CHANGE
+from danceflow.studio.pixels import animated, difference, digest_of, kept, put_back
 
 BLACK, WHITE = (Image.new("RGB", (20, 16), name) for name in ("black", "white"))
 
@@ -66,8 +67,8 @@ def test_an_empty_mask_and_other_sizes_are_told() -> None:
 
 def test_what_was_kept_is_counted_within_a_tolerance_and_exactly() -> None:
     other = BLACK.copy()
-    other.paste((TOLERANCE, 0, 0), (0, 0, 10, 16))
-    other.paste((0, TOLERANCE + 1, 0), (0, 0, 5, 16))
+    other.paste((CHANGE, 0, 0), (0, 0, 10, 16))
+    other.paste((0, CHANGE + 1, 0), (0, 0, 5, 16))
     found = kept(BLACK, other)
     assert (found.exactly, found.nearly) == (0.5, 0.75)
 

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
 from danceflow.errors import DataError
-
-TOLERANCE = 8
-"""Levels of 256 within which nobody sees a difference."""
+from danceflow.report.page.difference import kept_share, moved
 
 _STRIP_SIDE = 256
 _STRIP_MS = 1200
@@ -24,7 +22,7 @@ class Kept:
 
     Attributes:
         exactly: every channel is the same.
-        nearly: no channel differs by more than ``TOLERANCE`` levels.
+        nearly: no colour is seen to move, as the report counts it.
     """
 
     exactly: float
@@ -43,8 +41,8 @@ def kept(one: Image.Image, other: Image.Image) -> Kept:
     Raises:
         DataError: they have different sizes.
     """
-    gap = _gap(one, other).max(axis=2)
-    return Kept(float((gap == 0).mean()), float((gap <= TOLERANCE).mean()))
+    _require_one_size(one, other)
+    return Kept(kept_share(one, other, 0), kept_share(one, other))
 
 
 def difference(one: Image.Image, other: Image.Image) -> Image.Image:
@@ -53,7 +51,8 @@ def difference(one: Image.Image, other: Image.Image) -> Image.Image:
     Raises:
         DataError: they have different sizes.
     """
-    gap = _gap(one, other).max(axis=2)
+    _require_one_size(one, other)
+    gap = moved(one, other)
     shown = np.zeros(gap.shape) if gap.max() == 0 else np.sqrt(gap / gap.max())
     return Image.fromarray((255 * shown).round().astype(np.uint8))
 
@@ -118,11 +117,6 @@ def animated(pictures: Sequence[Image.Image]) -> bytes:
         loop=0,
     )
     return buffer.getvalue()
-
-
-def _gap(one: Image.Image, other: Image.Image) -> NDArray[np.float64]:
-    _require_one_size(one, other)
-    return np.abs(np.asarray(one, np.float64) - np.asarray(other, np.float64))
 
 
 def _require_one_size(one: Image.Image, other: Image.Image) -> None:

@@ -8,8 +8,8 @@ from PIL import Image
 
 _Levels = NDArray[np.int16]
 
-CHANGE = 16
-"""Levels of 255 by which a colour must move to be more than noise."""
+CHANGE = 8
+"""Levels of 255 by which a colour may move before somebody sees it."""
 
 _WHITE = 255
 _PALE, _DARKEST = 0.35, 150
@@ -27,21 +27,22 @@ def difference(source: Image.Image, edited: Image.Image) -> Image.Image:
     """
     grey = np.asarray(source.convert("L"), dtype=np.float64)[..., None]
     pale = np.repeat(_DARKEST + (_WHITE - _DARKEST) * (1 - _PALE) + _PALE * (grey - _DARKEST), 3, 2)
-    moved = _moved(source, edited)
-    strength = np.clip((moved - CHANGE) / (_FULL - CHANGE), 0, 1)[..., None]
+    gap = moved(source, edited)
+    strength = np.clip((gap - CHANGE) / (_FULL - CHANGE), 0, 1)[..., None]
     marked = _FAINT + strength * (_STRONG - _FAINT)
-    shown = np.where(moved[..., None] > CHANGE, marked, pale)
+    shown = np.where(gap[..., None] > CHANGE, marked, pale)
     return Image.fromarray(np.clip(shown, 0, _WHITE).astype(np.uint8))
 
 
-def kept_share(source: Image.Image, edited: Image.Image) -> float:
-    """Return the share of pixels whose colour moves by no more than ``CHANGE``.
+def kept_share(source: Image.Image, edited: Image.Image, levels: int = CHANGE) -> float:
+    """Return the share of pixels whose colour moves by no more than some levels.
 
     Args:
         source: RGB.
         edited: RGB, of the same size.
+        levels: of 255, in the channel that moves most.
     """
-    return float((_moved(source, edited) <= CHANGE).mean())
+    return float((moved(source, edited) <= levels).mean())
 
 
 def without_bars(pictures: Sequence[Image.Image]) -> list[Image.Image]:
@@ -61,11 +62,11 @@ def without_bars(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     return [one.crop(box) for one in pictures]
 
 
-def _moved(source: Image.Image, edited: Image.Image) -> _Levels:
+def moved(source: Image.Image, edited: Image.Image) -> _Levels:
     """Return by how many levels the colour that moves most does, [H, W]."""
     one, other = (np.asarray(item, dtype=np.int16) for item in (source, edited))
-    moved: _Levels = np.abs(one - other).max(2)
-    return moved
+    gap: _Levels = np.abs(one - other).max(2)
+    return gap
 
 
 def _bar(white: NDArray[np.bool_]) -> int:
