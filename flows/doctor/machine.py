@@ -41,7 +41,10 @@ def versions(root: Path) -> Iterator[Finding]:
     wanted = dict(
         line.split("==") for line in pins.read_text(encoding="utf-8").split() if "==" in line
     )
-    installed = {_plain(found.name): found.version for found in distributions() if found.name}
+    installed: dict[str, str] = {}
+    for found in distributions():  # the first one found is the one that is imported
+        if found.name:
+            installed.setdefault(_plain(found.name), found.version)
     missing = [name for name in _required() if _plain(name) not in installed]
     if missing:
         text = f"not installed: {_some(missing)}"

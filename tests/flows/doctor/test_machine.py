@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,17 @@ def of(found: Any, check: str) -> Finding:
 
 def test_versions_are_those_of_the_pins() -> None:
     assert levels(machine.versions(ROOT)) == {"python": Level.OK, "packages": Level.OK}
+
+
+def test_a_copy_further_down_the_path_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # setuptools puts its own older copies of packages at the end of the path once it is imported
+    copy = tmp_path / "packaging-1.0.dist-info"
+    copy.mkdir()
+    (copy / "METADATA").write_text("Metadata-Version: 2.1\nName: packaging\nVersion: 1.0\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert levels(machine.versions(ROOT))["packages"] is Level.OK
 
 
 def test_another_version_and_a_missing_package_are_named(
