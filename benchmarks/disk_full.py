@@ -157,7 +157,7 @@ def reason(output: str, place: Path) -> str:
     lines = [line for line in output.splitlines() if re.match(r"error: |ERROR: ", line)]
     lines = [line for line in lines if re.search(NO_ROOM, line)] or lines
     text = lines[0] if lines else output.strip()[-300:]
-    return text.replace(f"{place}/", "")
+    return text.replace(f"{place}/", "").replace(f"{place}:", "the checkout:")
 
 
 def fill(root: Path, name: str, log: Path) -> dict[str, Any]:
