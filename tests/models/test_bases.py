@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_a_base_is_found_in_the_checkout_in_a_configured_folder_and_on_the_hub(
     name = bases.BaseName.of(read_manifest(folder), folder)
 
     def found() -> Path:
-        place = find_base(name, folder).network
+        place = find_base(name, folder, "sd3")[1].network
         student = load_package(folder)
         torch.testing.assert_close(
             latents_of(student.family, student.field), expected, rtol=1e-3, atol=1e-3
@@ -146,7 +147,7 @@ def test_a_base_that_is_missing_is_told_with_what_to_do(apart) -> None:
     name = bases.BaseName.of(meta, folder)
     message = f"was at /models/gone and is not here.*{BASES_VARIABLE}"
     with pytest.raises(WeightsError, match=message):
-        find_base(name, folder)
+        find_base(name, folder, "sd3")
 
 
 def test_another_base_is_refused(apart, teachers_folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -162,13 +163,13 @@ def test_another_base_is_refused(apart, teachers_folder: Path, tmp_path: Path, m
     meta = json.loads((folder / MANIFEST).read_text())
     name = bases.BaseName.of({"base": {**meta["base"], "where": "/gone"}}, folder)
     with pytest.raises(WeightsError, match=r"other/base: another network, [0-9a-f]{12}"):
-        find_base(name, folder)
+        find_base(name, folder, "sd3")
 
 
-def test_other_encoders_beside_the_right_network_are_refused(
+def test_other_encoders_beside_the_right_network_are_refused_and_the_search_goes_on(
     apart, teachers_folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    folder, _ = apart[0]
+    folder, expected = apart[0]
     other = tmp_path / "other"
     shutil.copytree(teachers_folder, other)
     file = next((other / "frozen" / "vae").glob("*.safetensors"))
@@ -177,6 +178,11 @@ def test_other_encoders_beside_the_right_network_are_refused(
     monkeypatch.setenv(BASES_VARIABLE, str(other))
     with pytest.raises(WeightsError, match="its text encoders or its codec are not those"):
         load_package(folder)
+    monkeypatch.setenv(BASES_VARIABLE, f"{other}{os.pathsep}{teachers_folder}")
+    student = load_package(folder)
+    torch.testing.assert_close(
+        latents_of(student.family, student.field), expected, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_students_of_one_base_share_it_and_keep_their_answers(

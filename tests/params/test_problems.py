@@ -46,8 +46,8 @@ def test_a_missing_key_and_a_missing_section_are_told(data: dict[str, Any]) -> N
     del other["run"]
     del other["cache"]["num_steps"]
     text = refusal(other)
-    assert "run: this section is missing" in text
-    assert "cache.num_steps: is missing" in text
+    assert "run: this section is missing: add `run: {seed: 0, device: cpu, " in text
+    assert "cache.num_steps: is missing: add `num_steps: 16`" in text
 
 
 def test_all_problems_are_told_together(data: dict[str, Any]) -> None:

@@ -38,7 +38,10 @@ from danceflow.params.read import parse_params
             "run.base=nf4",
             "run.base: nf4 weights cannot be trained, and distill.student: full trains all",
         ),
-        ("gate.min_retention={t2i: 1}", "gate.min_retention.local_edit: is missing"),
+        (
+            "gate.min_retention={t2i: 1}",
+            "local_edit: is missing, and every capability needs one: add `local_edit: 0.9`",
+        ),
         (
             "gate.min_retention={t2i: 1, local_edit: 1, global_edt: 1}",
             "gate.min_retention.global_edt: unknown capability 'global_edt'",

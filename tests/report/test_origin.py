@@ -31,5 +31,7 @@ def test_a_system_that_tells_no_affinity_is_told_too(monkeypatch: pytest.MonkeyP
 
 def test_a_forward_pass_takes_the_time_of_a_field_evaluation() -> None:
     assert milliseconds(Curves(seconds=30.0, field_evaluations=20_000)) == pytest.approx(1.5)
+    several = Curves(seconds=30.0, field_evaluations=20_000, num_processes=4)
+    assert milliseconds(several) == pytest.approx(6.0)
     assert milliseconds(Curves(seconds=30.0)) is None
     assert milliseconds(Curves(field_evaluations=5)) is None

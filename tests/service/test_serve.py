@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
+from listening import listening
 from model_service import wait_for, write_student
 from PIL import Image
 
@@ -61,20 +63,21 @@ def test_a_process_follows_the_champion_and_ends_what_it_began(
     store = open_store(tracking)
     enter(store, tracking, folders[0], 1)
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store.uri, VARIABLE: TOKEN}
-    options = ("--from", "models:/student@champion", "--host", "0.0.0.0", "--port", "0",
-               "--poll", "0.5", "--threads", "1")  # fmt: skip
+    options = ("--from", "models:/student@champion", "--port", "0", "--poll", "0.5",
+               "--threads", "1")  # fmt: skip
     log = tmp_path / "log"
     with log.open("wb") as file:
-        # As in a container: no checkout around it, and the address open to others.
+        # As in a container: no checkout around it.
         process = subprocess.Popen(
             [*DANCEFLOW, "serve-model", *options], cwd=tmp_path, env=environment,
             stdout=file, stderr=file,
         )  # fmt: skip
     try:
-        listening = re.compile(r"listening at http://0\.0\.0\.0:(\d+)")
-        wait_for(lambda: listening.search(log.read_text()) or process.poll() is not None, 120)
-        found = listening.search(log.read_text())
+        told = re.compile(r"listening at http://127\.0\.0\.1:(\d+)")
+        wait_for(lambda: told.search(log.read_text()) or process.poll() is not None, 120)
+        found = told.search(log.read_text())
         assert found is not None, log.read_text()
+        assert listening(psutil.Process(process.pid)) == {int(found[1]): True}
         client = httpx.Client(
             base_url=f"http://127.0.0.1:{found[1]}",
             headers={"authorization": f"Bearer {TOKEN}"},
@@ -151,6 +154,7 @@ def mlflow_serves(store: Store, folder: Path, asked: dict, edit: dict) -> list[l
                         break
                 except httpx.TransportError:
                     time.sleep(0.2)
+            assert listening(psutil.Process(process.pid)) == {port: True}
             found = []
             for fields in (asked, edit):
                 columns = {"prompt": fields["prompts"]}
@@ -187,16 +191,20 @@ def test_others_may_not_ask_without_a_token(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_student_and_a_taken_port_are_told(tmp_path: Path) -> None:
+    """With a token the address may be one that others reach, as in a container."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         for options, message in (
             (("--port", str(port)), f"127.0.0.1 port {port}: cannot listen there: "),
-            (("--port", "0"), f"{tmp_path / 'student'}: there is no student here"),
+            (
+                ("--host", "0.0.0.0", "--port", "0"),
+                f"{tmp_path / 'student'}: there is no student here",
+            ),
         ):
             done = subprocess.run(
                 [*DANCEFLOW, "serve-model", "--from", str(tmp_path / "student"), *options],
-                capture_output=True, text=True, check=False,
+                env={**os.environ, VARIABLE: TOKEN}, capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert (done.returncode, f"error: {message}" in done.stderr) == (2, True)

@@ -5,6 +5,7 @@ import stat
 from datetime import datetime, timedelta
 
 import pytest
+from little_room import little_room
 
 from danceflow.errors import DataError, UsageError
 from danceflow.service import served
@@ -74,6 +75,20 @@ def test_two_services_may_write_to_one_folder(tmp_path) -> None:
         (one if number % 2 else two).write([row(number)])
     assert len(served_files(tmp_path)) == 2
     assert {item.time for item in read_served(tmp_path)} == {row(n).time for n in range(10)}
+
+
+def test_a_full_disk_leaves_whole_lines_and_samples_come_back_with_the_room(
+    tmp_path, caplog
+) -> None:
+    log = ServedLog(tmp_path, 1.0)
+    log.write([row(1)])
+    (file,) = served_files(tmp_path)
+    with little_room(file.stat().st_size + 20):
+        log.write([row(2)])
+        log.write([row(3)])
+    assert caplog.text.count("samples are not kept: No space left on device") == 1
+    log.write([row(4)])
+    assert list(read_served(tmp_path)) == [row(1), row(4)]
 
 
 def test_a_cut_line_is_passed_over_and_a_damaged_one_told(tmp_path, caplog) -> None:

@@ -15,6 +15,7 @@ from studio_server import Running, running_studio
 
 from danceflow.pictures import decode, png_base64, png_bytes
 from danceflow.registry.open import open_folder
+from danceflow.report.page.difference import difference
 from danceflow.service.limits import Limits
 from danceflow.studio.recipe import read_recipe
 from danceflow.studio.tree import Node
@@ -76,7 +77,8 @@ def test_outside_of_a_mask_the_source_is_put_back(client, studio) -> None:
     page = client.get(f"/part/stage/{edit.id}?with={made.id}").text
     assert "were left alone" in page
     gap = decode(client.get(f"/difference/{made.id}/{edit.id}.png").content)
-    assert not np.asarray(gap)[:, 12:].any()
+    pair = (studio.studio.tree.picture(node.picture) for node in (made, edit))
+    assert gap.tobytes() == difference(*pair).tobytes()  # as the report shows it
 
 
 def test_variants_have_their_own_seeds_and_two_models_the_same_one(client, studio) -> None:
@@ -141,9 +143,17 @@ def test_a_mask_comes_along_and_a_file_that_is_gone_is_told(client, studio, tmp_
         again = read_recipe(decode(asked.get(f"/picture/{node}.png").content))
         assert again == read_recipe(decode(file))
         seen = elsewhere.studio.tree.node(node).seen
-        (tmp_path / "pictures" / f"{seen}.png").unlink()
-        answer = asked.get(f"/seen/{node}.png")
-        assert (answer.status_code, "No such file" in answer.text) == (422, True), answer.text
+        place = tmp_path / "pictures" / f"{seen}.png"
+        whole = place.read_bytes()
+        for damage, told in ((whole[:40], "is damaged: bring"), (None, "is gone: bring")):
+            place.unlink()
+            if damage is not None:
+                place.write_bytes(damage)
+            answer = asked.get(f"/seen/{node}.png")
+            assert (answer.status_code, told in answer.text) == (422, True), answer.text
+            assert str(tmp_path) not in answer.text
+            back = asked.post("/bring", files={"picture": ("x.png", file)}).json()
+            assert (back["node"], place.read_bytes()) == (node, whole)
 
 
 def test_pictures_of_elsewhere_are_framed_as_the_student_sees_them(client, studio) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from danceflow.errors import DataError
 from danceflow.report.page.difference import CHANGE
-from danceflow.studio.pixels import animated, difference, digest_of, kept, put_back
+from danceflow.studio.pixels import animated, digest_of, kept, put_back
 
 BLACK, WHITE = (Image.new("RGB", (20, 16), name) for name in ("black", "white"))
 
@@ -71,15 +71,6 @@ def test_what_was_kept_is_counted_within_a_tolerance_and_exactly() -> None:
     other.paste((0, CHANGE + 1, 0), (0, 0, 5, 16))
     found = kept(BLACK, other)
     assert (found.exactly, found.nearly) == (0.5, 0.75)
-
-
-def test_the_difference_is_black_where_there_is_none() -> None:
-    other = BLACK.copy()
-    other.putpixel((3, 2), (0, 40, 10))
-    shown = np.asarray(difference(BLACK, other))
-    assert shown[2, 3] == 255
-    assert shown.sum() == 255
-    assert not np.asarray(difference(BLACK, BLACK)).any()
 
 
 def test_a_strip_moves_through_all_pictures_without_a_loss() -> None:

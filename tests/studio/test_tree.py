@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from danceflow.errors import DataError, UsageError
-from danceflow.pictures import decode
+from danceflow.pictures import decode, png_bytes
 from danceflow.studio.recipe import Recipe, read_recipe
 from danceflow.studio.tree import DATABASE, Made, Tree
 
@@ -138,15 +138,24 @@ def test_prompts_are_told_once_the_latest_first(tree: Tree) -> None:
     assert tree.prompts() == [("make it blue", True), ("a ring", False), ("a cross", False)]
 
 
-def test_a_missing_or_damaged_file_is_told_with_its_place(tree: Tree) -> None:
+def test_a_missing_or_damaged_file_is_told_and_written_anew_with_the_same_pixels(
+    tree: Tree, caplog: pytest.LogCaptureFixture
+) -> None:
     (node,) = tree.add(None, [Made(RED, recipe())])
     place = tree.folder / "pictures" / f"{node.picture}.png"
-    place.write_bytes(place.read_bytes()[:40])
-    with pytest.raises(DataError, match=f"{node.picture}.png: is a damaged picture"):
-        tree.file(node)
+    whole = place.read_bytes()
+    for damage in (whole[:40], png_bytes(BLUE)):
+        place.write_bytes(damage)
+        with pytest.raises(DataError, match="^the file of this picture is damaged: bring"):
+            tree.file(node)
+        assert str(place) in caplog.text
+        tree.add(node.id, [Made(BLUE, recipe("make it blue", capability="edit"), RED)])
+        assert place.read_bytes() == whole
     place.unlink()
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="^the file of this picture is gone: bring"):
         tree.file(node)
+    tree.mend(node, [BLUE, RED])
+    assert place.read_bytes() == whole
 
 
 def test_names_have_an_end(tree: Tree) -> None:

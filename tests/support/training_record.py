@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 CAPABILITIES = ("t2i", "local_edit", "global_edit")
-CLOCKS = ("seconds", "images_per_second", "row_wait_share")
+CLOCKS = ("seconds", "images_per_second", "row_wait_share", "num_processes")
 
 
 def write_metrics(path: Path, capabilities=CAPABILITIES, num_updates: int = 60) -> None:
@@ -37,6 +37,6 @@ def write_metrics(path: Path, capabilities=CAPABILITIES, num_updates: int = 60) 
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the record without its clocks."""
+    """Return the record without its clocks, and how many processes there were."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{name: v for name, v in line.items() if name not in CLOCKS} for line in lines]

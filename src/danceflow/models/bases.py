@@ -205,36 +205,45 @@ def shared_base(package: Path, meta: Mapping[str, Any], memory: Memory) -> Share
     with _LOADING:
         found = _LOADED.get(key)
         if found is None:
-            folder = find_base(name, package)
-            family = open_family(meta["family"], folder.frozen, settings)
-            require_frozen(family, name, folder.frozen)
+            family, folder = find_base(name, package, meta["family"])
             family.to(memory.device)
             found = _LOADED[key] = SharedBase(family, load_base(family, folder.network, memory))
         return found
 
 
-def find_base(name: BaseName, package: Path) -> BaseFolder:
-    """Return where the base of a package lies: with it, among the teachers, configured, or the hub.
+def find_base(name: BaseName, package: Path, family: str) -> tuple[ModelFamily, BaseFolder]:
+    """Return the frozen parts of a package's base, and where the base lies.
+
+    It lies with the package, among the teachers, in a configured folder, or on the hub.
 
     Args:
         name: what the package says of it.
         package: folder of the student.
+        family: name of its family.
 
     Raises:
         WeightsError: it is nowhere; the message tells what was looked at and what to do.
     """
-    refused: dict[Path, str] = {}
-    for found in _candidates(name, package):
-        if found.network in refused:
-            continue
-        problem = _refusal(found.network, name)
-        if problem is None:
-            return found
-        refused[found.network] = problem
-    seen = "; ".join(f"{place}: {problem}" for place, problem in refused.items())
+    refused: dict[BaseFolder, str] = {}
+    try:
+        for found in _candidates(name, package):
+            if found in refused:
+                continue
+            try:
+                _require_network(found.network, name)
+                frozen = open_family(family, found.frozen, package / FROZEN_FOLDER)
+                _require_frozen(frozen, name)
+            except WeightsError as error:
+                refused[found] = str(error)
+            else:
+                return frozen, found
+        advice = _advice(name)
+    except WeightsError as error:  # no further place can be looked at
+        advice = str(error)
+    seen = "; ".join(f"{place.network}: {problem}" for place, problem in refused.items())
     raise WeightsError(
         f"{package}: the student is an adapter on the base {name.network[:_SHOWN]}, which was at "
-        f"{name.where} and is not here ({seen or 'no network was found'}). {_advice(name)}"
+        f"{name.where} and is not here ({seen or 'no network was found'}). {advice}"
     )
 
 
@@ -248,30 +257,22 @@ def _advice(name: BaseName) -> str:
     return f"What the hub has now is another one: name a revision. {bring}"
 
 
-def _refusal(network: Path, name: BaseName) -> str | None:
-    """Return why a network is not the one that a package names, ``None`` if it is."""
-    try:
-        count = sum(1 for _ in _names(network))
-        if count != name.num_tensors:
-            return f"another network, of {count} tensors instead of {name.num_tensors}"
-        digest = network_digest(network)
-    except WeightsError as error:
-        return str(error)
+def _require_network(network: Path, name: BaseName) -> None:
+    """Check that a network is the one that a package names; raises ``WeightsError`` if not."""
+    count = sum(1 for _ in _names(network))
+    if count != name.num_tensors:
+        raise WeightsError(f"another network, of {count} tensors instead of {name.num_tensors}")
+    digest = network_digest(network)
     if digest != name.network:
-        return f"another network, {digest[:_SHOWN]}"
-    return None
+        raise WeightsError(f"another network, {digest[:_SHOWN]}")
 
 
-def require_frozen(family: ModelFamily, name: BaseName, place: Path) -> None:
-    """Check that the frozen parts are those that a package names.
-
-    Raises:
-        WeightsError: they are others.
-    """
+def _require_frozen(family: ModelFamily, name: BaseName) -> None:
+    """Check that frozen parts are those that a package names; raises ``WeightsError`` if not."""
     digest = frozen_digest(family)
     if digest != name.frozen:
         raise WeightsError(
-            f"{place}: its text encoders or its codec are not those that the student learned with "
+            "its text encoders or its codec are not those that the student learned with "
             f"({digest[:_SHOWN]}, learned with {name.frozen[:_SHOWN]})"
         )
 

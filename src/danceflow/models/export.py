@@ -23,7 +23,6 @@ from danceflow.models.bases import (
     FROZEN_FOLDER,
     BaseName,
     find_base,
-    require_frozen,
 )
 from danceflow.models.families.pipeline_folder import FROZEN_FILE, PIPELINE_FILE
 from danceflow.models.family import ModelFamily, family_class, open_family
@@ -142,9 +141,7 @@ FORMATS: Mapping[str, Callable[[Path, Path], None]] = {
 def _merged(package: Path, meta: Mapping[str, Any]) -> tuple[ModelFamily, nn.Module, Path]:
     """Return a family, the base with the student's adapter merged into it, and its frozen parts."""
     name = BaseName.of(meta, package)
-    found = find_base(name, package)
-    family = open_family(meta["family"], found.frozen, package / FROZEN_FOLDER)
-    require_frozen(family, name, found.frozen)
+    family, found = find_base(name, package, meta["family"])
     network = family.load_backbone(found.network).requires_grad_(False)
     file = read_adapter_for(network, package / ADAPTER_FOLDER, family.translate_adapter)
     add_adapter(network, file, _STUDENT)

@@ -17,7 +17,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from danceflow.errors import DanceflowError, DataError, DiskSpaceError
 from danceflow.ops.processes import is_running, process_mark
@@ -141,6 +141,25 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append UTF-8 text to a file; where there is no room for all of it, the file is as before.
+
+    Raises:
+        DiskSpaceError: There is no room.
+    """
+    with disk_errors(path):
+        before = path.stat().st_size if path.exists() else None
+        try:
+            with path.open("ab") as file:
+                file.write(text.encode())
+        except OSError:
+            if before is None:
+                path.unlink(missing_ok=True)
+            else:
+                os.truncate(path, before)
+            raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically: indented, a final newline, keys in their order.
 
@@ -230,9 +249,8 @@ def remove(path: Path) -> None:
 def _locked(folder: Path, *, waits: bool) -> Iterator[bool]:
     """Lock a folder and give True; where it is taken, wait for it or give False."""
     path = lock_of(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with path.open("w") as lock:
+        with _opened_lock(path) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -245,6 +263,13 @@ def _locked(folder: Path, *, waits: bool) -> Iterator[bool]:
                 continue  # whoever had it removed it, and others may have made a new one
             yield True
             return
+
+
+def _opened_lock(path: Path) -> TextIO:
+    """Return the open file of a lock, made where it is missing."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w")
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

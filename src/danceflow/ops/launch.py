@@ -73,6 +73,7 @@ def launch(run: "RunParams", module: str, arguments: Sequence[str], what: str) -
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_GRACE_S),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
+    before = dict(os.environ)
     os.environ.update(surroundings)
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     with tempfile.TemporaryDirectory(prefix="danceflow-") as folder:
@@ -91,8 +92,9 @@ def launch(run: "RunParams", module: str, arguments: Sequence[str], what: str) -
         except SignalException as error:
             _end_by(error.sigval)
         finally:
-            for name in surroundings:
-                os.environ.pop(name, None)
+            for name in os.environ.keys() - before.keys():
+                del os.environ[name]
+            os.environ.update(before)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 

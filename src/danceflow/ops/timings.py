@@ -1,6 +1,5 @@
 """What each stage cost when it last ran here: one small file in the scratch folder."""
 
-import fcntl
 import json
 import resource
 import sys
@@ -8,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from danceflow.ops.files import write_json
+from danceflow.ops.files import exclusive, write_json
 
 _FILE = "timings.json"
 _PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -53,9 +52,7 @@ def record(scratch: Path, stage: str, cost: Cost) -> None:
         stage: As DVC calls it, such as ``evaluate@t2i``.
         cost: What it took.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / f"{_FILE}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(scratch / _FILE):
         known = {**read(scratch), stage: cost}
         write_json(scratch / _FILE, {name: asdict(item) for name, item in known.items()})
 

@@ -9,7 +9,9 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from danceflow.errors import brief, unknown_name
+from danceflow.errors import UsageError, brief, unknown_name
+from danceflow.params.defaults import line_to_add
+from danceflow.params.meaning import meaning_of
 
 
 class Problem(NamedTuple):
@@ -38,9 +40,21 @@ def explain(section: str, annotation: Any, errors: Sequence[ErrorDetails]) -> It
             yield Problem(_dotted(section, error["loc"]), unknown_key(str(key), siblings))
     for error in errors:
         if error["type"] == "missing" and error["loc"] not in mistyped:
-            yield Problem(_dotted(section, error["loc"]), "is missing")
+            name = _dotted(section, error["loc"])
+            yield Problem(name, missing(name))
         elif error["type"] not in {"extra_forbidden", "missing"}:
             yield Problem(_dotted(section, error["loc"]), _plain(error))
+
+
+def missing(name: str, what: str = "is missing") -> str:
+    """Return what is said of a parameter or a section that is not there: which line to add."""
+    if line := line_to_add(name):
+        return f"{what}: add `{line}`"
+    try:
+        meaning_of(name)
+    except UsageError:  # a file of another kind
+        return what
+    return f"{what}: `danceflow explain {name}` tells what it takes"
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> str | None:

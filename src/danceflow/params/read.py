@@ -8,7 +8,15 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from danceflow.errors import ConfigError
-from danceflow.params.problems import Problem, explain, kind_of, message, nearest, unknown_key
+from danceflow.params.problems import (
+    Problem,
+    explain,
+    kind_of,
+    message,
+    missing,
+    nearest,
+    unknown_key,
+)
 from danceflow.params.rules import RULES
 from danceflow.params.sections import Params, Section
 from danceflow.params.yaml12 import read_value, read_yaml
@@ -56,7 +64,7 @@ def parse_params(data: Any, source: str) -> Params:
             except ValidationError as error:
                 problems += explain(name, section_type, error.errors())
         elif name not in mistyped:
-            problems.append(Problem(name, "this section is missing"))
+            problems.append(Problem(name, missing(name, "this section is missing")))
     for rule in RULES:
         problems += rule(sections)
     if problems:

@@ -7,7 +7,7 @@ from typing import Any
 from danceflow.capability import MERGE
 from danceflow.errors import ConfigError, unknown_name
 from danceflow.params.names import BROUGHT, SCRATCH, SOURCE_NAMES, WORLD_BUCKETS
-from danceflow.params.problems import Problem, message
+from danceflow.params.problems import Problem, message, missing
 from danceflow.params.sections import (
     DataParams,
     DistillParams,
@@ -167,7 +167,8 @@ def _rule_gate(sections: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"gate.{section}.{name}", unknown_name("capability", name, known))
     for name in known:
         if name not in given:
-            yield Problem(f"gate.min_retention.{name}", "is missing: every capability needs one")
+            place = f"gate.min_retention.{name}"
+            yield Problem(place, missing(place, "is missing, and every capability needs one"))
 
 
 def _rule_sizes(sections: Mapping[str, Any]) -> Iterator[Problem]:

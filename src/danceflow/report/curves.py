@@ -20,6 +20,7 @@ class Curves:
         scores: by capability, (update, validation score).
         seconds: how long the training took, ``None`` where nothing was trained.
         field_evaluations: how many it had made by then, ``None`` where it does not tell.
+        num_processes: that made them at the same time.
     """
 
     losses: dict[str, Curve] = field(default_factory=dict)
@@ -27,6 +28,7 @@ class Curves:
     scores: dict[str, Curve] = field(default_factory=dict)
     seconds: float | None = None
     field_evaluations: int | None = None
+    num_processes: int = 1
 
 
 def read_curves(path: Path) -> Curves:
@@ -78,3 +80,5 @@ def _add(curves: Curves, row: Mapping[str, object]) -> None:
         curves.seconds = float(str(row["seconds"]))
     if "field_evaluations" in row:
         curves.field_evaluations = int(str(row["field_evaluations"]))
+    if "num_processes" in row:
+        curves.num_processes = int(str(row["num_processes"]))

@@ -53,15 +53,15 @@ def machine() -> dict[str, str]:
 def milliseconds(curves: Curves) -> float | None:
     """Return the milliseconds of a forward pass: one picture, one network, within batches.
 
-    It is the time of the training by the field evaluations in it, of which a forward and backward
-    pass is three. ``None``: nothing was trained, or the record does not tell.
+    It is the time of the training by the field evaluations of one process in it, of which a forward
+    and backward pass is three. ``None``: nothing was trained, or the record does not tell.
 
     Args:
         curves: the training's record.
     """
     if not curves.seconds or not curves.field_evaluations:
         return None
-    return 1000 * curves.seconds / curves.field_evaluations
+    return 1000 * curves.seconds * curves.num_processes / curves.field_evaluations
 
 
 def _told(path: Path, name: str) -> str | None:

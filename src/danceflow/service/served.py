@@ -4,6 +4,7 @@ Nothing is written unless a rate is given, and no picture unless that is asked f
 are for their owner alone: prompts tell of people.
 """
 
+import errno
 import json
 import logging
 import os
@@ -120,7 +121,10 @@ class ServedLog:
         # One write of whole lines: a process that is killed leaves at most the last one cut.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(descriptor, data)
+            before = os.fstat(descriptor).st_size
+            if os.write(descriptor, data) < len(data):  # there was room for a part
+                os.ftruncate(descriptor, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
         self._remove_oldest()

@@ -23,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 
 from danceflow.errors import DanceflowError, UsageError
 from danceflow.pictures import decode, plain, png_bytes, read_base64
+from danceflow.report.page.difference import difference
 from danceflow.service.app import Service, build_app
 from danceflow.service.asking import (
     EditFields,
@@ -37,7 +38,7 @@ from danceflow.service.limits import Limits, RequestError
 from danceflow.studio.guard import PERSON, SESSION, Guard, Sessions
 from danceflow.studio.models import Models, Wish
 from danceflow.studio.pages import STATIC, Pages
-from danceflow.studio.pixels import animated, difference, digest_of, kept
+from danceflow.studio.pixels import animated, digest_of, kept
 from danceflow.studio.recipe import PAPER, Carried, embedded, read_recipe
 from danceflow.studio.tasks import Task, Tasks
 from danceflow.studio.tree import Made, Node, Tree
@@ -332,6 +333,8 @@ class Studio:
         except DanceflowError as error:
             raise RequestError(422, f"this picture {error}") from None
         if (known := self.tree.by_picture(digest_of(picture))) is not None and carried:
+            masks = [mask.convert("RGB")] if mask else []
+            self.tree.mend(known, [picture, *sources, *masks])
             return known, carried
         if carried is None:
             return self.tree.add(None, [Made(picture, title=title)], by)[0], None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
 from danceflow.errors import DataError
-from danceflow.report.page.difference import kept_share, moved
+from danceflow.report.page.difference import kept_share, require_one_size
 
 _STRIP_SIDE = 256
 _STRIP_MS = 1200
@@ -41,20 +41,7 @@ def kept(one: Image.Image, other: Image.Image) -> Kept:
     Raises:
         DataError: they have different sizes.
     """
-    _require_one_size(one, other)
     return Kept(kept_share(one, other, 0), kept_share(one, other))
-
-
-def difference(one: Image.Image, other: Image.Image) -> Image.Image:
-    """Return where two pictures differ: black where they do not, white at the largest difference.
-
-    Raises:
-        DataError: they have different sizes.
-    """
-    _require_one_size(one, other)
-    gap = moved(one, other)
-    shown = np.zeros(gap.shape) if gap.max() == 0 else np.sqrt(gap / gap.max())
-    return Image.fromarray((255 * shown).round().astype(np.uint8))
 
 
 def put_back(source: Image.Image, made: Image.Image, mask: Image.Image) -> Image.Image:
@@ -70,7 +57,7 @@ def put_back(source: Image.Image, made: Image.Image, mask: Image.Image) -> Image
     Raises:
         DataError: the sizes differ, or the mask is empty.
     """
-    _require_one_size(source, made)
+    require_one_size(source, made)
     inside = mask.convert("L").resize(source.size, Image.Resampling.NEAREST)
     inside = inside.point([0] * 128 + [255] * 128)
     if inside.getextrema() == (0, 0):
@@ -117,11 +104,3 @@ def animated(pictures: Sequence[Image.Image]) -> bytes:
         loop=0,
     )
     return buffer.getvalue()
-
-
-def _require_one_size(one: Image.Image, other: Image.Image) -> None:
-    if one.size != other.size:
-        raise DataError(
-            f"the pictures have different sizes: {one.width} x {one.height} and {other.width} x "
-            f"{other.height} pixels"
-        )

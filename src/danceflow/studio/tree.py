@@ -6,6 +6,7 @@ processes may use one folder.
 """
 
 import json
+import logging
 import secrets
 import sqlite3
 import threading
@@ -23,6 +24,8 @@ from danceflow.ops.files import write_bytes
 from danceflow.pictures import png_bytes, read_file, read_own
 from danceflow.studio.pixels import digest_of
 from danceflow.studio.recipe import Recipe, with_recipe
+
+_LOG = logging.getLogger(__name__)
 
 DATABASE = "studio.db"
 _VERSION = 1
@@ -224,13 +227,21 @@ class Tree:
         """Return a picture or a mask by its digest.
 
         Raises:
-            DataError: its file is gone or damaged.
+            DataError: its file is gone or damaged; which one it is stands in the log alone.
         """
         place = self._place(digest)
         try:
-            return read_own(read_file(place))
+            found = read_own(read_file(place))
+            if digest_of(found) != digest:
+                raise DataError("holds other pixels than it was written with")
         except DataError as error:
-            raise DataError(f"{place}: {error}") from error
+            _LOG.error("%s: %s", place, error)
+            how = "damaged" if place.exists() else "gone"
+            raise DataError(
+                f"the file of this picture is {how}: bring the picture here again, or make it "
+                "again by its recipe, and it is written anew"
+            ) from error
+        return found
 
     def file(self, node: Node) -> bytes:
         """Return a node's PNG file, which carries its recipe.
@@ -293,6 +304,21 @@ class Tree:
             )
             self._note(names, "gone", 1, 0, by)
         return [self.node(name) for name in names]
+
+    def mend(self, node: Node, pictures: Sequence[Image.Image]) -> None:
+        """Write those files of a node again that are gone or damaged, where they are at hand.
+
+        Args:
+            node: the node.
+            pictures: RGB; what is none of the node's is left alone.
+
+        Raises:
+            DanceflowError: the disk is full.
+        """
+        own = {node.picture, node.seen, node.mask, *node.further}
+        for picture in pictures:
+            if digest_of(picture) in own:
+                self._keep(picture)
 
     def rename(self, name: str, title: str, by: str = "") -> Node:
         """Return a node with another title; an empty one is its prompt.
@@ -374,11 +400,16 @@ class Tree:
         )
 
     def _keep(self, picture: Image.Image) -> str:
-        """Return the digest of a picture whose file is there."""
+        """Return the digest of a picture whose file is there and whole."""
         digest = digest_of(picture)
         place = self._place(digest)
-        if not place.exists():
-            write_bytes(place, png_bytes(picture, compress_level=6))
+        try:
+            if place.exists():
+                self.picture(digest)
+                return digest
+        except DataError:
+            _LOG.warning("%s: is written anew", place)
+        write_bytes(place, png_bytes(picture, compress_level=6))
         return digest
 
     def _place(self, digest: str) -> Path:

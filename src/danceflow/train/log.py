@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danceflow.ops.files import write_text
+from danceflow.ops.files import append_text, write_text
 from danceflow.ops.group import Group
 from danceflow.ops.tracking import Tracker
 
@@ -81,8 +81,7 @@ class MetricsFile:
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_text(self.path, json.dumps(row) + "\n")
 
     @property
     def size(self) -> int:

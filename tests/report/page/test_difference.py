@@ -1,8 +1,10 @@
 """What changed is marked and counted; what is only padding is not."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from danceflow.errors import DataError
 from danceflow.report.page.difference import CHANGE, difference, kept_share, without_bars
 
 
@@ -25,6 +27,11 @@ def test_what_changed_more_is_drawn_stronger() -> None:
     assert len(set(kept)) == 1
     assert little[0] > little[2] + 100 > 0
     assert much[0] - much[1] > little[0] - little[1]
+
+
+def test_other_sizes_are_told() -> None:
+    with pytest.raises(DataError, match="different sizes: 4 x 4 and 3 x 1 pixels"):
+        difference(Image.new("RGB", (4, 4)), Image.new("RGB", (3, 1)))
 
 
 def test_bars_that_all_pictures_have_do_not_count() -> None:

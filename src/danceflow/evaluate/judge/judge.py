@@ -17,7 +17,7 @@ from danceflow.evaluate.judge.endpoint import Endpoint, Unusable
 from danceflow.evaluate.judge.questions import Question, overall, questions_about
 from danceflow.evaluate.records import STANDARD, LeftOut
 from danceflow.evaluate.task import Row, Task
-from danceflow.ops.files import write_bytes
+from danceflow.ops.files import append_text, write_bytes
 from danceflow.pictures import png_bytes, to_picture
 
 if TYPE_CHECKING:
@@ -239,8 +239,7 @@ class Judge:
         self.num_open += len(lines)
         if lines:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            with (self.export / QUESTIONS).open("a", encoding="utf-8") as file:
-                file.write(text)
+            append_text(self.export / QUESTIONS, text)
         return judged
 
     def _exported(self, name: str, row: Row, question: Question) -> dict[str, Any]:

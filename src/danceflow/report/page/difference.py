@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from danceflow.errors import DataError
+
 _Levels = NDArray[np.int16]
 
 CHANGE = 8
@@ -23,11 +25,14 @@ def difference(source: Image.Image, edited: Image.Image) -> Image.Image:
 
     Args:
         source: RGB.
-        edited: RGB, of the same size.
+        edited: RGB.
+
+    Raises:
+        DataError: they have different sizes.
     """
+    gap = moved(source, edited)
     grey = np.asarray(source.convert("L"), dtype=np.float64)[..., None]
     pale = np.repeat(_DARKEST + (_WHITE - _DARKEST) * (1 - _PALE) + _PALE * (grey - _DARKEST), 3, 2)
-    gap = moved(source, edited)
     strength = np.clip((gap - CHANGE) / (_FULL - CHANGE), 0, 1)[..., None]
     marked = _FAINT + strength * (_STRONG - _FAINT)
     shown = np.where(gap[..., None] > CHANGE, marked, pale)
@@ -39,8 +44,11 @@ def kept_share(source: Image.Image, edited: Image.Image, levels: int = CHANGE) -
 
     Args:
         source: RGB.
-        edited: RGB, of the same size.
+        edited: RGB.
         levels: of 255, in the channel that moves most.
+
+    Raises:
+        DataError: they have different sizes.
     """
     return float((moved(source, edited) <= levels).mean())
 
@@ -63,10 +71,24 @@ def without_bars(pictures: Sequence[Image.Image]) -> list[Image.Image]:
 
 
 def moved(source: Image.Image, edited: Image.Image) -> _Levels:
-    """Return by how many levels the colour that moves most does, [H, W]."""
+    """Return by how many levels the colour that moves most does, [H, W].
+
+    Raises:
+        DataError: the pictures have different sizes.
+    """
+    require_one_size(source, edited)
     one, other = (np.asarray(item, dtype=np.int16) for item in (source, edited))
     gap: _Levels = np.abs(one - other).max(2)
     return gap
+
+
+def require_one_size(one: Image.Image, other: Image.Image) -> None:
+    """Check that two pictures can be compared; raises ``DataError`` if not."""
+    if one.size != other.size:
+        raise DataError(
+            f"the pictures have different sizes: {one.width} x {one.height} and {other.width} x "
+            f"{other.height} pixels"
+        )
 
 
 def _bar(white: NDArray[np.bool_]) -> int:

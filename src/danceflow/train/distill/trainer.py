@@ -208,6 +208,7 @@ class Trainer:
                     "row_wait_share": (self.rows.waited - waited) / updating,
                     "field_evaluations": self.ledger.total,
                     "seconds": self.seconds + elapsed,
+                    "num_processes": self.group.size,
                 }
                 updating, waited = 0.0, self.rows.waited
                 self.meter.collect(self.group)
