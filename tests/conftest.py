@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import started
+from doc_commands import claims
 
 from danceflow.ops.runtime import TELEMETRY_OFF
 from danceflow.ops.tracking import TrackingSettings
@@ -59,6 +61,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def _room(name: str) -> int:
     return DEAR.index(name) if name in DEAR else len(DEAR)
+
+
+def pytest_configure() -> None:
+    started.watch()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A test that is named as the one that runs a page's command has started it."""
+    yield
+    for command in claims().get(item.nodeid.partition("[")[0], ()):
+        assert started.is_started(command.words), f"was not started here: {command}"
 
 
 @pytest.hookimpl(optionalhook=True)

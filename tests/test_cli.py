@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import typer.main
 from commands import Danceflow, in_this_process
+from doc_commands import PAGES, REACHES, Command, blocks, executed_by
 from PIL import Image
 from repository import ROOT
 
@@ -655,6 +656,51 @@ def test_an_unreadable_image_is_told_before_weights_load(
     assert len(err.splitlines()) == 1
     assert student.opened is None
     assert not (checkout / "edited").exists()
+
+
+BEHIND = {
+    "export": "danceflow.registry.export.export_student",
+    "run": "flows.pipeline.run_pipeline",
+    "serve-model": "danceflow.service.serve.serve_model",
+    "studio": "danceflow.studio.serve.serve_studio",
+    "sweep": "flows.sweep.run_sweep",
+    "table": "flows.cells.sweep_table",
+    "team": "flows.team.run.call",
+    "watch": "flows.watch.run_watch",
+}
+"""What does the work of a command; it has tests of its own."""
+
+
+class ReachedError(Exception):
+    """The work would begin."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for page in PAGES for c in blocks(page) if executed_by(c) == REACHES and not c.needs],
+    ids=str,
+)
+def test_what_a_page_shows_reaches_the_code_behind_it(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """Word by word, in a checkout with the files that it names; all before the work is real."""
+    from danceflow.ops import hub
+    from flows import home
+
+    def reached(*_: object, **__: object) -> None:
+        raise ReachedError
+
+    monkeypatch.setattr(home, "at_home", lambda root: contextlib.nullcontext())
+    monkeypatch.setattr(hub, "require_repository", lambda name: None)  # it asks the hub
+    monkeypatch.setattr(BEHIND[command.words[1]], reached)
+    (checkout / "my.yaml").write_bytes((checkout / "params.yaml").read_bytes())
+    (checkout / "sweeps").mkdir()
+    shutil.copy(ROOT / "sweeps" / "variants-a.yaml", checkout / "sweeps" / "steps.yaml")
+    for name in ("student", "old"):
+        (checkout / "models" / name).mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", list(command.words))
+    with pytest.raises(ReachedError):
+        cli.main()
 
 
 def test_the_installed_command_is_this_one() -> None:

@@ -5,13 +5,17 @@ arguments: its subcommands and options are looked up.
 """
 
 import re
+import subprocess
 import tomllib
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
+import started
 import typer.main
 from doc_commands import EXECUTED, NEEDS, PAGES, Command, blocks, executed_by, mentions
+from one_process import one_process
 from repository import ROOT
 
 from danceflow import cli
@@ -69,14 +73,33 @@ def test_a_command_is_executed_by_a_test_or_says_what_it_needs(command: Command)
         return
     test = executed_by(command)
     assert test, "name the test in EXECUTED, or mark the block: <!-- needs: ... -->"
-    code = (ROOT / test).read_text(encoding="utf-8")
+    file, _, name = test.partition("::")
+    code = (ROOT / file).read_text(encoding="utf-8")
+    assert f"def {name}(" in code or not name
     for word in command.tested_as.split():
         assert "=" not in word or word in code, f"{test} does not use {word}"
 
 
 def test_no_rule_is_about_nothing() -> None:
-    texts = [command.text for command in BLOCKS]
+    texts = [command.text for command in BLOCKS if not command.needs]
     assert [rule for rule in EXECUTED if not any(text.startswith(rule) for text in texts)] == []
+
+
+def test_a_command_that_was_not_started_is_told(tmp_path: Path) -> None:
+    """Another subcommand or a lacking option is another command; other values are not."""
+    program = tmp_path / "danceflow"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    subprocess.run([program, "team", "of-this-test", "--one=1", "--two", "2"], check=True)
+    for said, found in (
+        ("team of-this-test --two 3", True),
+        ("team of-this-test", True),
+        ("team of-this-test --three", False),
+        ("team of-another-test", False),
+    ):
+        assert started.is_started(["danceflow", *said.split()]) is found, said
+    subprocess.run(one_process([["of-this-test", "--help"]]), check=False, capture_output=True)
+    assert started.is_started(["danceflow", "of-this-test", "--help"])
 
 
 def parse(command: Any, words: list[str]) -> None:

@@ -20,7 +20,7 @@ from one_process import one_process
 from PIL import Image
 
 from danceflow.ops.tracking import open_store
-from danceflow.registry.promotion import CHAMPION
+from danceflow.registry.promotion import CHALLENGER, CHAMPION
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 
@@ -32,11 +32,23 @@ VERSION = re.compile(r"^7$|(?<=danceflow-scenes/)3$")
 
 @pytest.fixture(scope="module")
 def clone(first_run, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A clone of one's own, whose student is the champion although it is too small to pass."""
+    """A clone of one's own, whose student is the champion although it is too small to pass.
+
+    A second version, of the same student, is the challenger; the gate asks for nothing.
+    """
     first_run.checkout.restore()
     clone = first_run.checkout.twin(tmp_path_factory.mktemp("tutorial"))
     name = clone.params.tracking.registered_model
-    open_store(clone.tracking).client.set_registered_model_alias(name, CHAMPION, "1")
+    store = open_store(clone.tracking)
+    first = store.client.get_model_version(name, "1")
+    with store.as_current():
+        second = store.client.create_model_version(
+            name, first.source, run_id=first.run_id, tags=first.tags
+        )
+    store.client.set_registered_model_alias(name, CHAMPION, "1")
+    store.client.set_registered_model_alias(name, CHALLENGER, second.version)
+    clone.set("gate.max_regression", 1.0)
+    clone.set("gate.min_retention", dict.fromkeys(clone.params.capabilities, 0.0))
     return clone
 
 

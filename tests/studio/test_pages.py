@@ -84,7 +84,11 @@ def small_screen(page: "Page") -> Image.Image:
 
 
 def pixels(studio: Running, name: str) -> Any:
-    return np.asarray(studio.studio.tree.picture(studio.studio.tree.node(name).picture))
+    return pixels_of(studio, studio.studio.tree.node(name).picture)
+
+
+def pixels_of(studio: Running, digest: str) -> Any:
+    return np.asarray(studio.studio.tree.picture(digest))
 
 
 def test_from_a_prompt_to_a_local_and_a_global_change_and_a_branch(browser, studio) -> None:
@@ -232,6 +236,45 @@ def test_a_file_that_is_no_picture_is_told_and_one_that_is_joins(browser, studio
         )
         page.locator("#shown h2", has_text="my cat").wait_for()
         assert page.locator("#go").inner_text() == "Change"
+
+
+def test_a_picture_is_made_of_several_others(browser, several_student, tmp_path) -> None:
+    """Two are brought, a third is asked for; all are in the tree, and both sources with the last.
+
+    The other one counts: without it the same seed makes another picture.
+    """
+    with (
+        running_studio(tmp_path / "tree", several_student) as studio,
+        person(browser, studio) as page,
+    ):
+        for name, colour in (("cat", "green"), ("hat", "purple")):
+            file = png_bytes(Image.new("RGB", (24, 24), colour))
+            given = {"name": f"{name}.png", "mimeType": "image/png", "buffer": file}
+            page.set_input_files("#file", given)
+            page.locator("#shown h2", has_text=name).wait_for()
+        hat = str(page.get_attribute("#shown", "data-node"))
+        page.locator("#tree .leaf", has_text="cat").click()
+        page.locator("#shown h2", has_text="cat").wait_for()
+        cat = str(page.get_attribute("#shown", "data-node"))
+        page.locator("#further select").nth(1).wait_for()
+        assert page.locator("#further select").count() == 2
+        page.locator("#further select").first.select_option(hat)
+        both = studio.studio.tree.node(ask(page, "put the hat on the cat", seed="3"))
+        assert page.locator("#tree .leaf").count() == 3
+        (shown,) = page.locator("#shown .facts img").all()
+        shown.evaluate("(picture) => picture.decode()")
+        assert both.recipe is not None
+        assert (both.parent, len(both.recipe.sources)) == (cat, 2)
+        assert pixels_of(studio, both.further[0])[8, 8].tolist() == [128, 0, 128]
+        assert findings(page) == []
+        for place, status in ((0, 200), (1, 200), (2, 404)):
+            answer = page.request.get(f"{studio.address}/seen/{both.id}.png?place={place}")
+            assert answer.status == status
+        page.goto(f"{studio.address}/?node={cat}")
+        page.locator("#further select").first.wait_for()
+        alone = studio.studio.tree.node(ask(page, "put the hat on the cat", seed="3"))
+        assert alone.further == ()
+        assert alone.picture != both.picture
 
 
 def test_a_run_is_seen_step_by_step_and_cancelled(browser, studio) -> None:

@@ -2,19 +2,20 @@
 
 A block of commands may stand below a comment that no page shows:
 
-    <!-- needs: hours -->             nobody runs it in a test; hours, a GPU or another machine
+    <!-- needs: hours -->             nobody runs it in a test; it takes hours, a GPU, or the like
     <!-- tested as: ... -->           a test runs these words instead, which take a moment
 """
 
+import functools
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from repository import ROOT
 
-NEEDS = frozenset({"a GPU", "hours", "another machine"})
+NEEDS = frozenset({"a GPU", "hours", "another machine", "containers", "other numbers"})
 PROGRAMS = frozenset(
     {
         "cp",
@@ -37,52 +38,66 @@ PAGES = [
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if "reference" not in page.parts),
 ]
 TUTORIAL = "tests/e2e/test_tutorial.py"
+"""Takes its commands from the pages, word by word."""
 
-# Which test runs what begins with these words. Of two the longer one counts.
+REACHES = "tests/test_cli.py::test_what_a_page_shows_reaches_the_code_behind_it"
+"""Takes them from the pages, too, and ends where the work begins, which has tests of its own."""
+
+_DOORS = "tests/e2e/test_doors.py"
+_TEAM = "tests/team/test_team_pipeline.py"
+_PAGE_OF_TEAM = f"{_TEAM}::test_the_page_s_commands_work"
+_RACE = "tests/team/test_team_promotion.py"
+# Which test runs what begins with these words. Of two the longer one counts. A test that is named
+# fails where it has not started such a program with such options.
 EXECUTED = {
-    "cp deploy/example.env": "tests/team/test_deploy_files.py",
     "curl localhost:8080": TUTORIAL,
-    "curl -H": "tests/service/test_serve.py",
-    "danceflow bring-teachers": "tests/e2e/test_smoke.py",
-    "danceflow deploy": "tests/flows/test_schedule.py",
-    "danceflow diff": "tests/flows/test_diff.py",
-    "danceflow digits": "tests/runs/test_digits.py",
-    "danceflow doctor": "tests/team/test_team_pipeline.py",
+    "danceflow bring-teachers": "tests/ops/test_hub.py::test_teachers_are_brought_from_the_hub",
+    "danceflow bring-teachers /models": "tests/e2e/test_smoke.py::"
+    "test_a_family_is_distilled_by_dvc_repro",
+    "danceflow diff": TUTORIAL,
+    "danceflow doctor": f"{_TEAM}::test_the_doctor_tells_a_wrong_login_and_not_the_password",
     "danceflow edit": TUTORIAL,
     "danceflow evaluate": TUTORIAL,
     "danceflow experiments": TUTORIAL,
     "danceflow explain": TUTORIAL,
-    "danceflow studio": "tests/studio/test_serve.py",
-    "danceflow export": "tests/registry/test_export.py",
+    "danceflow export": REACHES,
+    "danceflow export out --format diffusers": TUTORIAL,
     "danceflow generate": TUTORIAL,
     "danceflow history": TUTORIAL,
-    "danceflow promote": "tests/team/test_team_promotion.py",
-    "danceflow promote --wait-for-approval": "tests/flows/test_approval.py",
-    "danceflow rollback": "tests/team/test_team_promotion.py",
+    "danceflow promote": TUTORIAL,
+    "danceflow promote --wait-for-approval": f"{_RACE}::test_a_person_approves_and_is_remembered",
+    "danceflow rollback": TUTORIAL,
     "danceflow run --dry-run": TUTORIAL,
-    "danceflow run --pull": "tests/team/test_team_pipeline.py",
-    "danceflow run --push": "tests/team/test_team_pipeline.py",
-    "danceflow run --recipe": "tests/runs/test_digits.py",
-    "danceflow run --wait-for-approval": "tests/flows/test_approval.py",
-    "danceflow run -S": "tests/e2e/test_doors.py",
-    "danceflow serve": "tests/pipeline/test_killed.py",
-    "danceflow serve-model": "tests/service/test_serve.py",
-    "danceflow sweep": "tests/pipeline/test_sweep.py",
+    "danceflow run --pull": f"{_TEAM}::"
+    "test_a_second_clone_has_everything_from_s3_and_executes_nothing",
+    "danceflow run --push": f"{_TEAM}::test_runs_are_in_postgres_and_artifacts_in_s3",
+    "danceflow run --recipe": REACHES,
+    "danceflow run --wait-for-approval": REACHES,
+    "danceflow run -S": f"{_DOORS}::"
+    "test_after_dvc_exp_run_the_flow_executes_nothing_and_keeps_the_checkout",
+    "danceflow serve": "tests/pipeline/test_killed.py::"
+    "test_what_is_killed_counts_as_crashed_and_the_next_run_goes_on",
+    "danceflow serve-model": REACHES,
+    "danceflow studio": REACHES,
+    "danceflow studio --url": "tests/studio/test_serve.py::"
+    "test_the_command_shows_a_page_over_a_service_and_ends_on_sigterm",
+    "danceflow sweep": REACHES,
     "danceflow sync": TUTORIAL,
-    "danceflow table": "tests/pipeline/test_sweep.py",
-    "danceflow team": "tests/team/test_team_pipeline.py",
-    "danceflow ui": "tests/flows/test_pages.py",
-    "danceflow watch": "tests/pipeline/test_watch.py",
-    "docker compose": "tests/team/test_deploy_files.py",
+    "danceflow table": REACHES,
+    "danceflow ui": "tests/flows/test_pages.py::"
+    "test_however_the_command_ends_nothing_of_the_servers_is_left",
+    "danceflow watch": REACHES,
+    "danceflow team exec python": _PAGE_OF_TEAM,
+    "danceflow team exec danceflow": REACHES,
+    "danceflow team status": _PAGE_OF_TEAM,
     "dvc exp show": TUTORIAL,
     "dvc metrics diff": TUTORIAL,
-    "dvc remote add": "tests/flows/test_dvc_remote.py",
-    "export DANCEFLOW_SERVICE_TOKEN": "tests/service/test_serve.py",
-    "make run": TUTORIAL,
-    "make team-": "tests/team/test_team_pipeline.py",
-    "make test": "tests/test_project.py",
-    "mlflow models serve": "tests/registry/test_serving_model.py",
-    "python -m pytest tests/golden": "tests/golden/test_loss_traces.py",
+    "dvc remote add": TUTORIAL,
+    "make team-": "tests/test_project.py::test_make_sets_up_and_then_calls_the_command",
+    "make test": "tests/test_project.py::test_make_sets_up_and_then_calls_the_command",
+    "make run": f"{_DOORS}::test_after_the_flow_neither_the_flow_nor_dvc_repro_executes_anything",
+    "mlflow models serve": "tests/service/test_serve.py::"
+    "test_a_process_follows_the_champion_and_ends_what_it_began",
     "source .venv/bin/activate": TUTORIAL,
 }
 
@@ -121,6 +136,17 @@ def executed_by(command: Command) -> str:
     """The test that runs a command; "": none is named."""
     found = [begin for begin in EXECUTED if command.text.startswith(begin)]
     return EXECUTED[max(found, key=len)] if found else ""
+
+
+@functools.cache
+def claims() -> Mapping[str, tuple[Command, ...]]:
+    """The commands that tests must have started, by the test; those of a file read them here."""
+    found: dict[str, list[Command]] = {}
+    for command in (command for page in PAGES for command in blocks(page)):
+        test = executed_by(command)
+        if "::" in test and test != REACHES and not command.needs:
+            found.setdefault(test, []).append(command)
+    return {test: tuple(commands) for test, commands in found.items()}
 
 
 def blocks(page: Path) -> Iterator[Command]:

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-_RUN = """
+SCRIPT = """
 import json, sys
 from danceflow import cli
 
@@ -21,4 +21,4 @@ for arguments in json.loads(sys.argv[1]):
 
 def one_process(calls: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Return a command that does what ``danceflow`` does with each of these arguments."""
-    return sys.executable, "-c", _RUN, json.dumps([list(call) for call in calls])
+    return sys.executable, "-c", SCRIPT, json.dumps([list(call) for call in calls])

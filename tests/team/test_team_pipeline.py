@@ -15,8 +15,10 @@ import psutil
 import psycopg2
 import pytest
 from checkout import Checkout, outcomes
+from doc_commands import blocks
 from listening import listening
 from model_service import wait_for
+from repository import ROOT
 from secrets_scan import files, git_objects, holders
 from team_servers import PLANTED, Servers, ask
 
@@ -150,6 +152,17 @@ def test_the_model_service_joins_them_and_serves_who_becomes_champion(
         processes.end(team.folder, "model", signal.SIGTERM)
         client.delete_registered_model_alias(MODEL, "champion")
     assert [item.is_running for item in run.standing(root) if item.name == "model"] == [False]
+
+
+def test_the_page_s_commands_work(servers: Servers) -> None:
+    """Those that begin with ``danceflow team``, word by word, but for whole runs."""
+    page = ROOT / "docs" / "howto" / "team.md"
+    (status,) = (c for c in blocks(page) if c.text.startswith("danceflow team status"))
+    told = servers.checkout.run(*status.words)
+    assert all(name in told for name in pids(servers))
+    (user,) = (c for c in blocks(page) if c.text.startswith("danceflow team exec python"))
+    servers.checkout.run(*user.words)
+    assert ("ada",) in rows(servers, "mlflow_auth", "SELECT username FROM users")
 
 
 def test_what_runs_already_stays(servers: Servers) -> None:

@@ -398,12 +398,15 @@ class Studio:
             headers["Content-Disposition"] = f'attachment; filename="{_file_name(node)}.png"'
         return Response(file, media_type="image/png", headers=headers)
 
-    async def seen(self, name: str) -> Response:
-        """Return the source of a node as the model saw it."""
+    async def seen(self, name: str, place: int = 0) -> Response:
+        """Return the source of a node as the model saw it, or the picture at a place beside it."""
         node = self.tree.node(name)
         if node.seen is None:
             raise RequestError(404, "this picture was made from nothing but its prompt")
-        picture = await anyio.to_thread.run_sync(self.tree.picture, node.seen)
+        names = (node.seen, *node.further)
+        if not 0 <= place < len(names):
+            raise RequestError(404, f"this picture was made from {len(names)} pictures")
+        picture = await anyio.to_thread.run_sync(self.tree.picture, names[place])
         file = await anyio.to_thread.run_sync(partial(png_bytes, picture, compress_level=6))
         return Response(file, media_type="image/png", headers=_FOREVER)
 
