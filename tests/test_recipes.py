@@ -31,9 +31,12 @@ PLANNED = (
     "zimage_edit",
     "flux2_klein",
     "qwen_image_edit",
+    "qwen_image_edit_plus",
+    "qwen_image_21",
     "paper_t2i_edit",
     "paper_local_global",
     "realism",
+    "ten_capabilities",
     "cfg_absorption",
 )
 """Recipes whose header says what they are for, what they need and what the plan expects."""
