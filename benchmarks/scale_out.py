@@ -23,8 +23,8 @@ PAIRS = 1_200_000
 PER_GPU = 4
 """Samples of an update on each GPU: the batch grows with the GPUs, the updates shrink."""
 SKILLS = (
-    Skill("local_edit", 1 / 2, True, "local", 1, PAIRS // 2),
-    Skill("global_edit", 1 / 2, True, "global", 1, PAIRS // 2),
+    Skill("local_edit", 1 / 2, 1, "local", 1, PAIRS // 2),
+    Skill("global_edit", 1 / 2, 1, "global", 1, PAIRS // 2),
 )
 MODELS = ("sd3.5-medium", "flux2-klein-4b", "z-image-omni", "qwen-image-edit")
 

@@ -1,16 +1,21 @@
 """Edits of several pictures: from a table's row to the network, to the gallery and to a request."""
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from repository import ROOT
 from shaped_rows import shaped_data
+from stock_cases import CASES
 from tiny_models import awake, shake
-from tiny_stock import flux2_pipeline
+from tiny_stock import flux2_pipeline, stock_family
 from user_rows import picture, write_jsonl
 
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.data import cache
 from danceflow.data.buckets import (
     COLUMNS,
@@ -24,11 +29,12 @@ from danceflow.data.cached_rows import ConditionCache
 from danceflow.errors import DataError, WeightsError
 from danceflow.evaluate.gallery import Answers, draw_gallery
 from danceflow.evaluate.task import build_task
-from danceflow.models.adapters.lora import add_student_adapter, merge_adapter
+from danceflow.models.adapters.lora import add_student_adapter, merge_adapter, save_adapter
 from danceflow.models.bring import bring_teachers
 from danceflow.models.family import open_family
 from danceflow.models.package import FROZEN_FOLDER, load_package, save_package
-from danceflow.params.read import parse_params
+from danceflow.params.read import override, parse_params
+from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.pictures import png_base64, png_bytes
 from danceflow.registry.student import Student
@@ -36,6 +42,7 @@ from danceflow.report.page.tiles import read_tiles
 from danceflow.service.asking import EditFields, rows_of
 from danceflow.service.limits import Limits, RequestError
 from danceflow.studio.models import Wish, rows_wished
+from danceflow.train.distill import stage as distill
 from danceflow.worlds import prepare
 from danceflow.worlds.world import open_world
 
@@ -226,3 +233,72 @@ def test_the_studio_asks_with_several_pictures(student: Student) -> None:
     assert [image.tobytes() for image in student.make(rows)] == [expected[0].tobytes()]
     assert seen is not None
     assert seen.size == rows[0].further[1].size
+
+
+# The recipes of networks that take several pictures, at small sizes in this process -------------
+
+SMALL: dict[str, Any] = {
+    "run.device": "cpu",
+    "run.dtype": "float32",
+    "run.num_threads": 1,
+    "data.image_size": 32,
+    "data.input.min_side": 8,
+    "data.input.num_shards": 1,
+    "cache.num_samples": 2,
+    "cache.num_steps": 2,
+    "distill.num_steps": 2,
+    "distill.lora_rank": 2,
+    "distill.num_updates": 1,
+    "distill.batch_size": 2,
+    "distill.evaluate_samples": 1,
+    "evaluate.num_steps": 2,
+    "tracking.enabled": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stock"),
+    [("qwen_image_edit_plus", "qwen_image_edit_plus"), ("qwen_image_21", "qwen_image21")],
+)
+def test_a_recipe_of_several_pictures_goes_through_cache_and_an_update(
+    tmp_path: Path, recipe: str, stock: str
+) -> None:
+    data = override(read_yaml(ROOT / "recipes" / f"{recipe}.yaml"), SMALL)
+    sizes = {f"num_{name}": 2 for name in COUNTS}
+    data["data"]["buckets"] = dict.fromkeys(data["data"]["buckets"], sizes)
+    params, paths = parse_params(data, recipe), Paths(tmp_path)
+    columns = params.data.input.columns
+    taken = [columns[name] for name in SOURCE_COLUMNS if name in columns]
+    folder = (tmp_path / params.data.input.path).parent
+    folder.mkdir(parents=True)
+    with (folder / "edits.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["task", "instruction", *taken, "after"])
+        writer.writeheader()
+        for number in range(24):
+            task = list(params.data.buckets)[number % 2]
+            given = [] if task == "t2i" else taken
+            row = {"task": task, "instruction": f"{task} number {number}"}
+            for place, column in enumerate([*given, "after"]):
+                row[column] = f"{number}-{column}.png"
+                picture(10 * number + place, (36, 36)).save(folder / row[column])
+            writer.writerow(row)
+    case = CASES[stock]
+    family = stock_family(case.family, case.build(), tmp_path / "stock").editing()
+    loras = {}
+    for seed, name in enumerate(n for n, t in params.teachers.items() if t.adapter_rank):
+        network = family.load_backbone(tmp_path / "stock" / "transformer")
+        shake(add_student_adapter(family, network, rank=2, alpha=2, seed=seed), seed)
+        save_adapter(network, loras.setdefault(name, tmp_path / name))
+    bring_teachers(case.family, tmp_path / "stock", loras, paths.teachers, edits=True)
+    prepare.run(params, paths)
+    for name in params.capabilities:
+        cache.run(params, paths, name)
+    edit = list(params.capabilities)[-1]
+    (rows,) = ConditionCache(paths.cache(edit)).groups
+    assert len(rows.sources) == len(taken)
+    distill.run(params, paths)
+    told = [json.loads(line) for line in (paths.distill_report / "metrics.jsonl").open()]
+    losses = [row["loss"] for row in told if "loss" in row]
+    assert losses
+    assert min(losses) > 0
+    assert load_package(paths.student).family.max_sources == 3

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from danceflow.errors import WeightsError
 from danceflow.models.adapters.lora import add_student_adapter
-from danceflow.models.families.qwen_image import picture_tokens
+from danceflow.models.families.qwen_image import seen_tokens
 from danceflow.models.family import FAMILIES, ModelFamily, layout_of
 from danceflow.models.layout import Tokens
 from danceflow.plan.architecture import published, published_architecture
@@ -90,26 +90,26 @@ def changed(family: Any, **values: Any) -> Any:
     return other
 
 
-def state(family: Any, *, source: bool) -> tuple[Any, Any, Tokens]:
+def state(family: Any, *, sources: int) -> tuple[Any, Any, Tokens]:
     """One state, its condition, and the tokens that the plan says it has."""
     given: dict[str, Any] = {}
-    if source:
-        given["sources"] = torch.randn(1, *family.latent_shape)
+    if sources:
+        given["sources"] = [torch.randn(1, *family.latent_shape) for _ in range(sources)]
         if family.sees_source:
-            given["images"] = torch.rand(1, 3, *family.image_size)
+            given["images"] = [torch.rand(1, 3, *family.image_size) for _ in range(sources)]
     condition = family.condition(["a red circle"], **given)
     prompt = condition.tensors["prompt_embeds"].shape[1]
-    if family.name == "qwen_image" and source:
-        prompt -= picture_tokens(family.image_size)  # small pictures are enlarged for the encoder
-    if family.name == "qwen_image21" and source:
-        prompt -= picture_tokens_21(family.image_size)
+    if family.name == "qwen_image":  # small pictures are enlarged for the encoder
+        prompt -= seen_tokens([family.image_size] * sources)
+    if family.name == "qwen_image21":
+        prompt -= sources * picture_tokens_21(family.image_size)
     tokens = family.layout.tokens_of(
         config(family),
         family.codec.factor,
         family.image_size,
         prompt,
         edits=family.takes_source,
-        has_source=source,
+        num_sources=sources,
         vision=16,
     )
     return torch.randn(1, *family.latent_shape), condition, tokens
@@ -126,8 +126,8 @@ def test_operations_are_those_that_torch_counts(opened, name: str, shape: str) -
         family = changed(family, zero_cond_t=False)
     backbone = awake(family)
     network = sizes(family, backbone)
-    for source in (False, True) if family.takes_source else (False,):
-        z, condition, tokens = state(family, source=source)
+    for sources in range(min(family.max_sources, 2) + 1):
+        z, condition, tokens = state(family, sources=sources)
         field = family.field(backbone)  # may embed fixed texts, once
         with (
             torch.no_grad(),
@@ -136,7 +136,7 @@ def test_operations_are_those_that_torch_counts(opened, name: str, shape: str) -
         ):
             field(z, torch.tensor([0.5]), condition)
         planned, counted = network.forward_flops(tokens), counter.get_total_flops()
-        if source and name == "qwen_image21":  # how much text stands before pictures is not planned
+        if sources and name == "qwen_image21":  # text before pictures is not planned
             assert counted <= planned < 1.05 * counted
             continue
         assert planned == counted
@@ -152,7 +152,7 @@ def test_a_backward_pass_is_what_torch_counts(opened, name: str, shape: str, stu
     if student == "lora":
         rank = 3
         add_student_adapter(family, backbone, rank, float(rank), seed=0)
-    z, condition, tokens = state(family, source=False)
+    z, condition, tokens = state(family, sources=0)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         family.field(backbone)(z, torch.tensor([0.5]), condition).square().mean().backward()
     counted = counter.get_total_flops()
@@ -223,7 +223,7 @@ def test_kept_activations_are_near_those_of_a_real_network(
     if rank is not None:
         backbone.to(getattr(torch, dtype))
         add_student_adapter(family, backbone, rank, float(rank), seed=0)
-    z, condition, tokens = state(family, source=False)
+    z, condition, tokens = state(family, sources=0)
     found = kept_bytes(family, backbone, z, condition)
     num_bytes = 4 if dtype == "float32" else 2
     assert network.activation_bytes(tokens, num_bytes, rank) == pytest.approx(found, rel=0.15)
@@ -239,7 +239,7 @@ def test_recomputing_keeps_one_input_per_block(opened, name: str, shape: str) ->
         network = sizes(family, backbone)
         add_student_adapter(family, backbone, 4, 4.0, seed=0)
         backbone.enable_gradient_checkpointing()
-        z, condition, tokens = state(family, source=False)
+        z, condition, tokens = state(family, sources=0)
         found.append(kept_bytes(family, backbone, z, condition))
         planned.append(network.activation_bytes(tokens, 4, 4, recomputed=True))
     assert planned[1] - planned[0] == pytest.approx(found[1] - found[0], rel=0.05)

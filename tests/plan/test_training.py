@@ -117,7 +117,7 @@ def test_a_starts_and_bases_names_are_those_of_the_recipe() -> None:
     training = training_of(small_params(CAPABILITIES, **data), is_brought=True)
     assert (training.base, training.start) == ("base", ("local",))
     assert training.teachers == ("base", "local")
-    assert [(s.name, s.cost, s.has_source) for s in training.skills] == [
-        ("t2i", 2, False),
-        ("local_edit", 1, True),
+    assert [(s.name, s.cost, s.num_sources) for s in training.skills] == [
+        ("t2i", 2, 0),
+        ("local_edit", 1, 1),
     ]

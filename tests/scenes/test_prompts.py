@@ -5,7 +5,14 @@ from random import Random
 import pytest
 
 from danceflow.scenes.parse import parse
-from danceflow.scenes.prompts import CATEGORIES, CORNERS, RELATIONS, draw_sample, vocabulary
+from danceflow.scenes.prompts import (
+    BUCKETS,
+    CATEGORIES,
+    CORNERS,
+    RELATIONS,
+    draw_sample,
+    vocabulary,
+)
 from danceflow.scenes.render import render
 from danceflow.scenes.score import edited_cell, found_objects, satisfies
 from danceflow.scenes.world import HELD_OUT_PAIRS, SPLITS, STYLES, split_of
@@ -141,6 +148,20 @@ def test_global_edits_change_everything_else() -> None:
         assert sample.source.style == "plain" != sample.target.style == sample.request.style
         assert sample.source.objects == sample.target.objects
     assert {s.request.style for s in draw("style_change", 100)} == {*STYLES[1:]}
+
+
+def test_a_bucket_of_one_kind_of_edit_asks_for_nothing_else() -> None:
+    kinds = {name: found for name, found in BUCKETS.items() if name not in CATEGORIES}
+    assert all(found == (name,) for name, found in kinds.items())
+    assert {*EDITS} - {"style_change"} | {*STYLES[1:], "corner_add", "beside_add"} == {*kinds}
+    for style in STYLES[1:]:
+        assert {sample.request.style for sample in draw(style, 20)} == {style}
+    for category, in_corner in (("corner_add", True), ("beside_add", False)):
+        for sample in draw(category, 100) + draw(category, 20, "test", "reworded"):
+            assert (sample.request.corner is not None) == in_corner
+            (added,) = {*sample.target.objects} - {*sample.source.objects}
+            assert added.pair == sample.request.first
+            check_place(sample, added.cell)
 
 
 @pytest.mark.parametrize("category", EDITS)

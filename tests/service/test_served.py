@@ -2,6 +2,7 @@
 
 import logging
 import stat
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -32,6 +33,7 @@ def test_the_rate_is_the_share_that_is_kept(tmp_path) -> None:
 
 def test_what_is_written_is_read_again(tmp_path) -> None:
     rows = [row(1), row(2, 'ünïcode\n"quoted" \u2028 <script>'), row(3)]
+    rows[2] = replace(rows[2], is_edit=True, source="cG5n", further=("cG5n", "Z2lm"))
     log = ServedLog(tmp_path, 1.0)
     log.write(rows[:2])
     log.write(rows[2:])

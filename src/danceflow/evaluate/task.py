@@ -177,6 +177,20 @@ class Task:
         return tuple(tuple(image.nan_to_num(1.0) for image in images) for images in found)
 
     @property
+    def pictures(self) -> tuple[tuple[Tensor, ...], ...]:
+        """Every row's own images, [3, H, W] each: the one to edit, and the further ones it has."""
+        if not self.is_edit:
+            return ((),) * self.num_rows
+        further = [
+            self._in_order([tuple(part.further[n]) for part in self.parts])
+            for n in range(self.num_further)
+        ]
+        return tuple(
+            (source, *(image for image in others if not bool(image.isnan().any())))
+            for source, *others in zip(self.sources, *further, strict=True)
+        )
+
+    @property
     def num_further(self) -> int:
         """How many further images an edit of the capability has at most."""
         return len(self.parts[0].further)

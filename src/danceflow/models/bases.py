@@ -53,6 +53,17 @@ _SHOWN = 12
 _LOG = logging.getLogger(__name__)
 
 
+def base_of_adapter(meta: Mapping[str, Any], name: str) -> str | None:
+    """Return the teacher whose network an adapter among the teachers stands on, if one is named.
+
+    Args:
+        meta: the teachers' manifest: ``base`` counts for every adapter that ``bases`` leaves out.
+        name: of the adapter.
+    """
+    found: str | None = meta.get("bases", {}).get(name, meta.get("base"))
+    return found
+
+
 @dataclass(frozen=True)
 class BaseName:
     """What a package says of its base.

@@ -62,7 +62,7 @@ class State:
         vision: tokens of a picture's features, for a family with a vision encoder beside it.
         size: height and width in pixels.
         edits: whether the network takes sources.
-        has_source: whether this state has one.
+        num_sources: how many this state has.
     """
 
     image: int
@@ -70,7 +70,7 @@ class State:
     vision: int
     size: tuple[int, int]
     edits: bool
-    has_source: bool
+    num_sources: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Layout:
         channels: of the latents.
         tokens: the rows of a state's evaluation.
         prompt_values: numbers that a cache keeps of one prompt: (transformer, tokens of the text,
-            the picture's height and width if the row has a source).
+            height and width of each picture that the row has).
         streams: which tokens every linear and convolution module sees.
         attention: attention modules, and the tokens that look at each other there.
         kept: what a forward pass keeps, of a network that only creates and of one that edits.
@@ -136,7 +136,7 @@ class Layout:
     side: Callable[[Transformer], int]
     channels: Callable[[Transformer], int]
     tokens: Callable[[State], Tokens]
-    prompt_values: Callable[[Transformer, int, tuple[int, int] | None], int]
+    prompt_values: Callable[[Transformer, int, Sequence[tuple[int, int]]], int]
     streams: Rules
     attention: Rules
     kept: tuple[Kept, Kept]
@@ -151,7 +151,7 @@ class Layout:
         prompt: int,
         *,
         edits: bool,
-        has_source: bool,
+        num_sources: int,
         vision: int = VISION_TOKENS,
     ) -> Tokens:
         """Return the tokens of one state.
@@ -162,9 +162,9 @@ class Layout:
             size: height and width in pixels.
             prompt: tokens of the prompt's text.
             edits: whether the network takes sources.
-            has_source: whether this state has one.
+            num_sources: how many this state has.
             vision: tokens of a picture's features, for a family with a vision encoder beside it.
         """
         height, width = (length // (factor * self.side(transformer)) for length in size)
-        state = State(height * width, prompt, vision, size, edits, has_source and edits)
+        state = State(height * width, prompt, vision, size, edits, num_sources if edits else 0)
         return self.tokens(state)

@@ -78,7 +78,7 @@ def _name_of(teachers: Teachers, teacher: str | None, found: BaseFolder) -> Base
         # Read anew: those in memory may have been rounded to another dtype.
         frozen = frozen_digest(open_family(teachers.family.name, teachers.folder / FROZEN_FOLDER))
     where = f"models/teachers/{teacher}" if teacher else "the student itself"
-    if teacher == teachers.base:
+    if teacher is not None and teacher == teachers.meta.get("base"):
         where = teachers.meta.get("origin", where)
     return BaseName(
         network=known.get(teacher or "") or network_digest(found.network),

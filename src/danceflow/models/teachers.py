@@ -17,7 +17,7 @@ from danceflow.models.adapters.lora import (
     plain_copy,
     read_adapter_for,
 )
-from danceflow.models.bases import FROZEN_FOLDER, load_base
+from danceflow.models.bases import FROZEN_FOLDER, base_of_adapter, load_base
 from danceflow.models.family import open_family
 from danceflow.models.memory import DTYPES, Memory
 from danceflow.models.package import read_manifest
@@ -35,7 +35,7 @@ class Teachers:
     """The frozen teachers of a run.
 
     A teacher's folder holds a whole network, or an adapter on the network that the manifest calls
-    ``base``. That base is in memory once, for all its adapters and the student's.
+    its base. That base is in memory once, for all its adapters and the student's.
 
     Attributes:
         folder: that they were read from.
@@ -59,7 +59,8 @@ class Teachers:
             memory: how they are held; a device alone is float32 there.
 
         Raises:
-            WeightsError: if a teacher is missing or its files are not the recorded ones.
+            WeightsError: if a teacher is missing or its files are not the recorded ones, or if
+                adapters stand on several bases.
         """
         self.folder = folder
         self.meta = read_manifest(folder)
@@ -72,16 +73,27 @@ class Teachers:
         self.memory = Memory(memory) if isinstance(memory, str) else memory
         self.family = open_family(family_name, folder / FROZEN_FOLDER)
         self.family.to(self.memory.device, DTYPES[self.memory.dtype])
-        self.base: str | None = self.meta.get("base")
+        self.base = self._base_of(names)
         self.shared: nn.Module | None = None
         self.backbones: dict[str, nn.Module] = {}
         self.reports: dict[str, AdapterReport] = {}
         self._files: dict[str, AdapterFile] = {}
         for name in names:
+            self.backbones[name] = self._load(folder, name)
+
+    def _base_of(self, names: Sequence[str]) -> str | None:
+        """Return the base of the adapters among ``names``; without one, that of the folder."""
+        bases: dict[str | None, str] = {}
+        for name in names:
             if name not in self.meta["teachers"]:
                 known = ", ".join(self.meta["teachers"])
-                raise WeightsError(f"{folder}: there is no teacher {name!r}; known: {known}")
-            self.backbones[name] = self._load(folder, name)
+                raise WeightsError(f"{self.folder}: there is no teacher {name!r}; known: {known}")
+            if not holds_network(self.folder / name):
+                bases.setdefault(base_of_adapter(self.meta, name), name)
+        if len(bases) > 1:
+            found = ", ".join(f"{name} on {base}" for base, name in bases.items())
+            raise WeightsError(f"{self.folder}: adapters stand on one network, here {found}")
+        return next(iter(bases), self.meta.get("base"))
 
     def _load(self, folder: Path, name: str) -> nn.Module:
         """Return a teacher's network; an adapter joins the shared one."""

@@ -45,6 +45,22 @@ SCRATCH, BROUGHT = "scratch", "brought"
 WORLD_BUCKETS: Mapping[str, tuple[str, ...] | None] = {
     "digits": None,
     "rows": None,
-    "scenes": ("t2i", "local_edit", "global_edit", "realism"),
+    "scenes": (
+        "t2i",
+        "local_edit",
+        "global_edit",
+        "realism",
+        "subject_add",
+        "subject_remove",
+        "subject_replace",
+        "color_alter",
+        "corner_add",
+        "beside_add",
+        "background_change",
+        "grayscale",
+        "inverted",
+        "sunset",
+        "night",
+    ),
 }
 """The buckets that each world draws; None where its rows are read, and buckets are theirs."""

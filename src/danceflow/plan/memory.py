@@ -271,7 +271,7 @@ def skill_tokens(training: Workload, architecture: Architecture, skill: Skill) -
         training.size,
         architecture.prompt_tokens,
         edits=architecture.edits,
-        has_source=skill.has_source,
+        num_sources=skill.num_sources,
     )
 
 
@@ -282,9 +282,9 @@ def _caches(training: Workload, architecture: Architecture) -> float:
     latent = layout.channels(transformer) * height * width
     total = 0.0
     for skill in training.skills:
-        seen = training.size if skill.has_source and architecture.edits else None
+        seen = [training.size] * (skill.num_sources if architecture.edits else 0)
         prompt = layout.prompt_values(transformer, architecture.prompt_tokens, seen)
-        rows = skill.num_rows * (prompt + latent * (2 if skill.has_source else 1))
+        rows = skill.num_rows * (prompt + latent * (1 + skill.num_sources))
         samples = min(training.cache_samples, skill.num_rows) * latent
         total += BYTES[training.cache_dtype] * (rows + samples)
     return total

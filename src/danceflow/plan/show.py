@@ -17,9 +17,9 @@ REFERENCE_ROWS = 10_000
 REFERENCE = Workload(
     method=METHODS["danceopd"],
     skills=(
-        Skill("t2i", 1 / 3, False, "base", 2, REFERENCE_ROWS),
-        Skill("local_edit", 1 / 3, True, "local", 1, REFERENCE_ROWS),
-        Skill("global_edit", 1 / 3, True, "global", 1, REFERENCE_ROWS),
+        Skill("t2i", 1 / 3, 0, "base", 2, REFERENCE_ROWS),
+        Skill("local_edit", 1 / 3, 1, "local", 1, REFERENCE_ROWS),
+        Skill("global_edit", 1 / 3, 1, "global", 1, REFERENCE_ROWS),
     ),
     adapters={"local": 128, "global": 128},
     base="base",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from danceflow.capability import asked
+from danceflow.columns import SOURCE_COLUMNS
 from danceflow.fields import guidance_cost, samples_together
 from danceflow.method import Method, method_of
 from danceflow.plan.depth import expected_depth
@@ -21,7 +22,7 @@ class Skill:
     Attributes:
         name: its own.
         share: of the training; all sum to 1.
-        has_source: whether its states have a source.
+        num_sources: pictures of an edit, at most; 0: text-to-image.
         teacher: its teacher's name.
         cost: evaluations of the teacher's network per state: 2 with guidance, else 1.
         num_rows: rows of its training split at most.
@@ -29,7 +30,7 @@ class Skill:
 
     name: str
     share: float
-    has_source: bool
+    num_sources: int
     teacher: str
     cost: int
     num_rows: int
@@ -196,13 +197,14 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
     }
     bases = [params.teachers[name].init for name in ranks]
     side = params.data.image_size
+    num_sources = _num_sources(params)
     return Workload(
         method=method_of(config),
         skills=tuple(
             Skill(
                 name=capability.name,
                 share=capability.weight / total,
-                has_source=capability.needs_source,
+                num_sources=num_sources if capability.needs_source else 0,
                 teacher=capability.teacher.name,
                 cost=guidance_cost(capability.teacher.guidance_scale),
                 num_rows=params.data.buckets[capability.bucket].num_train,
@@ -230,3 +232,9 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
         cache_dtype=params.cache.dtype,
         num_processes=params.run.num_processes,
     )
+
+
+def _num_sources(params: "Params") -> int:
+    """Return the pictures of an edit as the columns name them; a list in one column counts once."""
+    columns = {} if params.data.input is None else params.data.input.columns
+    return max(1, sum(name in columns for name in SOURCE_COLUMNS))

@@ -4,8 +4,9 @@ Categories follow GenEval (text-to-image) and GEditBench (edits). Each prompt ha
 the ``reworded`` ones never occur in training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from types import MappingProxyType
 from typing import Literal
@@ -45,7 +46,20 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "realism": _CREATE,
     }
 )
-"""Categories of each capability bucket of the scenes world."""
+"""Categories of each capability bucket of the scenes world that mixes several."""
+
+_STYLE_NAMES = STYLES[1:]
+_SAME_WORDS: Mapping[str, str] = {"corner_add": "subject_add", "beside_add": "subject_add"}
+_EDITS_ALONE = (
+    *CATEGORIES["local_edit"],
+    *_SAME_WORDS,
+    "background_change",
+    *_STYLE_NAMES,
+)
+BUCKETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {**CATEGORIES, **{name: (name,) for name in _EDITS_ALONE}}
+)
+"""Categories of every bucket; one of a single kind of edit is called like its only category."""
 
 BUCKET_RENDERINGS: Mapping[str, Rendering] = MappingProxyType({"realism": SHADED})
 """How the targets of a bucket are rendered, where that is not flat."""
@@ -267,14 +281,15 @@ def _create_position(rng: Random, held_out: bool) -> _Draft:
     return _Draft(request, None, scene, words)
 
 
-def _add(rng: Random, held_out: bool) -> _Draft:
+def _add(rng: Random, held_out: bool, in_corner: float = 0.5) -> _Draft:
+    """Return an addition: in a free corner so often, else beside an object."""
     source = random_scene(rng, rng.randint(1, MAX_OBJECTS - 1), held_out=False)
     taken = {item.cell for item in source.objects}
     pair = random_pair(rng, held_out=held_out)
     while pair in {item.pair for item in source.objects}:
         pair = random_pair(rng, held_out=held_out)
     corners = [(name, cell) for name, cell in CORNERS.items() if cell not in taken]
-    if corners and rng.random() < 0.5:
+    if corners and rng.random() < in_corner:
         corner, cell = rng.choice(corners)
         request = Request("add", pair, corner=corner)
         where = f"in the {corner} corner"
@@ -287,7 +302,7 @@ def _add(rng: Random, held_out: bool) -> _Draft:
         ]
         near = [(name, cell) for name, cell in near if cell not in taken]
         if not near:
-            return _add(rng, held_out)
+            return _add(rng, held_out, in_corner)
         relation, cell = rng.choice(near)
         request = Request("add", pair, anchor.pair, relation=relation)
         where = f"{rng.choice(_RELATION_WORDS[relation])} the {anchor.color} {anchor.shape}"
@@ -343,9 +358,9 @@ def _background_change(rng: Random, held_out: bool) -> _Draft:
     return _Draft(Request("background", background=name), source, target, {"b": name})
 
 
-def _style_change(rng: Random, held_out: bool) -> _Draft:
+def _style_change(rng: Random, held_out: bool, styles: Sequence[str] = _STYLE_NAMES) -> _Draft:
     source = random_scene(rng, rng.randint(1, MAX_OBJECTS), held_out=held_out)
-    style = rng.choice(STYLES[1:])
+    style = rng.choice(styles)
     return _Draft(Request("style", style=style), source, replace(source, style=style), {})
 
 
@@ -357,11 +372,14 @@ _DRAFTS: Mapping[str, Callable[[Random, bool], _Draft]] = {
     "position": _create_position,
     "color_attribution": lambda rng, held_out: _create_two(rng, held_out, with_color=True),
     "subject_add": _add,
+    "corner_add": partial(_add, in_corner=1),
+    "beside_add": partial(_add, in_corner=0),
     "subject_remove": _remove,
     "subject_replace": _replace,
     "color_alter": _color_alter,
     "background_change": _background_change,
     "style_change": _style_change,
+    **{name: partial(_style_change, styles=(name,)) for name in _STYLE_NAMES},
 }
 
 
@@ -370,7 +388,7 @@ def draw_sample(rng: Random, category: str, split: Split, variant: Variant = "st
 
     Args:
         rng: source of every choice; the same state gives the same sample.
-        category: one of :data:`CATEGORIES`' values.
+        category: one of :data:`BUCKETS`' values.
         split: the split of the source scene (of the target for text-to-image).
         variant: ``standard``; ``reworded`` uses wordings that training never shows;
             ``held_out_pair`` asks for, or about, a colour and shape pair that training never shows.
@@ -386,7 +404,7 @@ def draw_sample(rng: Random, category: str, split: Split, variant: Variant = "st
         draft = _DRAFTS[category](rng, variant == "held_out_pair")
         if split_of(draft.source or draft.target) == split:
             break
-    usual, held_out = _WORDINGS[draft.request.style or category]
+    usual, held_out = _WORDINGS[draft.request.style or _SAME_WORDS.get(category, category)]
     wording = rng.choice(held_out if variant == "reworded" else usual)
     prompt = wording.format_map(draft.words)
     return Sample(category, variant, prompt, draft.request, draft.source, draft.target)

@@ -232,6 +232,7 @@ class Service:
                 seconds=round(seconds, 4),
                 source=png_base64(png_bytes(row.source)) if keeps and row.source else None,
                 image=png_base64(file) if keeps else None,
+                further=tuple(png_base64(png_bytes(p)) for p in row.further) if keeps else (),
             )
             for row, file in zip(job.rows, files, strict=True)
         ]

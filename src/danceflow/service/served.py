@@ -41,6 +41,7 @@ class ServedRow:
         seconds: from the request to its answer.
         source: the picture to change as the model saw it, base64 PNG; None: none, or not kept.
         image: the answer, base64 PNG; None: not kept.
+        further: the further pictures of the edit, as ``source``.
     """
 
     time: str
@@ -53,6 +54,7 @@ class ServedRow:
     seconds: float
     source: str | None = None
     image: str | None = None
+    further: tuple[str, ...] = ()
 
 
 class ServedLog:
@@ -184,8 +186,8 @@ def read_served(folder: Path, since: str = "") -> Iterator[ServedRow]:
 def _row(line: bytes, place: str) -> ServedRow:
     try:
         found: Mapping[str, Any] = json.loads(line)
-        row = ServedRow(**found)
-        texts = (row.time, row.digest, row.prompt)
+        row = ServedRow(**{**found, "further": tuple(found.get("further", ()))})
+        texts = (row.time, row.digest, row.prompt, *row.further)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("text is missing")
         if not isinstance(row.is_edit, bool) or not isinstance(row.version, int):

@@ -97,12 +97,12 @@ def _training(bucket: Path) -> Sequence[str]:
 
 def _grammar(bucket: str) -> Sequence[str]:
     """Return what the scenes' grammar asks in a bucket."""
-    from danceflow.scenes.prompts import CATEGORIES, draw_sample
+    from danceflow.scenes.prompts import BUCKETS, draw_sample
 
     rng = random.Random(bucket)
     return [
         draw_sample(rng, category, "train").prompt
-        for category in CATEGORIES[bucket]
+        for category in BUCKETS[bucket]
         for _ in range(_DRAWN)
     ]
 

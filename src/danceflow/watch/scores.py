@@ -1,8 +1,8 @@
 """Scores of served pictures: by their world where it knows the request, else by the judge.
 
 A world scores an answer by what it knows of the row. A served request is a known one if a row of
-the buckets has its prompt and, for an edit, its picture. What is known of no row can only be judged
-by a vision model, where the parameters name one.
+the buckets has its prompt and, for an edit, its pictures, all of them in their order. What is known
+of no row can only be judged by a vision model, where the parameters name one; it sees them all.
 """
 
 import base64
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from danceflow.data.buckets import read_bucket
+from danceflow.data.buckets import read_bucket, source_columns
 from danceflow.errors import DataError
 from danceflow.evaluate.judge.endpoint import Endpoint, Unusable
 from danceflow.evaluate.judge.questions import BEST_MARK, overall, questions_about
@@ -69,7 +69,7 @@ def score_served(rows: Sequence[ServedRow], params: Params, paths: Paths) -> lis
     groups: dict[Any, list[tuple[ServedRow, _Known]]] = {}
     others: list[ServedRow] = []
     for row in with_picture:
-        item = known.get((row.prompt, _pixels_of(row.source)))
+        item = known.get((row.prompt, *_pixels_of(row.source, *row.further)))
         size = _picture(row.image).size
         if item is None or size != _picture(item.target).size:
             others.append(row)
@@ -103,9 +103,9 @@ def _tensor(pictures: Sequence[str | bytes | None]) -> torch.Tensor:
     return torch.stack([to_pixels(_picture(content)) for content in pictures])
 
 
-def _known_rows(params: Params, paths: Paths) -> Mapping[tuple[str, bytes], _Known]:
-    """Return the rows of all buckets by prompt and pixels of the source."""
-    found: dict[tuple[str, bytes], _Known] = {}
+def _known_rows(params: Params, paths: Paths) -> Mapping[tuple[str | bytes, ...], _Known]:
+    """Return the rows of all buckets by prompt and pixels of their pictures."""
+    found: dict[tuple[str | bytes, ...], _Known] = {}
     world = open_world(params.data.world)
     for name, capability in params.capabilities.items():
         evaluation = read_evaluation(paths.evaluation(name), name)
@@ -121,9 +121,9 @@ def _known_rows(params: Params, paths: Paths) -> Mapping[tuple[str, bytes], _Kno
                 sample = world.sample(row)
                 if sample.category not in expected or not row["target"]:
                     continue
-                source = row["source"]["bytes"] if row["source"] else None
+                cells = [row[column] for column in source_columns(dataset)]
                 share = expected[sample.category] / evaluation.scale
-                key = (row["prompt"], _pixels_of(source))
+                key = (row["prompt"], *_pixels_of(*(cell and cell["bytes"] for cell in cells)))
                 found.setdefault(key, _Known(sample, row["target"]["bytes"], share))
     return found
 
@@ -141,9 +141,9 @@ def _judged(rows: Sequence[ServedRow], params: Params, paths: Paths) -> list[Sco
             if row.is_edit not in expected:
                 continue
             marks: dict[str, float] = {}
-            questions = questions_about(
-                row.prompt, "", _bytes(row.source), _bytes(row.image) or b""
-            )
+            sources = [content for content in (row.source, *row.further) if content]
+            shown = [base64.b64decode(content, validate=True) for content in sources]
+            questions = questions_about(row.prompt, "", shown, _bytes(row.image) or b"")
             for question in questions:
                 mark = endpoint.ask(question, client)
                 if isinstance(mark, Unusable):
@@ -190,9 +190,7 @@ def _picture(content: str | bytes | None) -> Image.Image:
         raise DataError(f"a kept picture is damaged: {error}") from error
 
 
-def _pixels_of(content: str | bytes | None) -> bytes:
-    """Return what two pictures share that show the same, nothing where there is none."""
-    if content is None:
-        return b""
-    picture = _picture(content)
-    return repr(picture.size).encode() + picture.tobytes()
+def _pixels_of(*contents: str | bytes | None) -> list[bytes]:
+    """Return what pictures share that show the same, one each; nothing where there is none."""
+    pictures = [_picture(content) for content in contents if content is not None]
+    return [repr(picture.size).encode() + picture.tobytes() for picture in pictures]

@@ -21,6 +21,7 @@ from danceflow.fields import seed_for
 from danceflow.ops.files import atomic_directory
 from danceflow.scenes.prompts import (
     BUCKET_RENDERINGS,
+    BUCKETS,
     CATEGORIES,
     CORNERS,
     RELATIONS,
@@ -75,7 +76,7 @@ class Scenes(World):
     """Scenes of one to four objects on a grid; a sample's facts are its exact scenes."""
 
     name = "scenes"
-    buckets = tuple(CATEGORIES)
+    buckets = tuple(BUCKETS)
 
     def write(self, data: "DataParams", paths: "Paths") -> dict[str, Any]:
         """Write ``data/buckets`` and return what the data report tells of it.
@@ -87,7 +88,7 @@ class Scenes(World):
         scenes: dict[Split, set[tuple[int, ...]]] = {split: set() for split in SPLITS}
         with atomic_directory(paths.buckets) as folder:
             for name, sizes in data.buckets.items():
-                if name not in CATEGORIES:
+                if name not in BUCKETS:
                     raise DataError(f"data.buckets.{name}: the scenes world has no such bucket")
                 report[name] = {}
                 for split in SPLITS:
@@ -122,9 +123,9 @@ class Scenes(World):
             ConfigError: a weight is for a category that the bucket does not have.
         """
         for name in weights:
-            if name not in CATEGORIES[bucket]:
-                raise ConfigError(unknown_name(f"category of {bucket}", name, CATEGORIES[bucket]))
-        categories = [c for c in CATEGORIES[bucket] for _ in range(weights.get(c, 1))]
+            if name not in BUCKETS[bucket]:
+                raise ConfigError(unknown_name(f"category of {bucket}", name, BUCKETS[bucket]))
+        categories = [c for c in BUCKETS[bucket] for _ in range(weights.get(c, 1))]
         (size,) = sizes_of(dataset, [0])
         return ScenePool(bucket, draw_pool(categories, "train", count, seed), size)
 
@@ -309,7 +310,7 @@ def _draw(bucket: str, split: Split, sizes: "BucketParams", seed: int) -> list[S
     variants: list[Variant] = ["standard"] * number[split]
     if split == "test":
         variants += [v for v in _HELD_OUT for _ in range(number[split] // 3)]
-    categories, rendering = CATEGORIES[bucket], BUCKET_RENDERINGS.get(bucket, FLAT)
+    categories, rendering = BUCKETS[bucket], BUCKET_RENDERINGS.get(bucket, FLAT)
     drawn = (
         replace(
             draw_sample(

@@ -3,9 +3,11 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from judge_server import Server, completion, settings, usual
 from repository import ROOT
 
@@ -162,16 +164,44 @@ def test_answers(kind: str, text: str, mark: float | None) -> None:
 
 
 def test_questions_follow_the_categories() -> None:
-    (made,) = questions_about("two cats", "counting", None, b"x")
+    (made,) = questions_about("two cats", "counting", (), b"x")
     assert made.kind == "right"
     assert '"two cats"' in made.text
     assert "number must be exact" in made.text
-    sc, pq = questions_about("remove the cat", "subject_remove", b"s", b"x")
+    sc, pq = questions_about("remove the cat", "subject_remove", [b"s"], b"x")
     assert (sc.kind, sc.pictures, pq.kind, pq.pictures) == ("sc", (b"s", b"x"), "pq", (b"x",))
     assert "filled in credibly" in sc.text
     assert "cat" not in pq.text
     assert overall({"sc": 4.0, "pq": 9.0}) == 6
     assert overall({"right": 1.0}) == 1
+
+
+def test_a_question_shows_every_picture_of_an_edit() -> None:
+    sc, pq = questions_about("put it on", "swap", [b"1", b"2", b"3"], b"x")
+    assert (sc.pictures, pq.pictures) == ((b"1", b"2", b"3", b"x"), (b"x",))
+    assert "You are shown 3 pictures and, as the last one" in sc.text
+    assert "The first picture was to be changed" in sc.text
+    assert "new one stand in its place" in sc.text
+    # What was asked of one picture is asked as before: kept answers stay known.
+    assert questions_about("put it on", "swap", [b"1"], b"x")[0].text.startswith(
+        "You are shown a picture and its edited version."
+    )
+
+
+def test_a_judge_sees_the_pictures_that_a_row_has(tasks, server: Server, tmp_path: Path) -> None:
+    task = tasks["local_edit"].select([0, 1])
+    another = task.only.target[0]
+    further = torch.stack([another, torch.full_like(another, torch.nan)])
+    task = replace(task, parts=(replace(task.only, further=(further,)),))
+    assert [len(pictures) for pictures in task.pictures] == [2, 1]
+    assert torch.equal(task.pictures[0][1], another)
+    found, _ = endpoint(server, tmp_path, num_samples=2)
+    Judge(found.config, found, tmp_path).score("student", task, task.target)
+    counts = [
+        sum(part["type"] == "image_url" for part in request["messages"][0]["content"])
+        for request in server.requests
+    ]
+    assert sorted(counts) == [1, 1, 2, 3]
 
 
 EDITS = {
@@ -204,7 +234,7 @@ OMNIEDIT = {
 
 
 def edit_question(category: str) -> str:
-    return questions_about("do it", category, b"s", b"x")[0].text
+    return questions_about("do it", category, [b"s"], b"x")[0].text
 
 
 def test_every_category_of_the_benchmark_has_a_hint_of_its_own() -> None:

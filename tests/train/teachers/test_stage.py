@@ -218,6 +218,26 @@ def test_a_teacher_that_the_parameters_do_not_name_stays(
     assert "shaded learned beside another base/diffusion_pytorch_model" in caplog.text
 
 
+def test_an_adapter_stands_on_the_teacher_that_it_learned_on(made: Paths, tmp_path: Path) -> None:
+    shutil.copytree(made.root, tmp_path / "project")
+    paths = Paths(tmp_path / "project")
+    params = tiny()
+    for name, base in (("first", "base"), ("second", "local")):
+        changes = {"adapter_rank": 2, "init": base, "num_updates": 1}
+        adapter = params.teachers["local"].model_copy(update=changes)
+        more = {**params.teachers, name: adapter}
+        assert module.add(params.model_copy(update={"teachers": more}), paths) == [name]
+    manifest = read_manifest(paths.teachers)
+    assert (manifest["base"], manifest["bases"]) == ("base", {"second": "local"})
+    for name, base in (("first", "base"), ("second", "local")):
+        found = Teachers(paths.teachers, "sd3", ["base", "local", name], "cpu")
+        assert found.base == base
+        assert found.backbones[name] is found.shared is found.backbones[base]
+    assert Teachers(paths.teachers, "sd3", ["local"], "cpu").base == "base"
+    with pytest.raises(WeightsError, match="one network, here first on base, second on local"):
+        Teachers(paths.teachers, "sd3", ["first", "second"], "cpu")
+
+
 def test_a_teacher_that_stays_is_whole(made: Paths, tmp_path: Path, trained: list[str]) -> None:
     paths = with_another(made, tmp_path / "project")
     weights = paths.teacher("shaded") / "pytorch_lora_weights.safetensors"

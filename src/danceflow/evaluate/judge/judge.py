@@ -96,11 +96,9 @@ class Judge:
         """
         places = self.rows(task)
         self.asked |= {task.rows[place] for place in places}
-        sources = task.sources
+        pictures = task.pictures
         asked = {
-            task.rows[place]: self._questions(
-                task.rows[place], sources[place] if sources else None, images[place]
-            )
+            task.rows[place]: self._questions(task.rows[place], pictures[place], images[place])
             for place in places
             if task.rows[place] not in self.left_out
         }
@@ -211,8 +209,10 @@ class Judge:
             f"known, {usage.tokens_in} tokens in, {usage.tokens_out} out, cost {cost:.4f}"
         )
 
-    def _questions(self, row: Row, source: Tensor | None, image: Tensor) -> tuple[Question, ...]:
-        shown = None if source is None else _png(source)
+    def _questions(
+        self, row: Row, sources: Sequence[Tensor], image: Tensor
+    ) -> tuple[Question, ...]:
+        shown = [_png(source) for source in sources]
         return questions_about(row.prompt, row.category, shown, _png(image))
 
     def _offline(

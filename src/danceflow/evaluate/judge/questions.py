@@ -8,7 +8,7 @@ lower of two marks from 0 to 10, and O = sqrt(SC * PQ). Pictures made from a pro
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +46,16 @@ _SAME_EDITS: Mapping[str, str] = {
     "background": "background_change",
     "background_swap": "background_change",
     "style": "style_change",
+    "grayscale": "style_change",
+    "inverted": "style_change",
+    "sunset": "style_change",
+    "night": "style_change",
+    "corner_add": "subject_add",
+    "beside_add": "subject_add",
     "env": "tone_transfer",
     "environment": "tone_transfer",
 }
-"""GEditBench's category of each of OmniEdit's tasks."""
+"""GEditBench's category of each of OmniEdit's tasks, and of the scenes' finer ones."""
 
 _PICTURE_HINTS: Mapping[str, str] = {
     "single_object": "The named object must be there.",
@@ -66,6 +72,15 @@ _SC = """You are shown a picture and its edited version. The instruction was: "{
 Give two marks from 0 (worst) to 10 (best):
 1. how fully the instruction was carried out;
 2. how well everything the instruction does not mention was left as it was.
+Answer with JSON alone: {{"marks": [a, b], "reason": "one short sentence"}}"""
+
+_SC_OF_SEVERAL = """You are shown {count} pictures and, as the last one, what was made of them. \
+The first picture was to be changed; the instruction may take things from the others, which it may \
+call by their number. The instruction was: "{prompt}"
+{hint}
+Give two marks from 0 (worst) to 10 (best):
+1. how fully the instruction was carried out, with the right things from the right pictures;
+2. how well all of the first picture that the instruction does not mention was left as it was.
 Answer with JSON alone: {{"marks": [a, b], "reason": "one short sentence"}}"""
 
 _PQ = """You are shown one picture. Judge only how it looks, not what it shows. Give two marks from
@@ -96,25 +111,30 @@ class Question:
 
 
 def questions_about(
-    prompt: str, category: str, source: bytes | None, picture: bytes
+    prompt: str, category: str, sources: Sequence[bytes], picture: bytes
 ) -> tuple[Question, ...]:
     """Return what is asked about one answer.
 
     Args:
         prompt: what the field was asked.
         category: of the prompt.
-        source: PNG file of the picture that was edited, or None.
+        sources: PNG files of the pictures of an edit, that which was to be changed first.
         picture: PNG file of the answer.
     """
-    if source is None:
+    if not sources:
         return (Question("right", _filled(_RIGHT, prompt, _PICTURE_HINTS, category), (picture,)),)
-    text = _filled(_SC, prompt, _EDIT_HINTS, _SAME_EDITS.get(category, category))
-    return (Question("sc", text, (source, picture)), Question("pq", _PQ, (picture,)))
+    category = _SAME_EDITS.get(category, category)
+    if len(sources) == 1:
+        text = _filled(_SC, prompt, _EDIT_HINTS, category)
+    else:
+        text = _filled(_SC_OF_SEVERAL, prompt, _EDIT_HINTS, category, len(sources))
+    return (Question("sc", text, (*sources, picture)), Question("pq", _PQ, (picture,)))
 
 
-def _filled(text: str, prompt: str, hints: Mapping[str, str], category: str) -> str:
+def _filled(text: str, prompt: str, hints: Mapping[str, str], category: str, count: int = 1) -> str:
     """Return a question with its prompt, and with its hint where the category has one."""
-    return text.format(prompt=prompt, hint=hints.get(category, "")).replace("\n\n", "\n")
+    filled = text.format(prompt=prompt, hint=hints.get(category, ""), count=count)
+    return filled.replace("\n\n", "\n")
 
 
 class UnusableAnswerError(ValueError):

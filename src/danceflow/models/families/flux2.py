@@ -57,10 +57,10 @@ _SINGLE = ("to_qkv_mlp_proj", "attn.to_out")
 
 
 def _counted(state: State) -> Tokens:
-    return Tokens(2 * state.image if state.has_source else state.image, state.prompt)
+    return Tokens((1 + state.num_sources) * state.image, state.prompt)
 
 
-def _prompt_values(transformer: Transformer, prompt: int, _: tuple[int, int] | None) -> int:
+def _prompt_values(transformer: Transformer, prompt: int, _: Sequence[tuple[int, int]]) -> int:
     return prompt * int(transformer["joint_attention_dim"])
 
 

@@ -7,6 +7,7 @@ to three pictures, numbers them in the prompt and sees them at a size of its own
 length of every token's velocity.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,17 +64,32 @@ def picture_tokens(size: tuple[int, int]) -> int:
 
 
 def _counted(state: State) -> Tokens:
-    if not state.has_source:
-        return Tokens(state.image, state.prompt)
-    return Tokens(2 * state.image, state.prompt + picture_tokens(state.size))
+    seen = seen_tokens([state.size] * state.num_sources)
+    return Tokens((1 + state.num_sources) * state.image, state.prompt + seen)
 
 
-def _prompt_values(transformer: Transformer, prompt: int, source: tuple[int, int] | None) -> int:
+def seen_tokens(sizes: Sequence[tuple[int, int]]) -> int:
+    """Return the language model's tokens of an edit's pictures.
+
+    Only Edit-Plus takes several, and sees them small. One counts as it does for Edit.
+    """
+    if len(sizes) < 2:
+        return sum(map(picture_tokens, sizes))
+    return sum(
+        picture_tokens((round(scale * height), round(scale * width)))
+        for height, width in sizes
+        for scale in (math.sqrt(_SEEN_AREA / (height * width)),)
+    )
+
+
+def _prompt_values(
+    transformer: Transformer, prompt: int, sources: Sequence[tuple[int, int]]
+) -> int:
     width = int(transformer["joint_attention_dim"])
-    if source is None:
+    if not sources:
         return prompt * width
-    # The empty prompt's embeddings depend on the picture: the cache keeps both.
-    return 2 * (prompt + picture_tokens(source)) * width
+    # The empty prompt's embeddings depend on the pictures: the cache keeps both.
+    return 2 * (prompt + seen_tokens(sources)) * width
 
 
 _KEPT = Kept(whole=1.45, adapter=1.06, half=1.07)

@@ -53,25 +53,30 @@ _FEED_FORWARD = tuple(f"img_mlp.{part}" for part in ("proj", "gate_layer", "out"
 
 def _counted(state: State) -> Tokens:
     text, target = state.prompt, state.image
-    source = target if state.has_source else 0
+    source = state.num_sources * target
     before = text + source
     return Tokens(
         image=target + source,
         prompt=text + source // _SLOT**2,
         sample=2,  # what comes before the new image is told sigma 0
         joint=before + target,
-        # Blocks look at what stands before them and at themselves.
-        pairs=text**2 + source * before + target * (before + target),
+        # Blocks look at what stands before them and at themselves; every picture is a block.
+        pairs=text**2
+        + sum(target * (text + n * target) for n in range(1, state.num_sources + 1))
+        + target * (before + target),
     )
 
 
-def _prompt_values(transformer: Transformer, prompt: int, source: tuple[int, int] | None) -> int:
+def _prompt_values(
+    transformer: Transformer, prompt: int, sources: Sequence[tuple[int, int]]
+) -> int:
     width = int(transformer["context_in_dim"])
-    if source is None:
+    if not sources:
         return prompt * width
-    height, columns = (side // (16 * _SLOT) for side in source)
-    # The empty prompt's embeddings depend on the picture: the cache keeps both.
-    return 2 * (prompt + height * columns) * width
+    unit = 16 * _SLOT
+    seen = sum((height // unit) * (columns // unit) for height, columns in sources)
+    # The empty prompt's embeddings depend on the pictures: the cache keeps both.
+    return 2 * (prompt + seen) * width
 
 
 _KEPT = Kept(whole=1.65, adapter=1.26, half=1.17)

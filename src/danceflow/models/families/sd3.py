@@ -73,7 +73,7 @@ def _tokens(state: State) -> Tokens:
     return Tokens(state.image, state.prompt)  # a source is further channels of the same tokens
 
 
-def _prompt_values(transformer: Transformer, prompt: int, _: tuple[int, int] | None) -> int:
+def _prompt_values(transformer: Transformer, prompt: int, _: Sequence[tuple[int, int]]) -> int:
     pooled: int = transformer["pooled_projection_dim"]
     return prompt * int(transformer["joint_attention_dim"]) + pooled
 

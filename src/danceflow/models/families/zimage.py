@@ -62,15 +62,17 @@ def _tokens(state: State) -> Tokens:
     image = _padded(state.image)
     # The Omni layout embeds two times, of clean and of noisy tokens, whatever the state has.
     sample = 2 if state.edits else 1
-    if not state.has_source:
+    if not state.num_sources:
         return Tokens(image, _padded(state.prompt), sample=sample)
     frame = 2 * _MULTIPLE  # the texts before the source and behind the target
     vision = _padded(state.vision) + _MULTIPLE
     return Tokens(2 * image, _padded(state.prompt) + frame, vision, sample)
 
 
-def _prompt_values(transformer: Transformer, prompt: int, source: tuple[int, int] | None) -> int:
-    seen = 0 if source is None else VISION_TOKENS * int(transformer["siglip_feat_dim"])
+def _prompt_values(
+    transformer: Transformer, prompt: int, sources: Sequence[tuple[int, int]]
+) -> int:
+    seen = 0 if not sources else VISION_TOKENS * int(transformer["siglip_feat_dim"])
     return prompt * int(transformer["cap_feat_dim"]) + seen
 
 

@@ -10,15 +10,16 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danceflow.data.buckets import VALIDATION
 from danceflow.errors import WeightsError
+from danceflow.models.bases import base_of_adapter
 from danceflow.models.family import open_family
 from danceflow.models.package import FROZEN_FOLDER, read_manifest, write_manifest
-from danceflow.models.weights import read_json
+from danceflow.models.weights import holds_network, read_json
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, fingerprint, sha256, write_json
 from danceflow.ops.group import current
@@ -57,7 +58,7 @@ def run(params: "Params", paths: Paths) -> None:
             trained[name] = train_teacher(params, paths, paths, family, name, trained, frozen.name)
         group = current()
         if group.is_main:
-            _write(params, paths, frozen, trained | others, before)
+            _write(params, paths, frozen, trained | others, before, kept=others)
             _tell_of_others(others, before, read_manifest(paths.teachers)["files"])
             with atomic_directory(paths.teachers_images):
                 pass  # pictures of the teachers before these
@@ -108,7 +109,7 @@ def _add(params: "Params", paths: Paths, manifest: Mapping[str, Any]) -> list[st
         trained[name] = train_teacher(params, paths, data, family, name, trained, stands_for)
     if added:
         told = {key: manifest[key] for key in _TOLD if key in manifest}
-        _write(params, paths, frozen, trained, manifest, told)
+        _write(params, paths, frozen, trained, manifest, kept=manifest["teachers"], told=told)
     report = json.loads(paths.teachers_report.read_text())
     score_teachers(params, paths, data, report)
     for name in added:
@@ -157,7 +158,8 @@ def _tell_of_others(
         "not named by the parameters, and kept: %s (`danceflow teachers --recipe` scores them)",
         ", ".join(others),
     )
-    ground = [f"{FROZEN_FOLDER}/"] + ([f"{before['base']}/"] if "base" in before else [])
+    bases = {base_of_adapter(before, name) for name in others} - {None}
+    ground = [f"{FROZEN_FOLDER}/", *(f"{base}/" for base in bases)]
     moved = [
         file
         for file, digest in before["files"].items()
@@ -178,6 +180,8 @@ def _write(
     frozen: Path,
     trained: Mapping[str, Path],
     before: Mapping[str, Any],
+    *,
+    kept: Container[str],
     told: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``models/teachers``: frozen parts, every teacher's weights, the manifest.
@@ -188,17 +192,25 @@ def _write(
         frozen: the parts that all teachers share.
         trained: by name, whose ``final`` holds the weights.
         before: the manifest that is replaced; it names the base of adapters that stay.
+        kept: the teachers that stay.
         told: what else it says of teachers that all stay.
     """
-    bases = [t.init for t in params.teachers.values() if t.adapter_rank is not None]
-    if "base" in before:
-        bases.append(before["base"])
+    bases = {
+        name: base_of_adapter(before, name) if name in kept else params.teachers[name].init
+        for name, place in trained.items()
+        if not holds_network(place / "final")
+    }
+    base = before.get("base", next(iter(bases.values()), None))
     meta = {**(told or {}), "family": params.family.name, "teachers": list(trained)}
+    if base is not None:
+        meta["base"] = base
+    if further := {name: found for name, found in bases.items() if found != base}:
+        meta["bases"] = further
     with atomic_directory(paths.teachers) as folder:
         shutil.copytree(frozen, folder / FROZEN_FOLDER)
         for name, place in trained.items():
             shutil.copytree(place / "final", folder / name)
-        write_manifest(folder, meta | ({"base": bases[0]} if bases else {}))
+        write_manifest(folder, meta)
 
 
 def _curve(path: Path) -> list[list[float]]:
