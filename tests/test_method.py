@@ -6,6 +6,7 @@ from params_files import changed
 from repository import ROOT
 
 from danceflow.capability import FIXED_STARTS
+from danceflow.errors import ConfigError
 from danceflow.fields import (
     LOGIT_NORMAL,
     OBJECTIVES,
@@ -291,6 +292,26 @@ def test_dynamics_and_eta_can_be_replaced(name, overrides, dynamics):
 def test_unknown_and_unfitting_parts_are_refused(name, overrides, message):
     with pytest.raises(ValueError, match=message):
         resolve_method(name, **overrides)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "reason"),
+    [
+        (["method=joint"], "asks no teacher"),
+        (["method=merge"], "asks no teacher"),
+        (["method=danceopd", "dynamics=sde"], "moves its states with noise"),
+        (["method=offpolicy", "query=logit_normal"], "has states between the grid's"),
+        (["method=soft"], "asks all teachers at once"),
+    ],
+)
+def test_substeps_where_a_teacher_has_no_answer_over_a_step_are_refused(assignments, reason):
+    data = read_yaml(ROOT / "params.yaml")
+    given = ["substeps={t2i: 2}", *assignments]
+    params = parse_params(changed(data, *(f"distill.{one}" for one in given)), "params.yaml")
+    with pytest.raises(ConfigError, match=f"^distill.substeps: method '.*' {reason}"):
+        method_of(params.distill)
+    plain = changed(data, "distill.substeps={t2i: 1}", *(f"distill.{a}" for a in assignments))
+    method_of(parse_params(plain, "params.yaml").distill)
 
 
 def test_more_queries_than_steps_is_refused_by_name():

@@ -43,7 +43,13 @@ PLANNED = (
 TABLE = ROOT / "docs" / "howto" / "recipes.md"
 # Sections whose keys are names that a recipe chooses; what stands below a name is fixed.
 NAMED = ("capabilities", "teachers", "data.buckets")
-CHOSEN = ("data.input", "evaluate.judge", "gate.min_retention")
+CHOSEN = (
+    "data.input",
+    "distill.substeps",
+    "evaluate.judge",
+    "evaluate.num_steps",
+    "gate.min_retention",
+)
 # All that a smoke recipe may change: where it computes, how much, and where it is recorded.
 SIZES = re.compile(
     r"run\.(device|dtype|num_threads)|data\.image_size|data\.input\.(min_side|num_shards)"
@@ -116,7 +122,13 @@ def test_a_recipe_resolves(recipe: Path) -> None:
 def test_the_student_s_number_of_steps_stands_once(recipe: Path) -> None:
     """``num_steps`` of the training is the rollout's, whose grid decides the weights."""
     found = [key for key in keys_of(read_yaml(recipe)) if key.endswith("steps")]
-    assert found == ["cache.num_steps", "distill.num_steps", "evaluate.num_steps"]
+    assert found == [
+        "cache.num_steps",
+        "distill.num_steps",
+        "distill.substeps",
+        "evaluate.num_steps",
+        "evaluate.num_teacher_steps",
+    ]
 
 
 def test_a_recipe_is_complete_and_in_the_order_of_params_yaml(recipe: Path) -> None:

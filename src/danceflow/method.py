@@ -335,7 +335,24 @@ def method_of(config: "DistillParams") -> Method:
             f"distill.batch_size {config.batch_size} is no multiple of group size "
             f"{method.group_size} times updates_per_rollout {method.updates_per_rollout}"
         )
+    if any(count > 1 for count in config.substeps.values()):
+        _require_steps(method)
     return method
+
+
+def _require_steps(method: Method) -> None:
+    """Raise ConfigError where a teacher has no answer over a step of the method's rollout."""
+    if not method.trains or method.target == "data":
+        reason = "asks no teacher"
+    elif isinstance(method.states.dynamics, Sde):
+        reason = "moves its states with noise (dynamics sde), and a teacher's step has none"
+    elif method.query == LOGIT_NORMAL:
+        reason = f"has states between the grid's (query {LOGIT_NORMAL}), where no step begins"
+    elif method.routing == "soft":
+        reason = "asks all teachers at once (routing soft), whose steps end apart"
+    else:
+        return
+    raise ConfigError(f"distill.substeps: method {method.name!r} {reason}; name no substeps")
 
 
 def require_training(params: "Params", source: str) -> None:

@@ -46,6 +46,7 @@ def test_the_stage_leaves_it_with_its_pictures(reported) -> None:
     ("name", "value", "part"),
     [
         ("evaluate.num_steps", 3, "num_steps"),
+        ("evaluate.num_steps", {"t2i": 3, "local_edit": 2, "global_edit": 2}, "num_steps"),
         ("evaluate.seeds", [0, 1], "seeds"),
         ("evaluate.guidance", 1.5, "guidance"),
         ("evaluate.num_samples", 1, "num_samples"),

@@ -70,6 +70,7 @@ VARIANT_CASES: dict[str, dict[str, Any]] = {
     "warm start": {"warm_start": 2},
     "replay": {"updates_per_rollout": 2},
     "normalised": {"loss_normalisation": 0.5},
+    "substeps": {"substeps": {"t2i": 3}, "substeps_from": 0.5},
 }
 CASES = METHOD_CASES | OBJECTIVE_CASES | VARIANT_CASES
 

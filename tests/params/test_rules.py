@@ -35,6 +35,16 @@ from danceflow.params.read import parse_params
             "distill.num_queries: 17 queries do not fit into num_steps = 8",
         ),
         (
+            "distill.substeps={t2: 2}",
+            "distill.substeps.t2: unknown capability 't2': did you mean 't2i'?",
+        ),
+        ("evaluate.num_steps={t2i: 16}", "evaluate.num_steps.local_edit: is missing"),
+        (
+            "evaluate.num_steps={t2i: 16, local_edit: 4, global_edit: 4, global: 4}",
+            "evaluate.num_steps.global: unknown capability 'global'",
+        ),
+        ("evaluate.num_steps={t2i: 0}", "evaluate.num_steps: should be a number from 1, or one"),
+        (
             "run.base=nf4",
             "run.base: nf4 weights cannot be trained, and distill.student: full trains all",
         ),

@@ -67,6 +67,13 @@ EXACT = [
         "num_updates": 50,
         "max_field_evaluations": 700,
     },
+    {
+        "method": "diffusionopd",
+        "capabilities_per_update": "all",
+        "num_updates": 5,
+        "substeps": {"t2i": 3, "local_edit": 2},
+        "substeps_from": 0.5,  # the last two of five
+    },
 ]
 
 

@@ -155,6 +155,21 @@ def test_the_number_of_steps_comes_from_the_student_or_the_caller(noisy_folder):
     assert not np.array_equal(pixels(default), pixels(other))
 
 
+def test_rows_of_one_call_take_the_steps_of_their_kind(tmp_path):
+    family = small_sd3()
+    meta = {"num_steps": {"generate": 3, "edit": 1}, "image_sizes": [[16, 16]]}
+    save_package(tmp_path, family, awake(family), meta)
+    student = open_folder(tmp_path, None, "cpu")
+    prompts, sources = ["red", "blue"], [None, Image.new("RGB", (16, 16), "red")]
+    assert (student.steps(is_edit=False), student.steps(is_edit=True)) == (3, 1)
+    found = student.run(prompts, sources)
+    for place, steps in enumerate((3, 1)):
+        expected = student.run(prompts, sources, num_steps=steps)[place]
+        other = student.run(prompts, sources, num_steps=4 - steps)[place]
+        assert np.array_equal(pixels(found[place]), pixels(expected))
+        assert not np.array_equal(pixels(found[place]), pixels(other))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -204,7 +204,7 @@ class Survey:
         gap = {}
         if name in (STUDENT, START):
             field, own = self.fields[name], self.fields[self.own]
-            gap = field_gap(field, own, self.gap_task, self.config.num_steps)
+            gap = field_gap(field, own, self.gap_task, self.config.steps(self.task.capability))
         metrics = {**found.metrics, **(further or {})}
         return found.model_copy(update={"metrics": metrics, "field_gap": gap})
 
@@ -324,7 +324,9 @@ def finite_images(
     Raises:
         WeightsError: they are not finite.
     """
-    images = task.images(field, config.num_steps, config.batch_size, on_batch)
+    of_teacher = name.startswith(TEACHER)
+    steps = (config.teacher_steps if of_teacher else config.steps)(task.capability)
+    images = task.images(field, steps, config.batch_size, on_batch)
     if not all(bool(image.isfinite().all()) for image in images):
         raise WeightsError(f"{name}: its images of {task.capability} are not finite numbers")
     return images
@@ -342,6 +344,9 @@ def _inputs(
         "frozen": {k: v for k, v in student["files"].items() if k.startswith(FROZEN_FOLDER)},
         "base": student.get("base", {}).get("frozen"),
         "params": params.select((*RUN_KEYS, "family", "data.world")),
-        "evaluate": params.evaluate.model_dump(mode="json", exclude={"guidance", "num_bootstrap"}),
+        "evaluate": {
+            **params.evaluate.model_dump(mode="json", exclude={"guidance", "num_bootstrap"}),
+            "num_steps": params.evaluate.steps(capability),
+        },
         "capability": [capability, config.teacher, config.guidance],
     }

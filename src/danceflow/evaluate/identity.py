@@ -36,7 +36,7 @@ def identity_of(params: "Params", paths: "Paths", capability: str) -> dict[str, 
         "rows": fingerprint(file_digests(rows)),
         "num_samples": config.num_samples,
         "seeds": list(config.seeds),
-        "num_steps": config.num_steps,
+        "num_steps": config.steps(capability),
         "guidance": config.guidance,
         "judge": judge.model_dump(mode="json", include={"url", "model"})
         if judge is not None and judge.is_score

@@ -87,12 +87,12 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         capability=capability,
         scale=marks.best_score(task),
         teacher=survey.own,
-        num_steps=params.evaluate.num_steps,
+        num_steps=params.evaluate.steps(capability),
         extractor=EXTRACTOR,
         training=_training(student.meta),
         student=sha256(paths.student / MANIFEST),
         seconds=round(time.monotonic() - started, 1),
-        notes=tuple(notes),
+        notes=(*notes, *_of_steps(params, capability)),
         left_out=() if judge is None else judge.rows_left_out(),
         fields=results,
     )
@@ -108,6 +108,14 @@ def _training(student: Mapping[str, Any]) -> Training | None:
         num_updates=student["num_updates"],
         field_evaluations=sum(student["field_evaluations"].values()),
     )
+
+
+def _of_steps(params: "Params", capability: str) -> tuple[str, ...]:
+    """Return a note where teachers answer in other steps than the student."""
+    steps, others = params.evaluate.steps(capability), params.evaluate.teacher_steps(capability)
+    if steps == others:
+        return ()
+    return (f"student and start answer in {steps} steps, the teachers in {others}",)
 
 
 def _line(results: Mapping[str, FieldResult]) -> str:

@@ -46,6 +46,7 @@ from danceflow.fields.states import (
     StateSource,
     samples_together,
 )
+from danceflow.fields.substeps import SteppedField, substep_grid
 
 __all__ = [
     "COUPLINGS",
@@ -73,6 +74,7 @@ __all__ = [
     "StateRequest",
     "StateSource",
     "States",
+    "SteppedField",
     "VelocityField",
     "as_sources",
     "derive_seeds",
@@ -90,6 +92,7 @@ __all__ = [
     "samples_together",
     "seed_for",
     "shifted_grid",
+    "substep_grid",
     "uniform",
     "velocity_mse",
     "with_reduction",

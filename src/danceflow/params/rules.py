@@ -120,6 +120,10 @@ def _rule_distill(sections: Mapping[str, Any]) -> Iterator[Problem]:
     if isinstance(distill.num_queries, int) and distill.num_queries > distill.num_steps:
         text = f"{distill.num_queries} queries do not fit into num_steps = {distill.num_steps}"
         yield Problem("distill.num_queries", text)
+    for name in distill.substeps if "capabilities" in sections else ():
+        if name not in sections["capabilities"]:
+            text = unknown_name("capability", name, sections["capabilities"])
+            yield Problem(f"distill.substeps.{name}", text)
     if "teachers" not in sections:
         return
     starts = {MERGE, *sections["teachers"]}
@@ -131,6 +135,21 @@ def _rule_distill(sections: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"distill.merge_weights.{name}", text)
     if distill.merge_weights is not None and sum(distill.merge_weights.values()) == 0:
         yield Problem("distill.merge_weights", "at least one weight should be above 0")
+
+
+def _rule_steps(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """Check that steps by capability name every capability."""
+    evaluate: EvaluateParams | None = sections.get("evaluate")
+    if evaluate is None or isinstance(evaluate.num_steps, int) or "capabilities" not in sections:
+        return
+    given, known = evaluate.num_steps, sections["capabilities"]
+    for name in given:
+        if name not in known:
+            path = f"evaluate.num_steps.{name}"
+            yield Problem(path, unknown_name("capability", name, known))
+    for name in known:
+        if name not in given:
+            yield Problem(f"evaluate.num_steps.{name}", "is missing: every capability needs one")
 
 
 def _rule_processes(sections: Mapping[str, Any]) -> Iterator[Problem]:
@@ -249,6 +268,7 @@ RULES = (
     _rule_teachers,
     _rule_adapters,
     _rule_distill,
+    _rule_steps,
     _rule_base,
     _rule_gate,
     _rule_sizes,

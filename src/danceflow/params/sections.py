@@ -33,6 +33,7 @@ from danceflow.params.values import (
     NonNegative,
     NotEmpty,
     NumQueries,
+    NumSteps,
     OneOf,
     Positive,
     PositiveCount,
@@ -315,6 +316,12 @@ class DistillParams(MethodParts):
     """Decay of each capability's mean loss, which divides its loss; null: none."""
     num_steps: PositiveCount
     """Steps of the student's rollout."""
+    substeps: Mapping[str, PositiveCount]
+    """By capability, the steps in which its teacher goes along one step of the rollout; the student
+    learns their mean velocity. 1, and where none is named: its velocity at the state."""
+    substeps_from: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the training after which they are taken; before it every teacher is asked at the
+    state alone."""
     student: Literal["full", "lora"]
     """Whether all weights are trained, or a LoRA adapter."""
     lora_rank: PositiveCount
@@ -403,8 +410,11 @@ class EvaluateParams(Section):
 
     num_samples: PositiveCount
     """Rows per category that are scored."""
-    num_steps: PositiveCount
-    """Euler steps of every sample, and of the served student."""
+    num_steps: NumSteps
+    """Euler steps of the student, scored and served: a number, or one for every capability. An edit
+    that is served takes the most of those with a source: nobody says which edit it is."""
+    num_teacher_steps: PositiveCount | None
+    """Euler steps of the teachers that it is held against; null: as many as the student."""
     guidance: NonNegative
     """Of the student while it is scored, on top of what its teachers had; 1: a single pass."""
     batch_size: PositiveCount
@@ -417,6 +427,15 @@ class EvaluateParams(Section):
     """Networks on this machine that further metrics need; null leaves the metric out."""
     judge: JudgeParams | None
     """A vision model that scores; null: none."""
+
+    def steps(self, capability: str) -> int:
+        """Return the student's steps for a capability."""
+        steps = self.num_steps
+        return steps if isinstance(steps, int) else steps[capability]
+
+    def teacher_steps(self, capability: str) -> int:
+        """Return the steps of the teachers that are asked for the same."""
+        return self.num_teacher_steps or self.steps(capability)
 
 
 class GateParams(Section):

@@ -116,6 +116,16 @@ def _num_queries(value: object) -> object:
     raise ValueError(f"should be a number from 1, 'all' or null, found {json.dumps(value)}")
 
 
+def _num_steps(value: object) -> object:
+    counts = list(value.values()) if isinstance(value, dict) else [value]
+    if counts and all(type(count) is int and count >= 1 for count in counts):
+        return value
+    raise ValueError(
+        "should be a number from 1, or one for every capability such as {t2i: 16, edit: 4}, found "
+        f"{json.dumps(value)}"
+    )
+
+
 def _columns(value: object) -> object:
     if isinstance(value, str):
         if value not in COLUMN_PRESETS:
@@ -152,6 +162,22 @@ NumQueries = Annotated[
     PlainValidator(_num_queries),
     WithJsonSchema(
         {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}, {"type": "null"}]}
+    ),
+]
+NumSteps = Annotated[
+    int | Mapping[str, int],
+    PlainValidator(_num_steps),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {
+                    "type": "object",
+                    "additionalProperties": {"type": "integer", "minimum": 1},
+                    "minProperties": 1,
+                },
+            ]
+        }
     ),
 ]
 Address = Annotated[str, BeforeValidator(_address)]

@@ -300,6 +300,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "capabilities": {
             skill.name: {
                 "tokens": plan.tokens[skill.name].of("all"),
+                "substeps": skill.substeps,
                 "forward_tflops": plan.forward_flops[skill.name] / 1e12,
                 "training_tflops": plan.training_flops[skill.name] / 1e12,
             }

@@ -86,6 +86,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield from _table(rows)
     budget = "" if training.budget is None else f", at most {training.budget:,} evaluations"
     yield f"  {plan.num_updates:,} updates of {training.batch_size} samples{budget}"
+    yield from _substeps(training)
     yield ""
     yield "Operations of one state in TFLOP"
     rows = [("capability", "tokens", "forward", "forward and backward")]
@@ -113,6 +114,16 @@ def _lines(plan: Plan) -> Iterator[str]:
             "gradients, at assumed speeds (docs/scale-out.md)"
         )
     yield f"  {_speed(device)}"
+
+
+def _substeps(training: Workload) -> Iterator[str]:
+    named = [f"{s.name} {s.substeps}" for s in training.skills if s.substeps > 1]
+    if named:
+        since = f" after {training.substeps_from:.0%} of the training"
+        yield (
+            f"  substeps of a teacher within a step: {', '.join(named)}"
+            f"{since if training.substeps_from else ''}; per update is a mean"
+        )
 
 
 def _parts(stage: str, items: Sequence[Item]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING
 
 from danceflow.capability import asked
@@ -13,6 +14,8 @@ from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, MAX_ROWS, PARTS
 
 if TYPE_CHECKING:
     from danceflow.params.sections import Params
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Skill:
         teacher: its teacher's name.
         cost: evaluations of the teacher's network per state: 2 with guidance, else 1.
         num_rows: rows of its training split at most.
+        substeps: of its teacher within a step of the rollout, once they are taken.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Skill:
     teacher: str
     cost: int
     num_rows: int
+    substeps: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Workload:
         cache_steps: of those samples.
         cache_dtype: of what is cached.
         num_processes: that compute together, each on a device of its own.
+        substeps_from: share of the training after which teachers take their substeps.
     """
 
     method: Method
@@ -87,11 +93,14 @@ class Workload:
     cache_steps: int
     cache_dtype: str
     num_processes: int = 1
+    substeps_from: float = 0.0
 
 
 @dataclass(frozen=True)
 class Evaluations:
     """Expected field evaluations of one capability's states per update, by part of the ledger.
+
+    Where teachers take substeps in a part of the training, they are a mean over all its updates.
 
     Attributes:
         skill: the capability.
@@ -118,6 +127,17 @@ class Evaluations:
 
 def evaluations(training: Workload) -> list[Evaluations]:
     """Return what an update costs once as many rollouts are under way as the method mixes."""
+    first, later = _evaluations(training, 0.0), _evaluations(training, 1.0)
+    before, after = updates_by_part(training, _sum(first), _sum(later))
+    return _evaluations(training, after / (before + after)) if before + after else first
+
+
+def _sum(found: "list[Evaluations]") -> float:
+    return sum(sum(each.parts.values()) for each in found)
+
+
+def _evaluations(training: Workload, stepped: float) -> list[Evaluations]:
+    """Return what an update costs if teachers take substeps in a share of the updates."""
     method = training.method
     if not method.trains:
         return []
@@ -131,7 +151,8 @@ def evaluations(training: Workload) -> list[Evaluations]:
         asked: dict[str, float] = {}
         for other in method.asks(skill.name, skills):
             teacher = skills[other].teacher
-            asked[teacher] = asked.get(teacher, 0.0) + states * skills[other].cost
+            times = 1.0 + stepped * (skills[other].substeps - 1)
+            asked[teacher] = asked.get(teacher, 0.0) + states * skills[other].cost * times
         found.append(
             Evaluations(
                 skill=skill,
@@ -166,6 +187,26 @@ def num_updates(training: Workload, per_update: float) -> int:
     if training.budget is None or per_update == 0:
         return training.num_updates
     return min(training.num_updates, int(training.budget / per_update))
+
+
+def updates_by_part(training: Workload, first: float, later: float) -> tuple[float, float]:
+    """Return how many updates come before teachers take substeps, and how many from then on.
+
+    A budget's share counts where it is larger than the share of updates made, as in the training.
+
+    Args:
+        training: what is trained.
+        first: field evaluations of an update before.
+        later: of an update from then on.
+    """
+    most, budget = float(training.num_updates), training.budget
+    if not first:
+        return 0.0, 0.0
+    ends = most if budget is None else min(most, budget / first)
+    before = min(ends, ceil(training.substeps_from * ends - _ROUNDING))
+    if budget is None:
+        return before, most - before
+    return before, max(0.0, min(most - before, (budget - before * first) / later))
 
 
 def warm_up(training: Workload, updates: int) -> float:
@@ -208,6 +249,7 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
                 teacher=capability.teacher.name,
                 cost=guidance_cost(capability.teacher.guidance_scale),
                 num_rows=params.data.buckets[capability.bucket].num_train,
+                substeps=config.substeps.get(capability.name, 1),
             )
             for capability in found.capabilities
         ),
@@ -231,6 +273,7 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
         cache_steps=params.cache.num_steps,
         cache_dtype=params.cache.dtype,
         num_processes=params.run.num_processes,
+        substeps_from=config.substeps_from,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import DanceflowError, UsageError, unknown_name
+from danceflow.models.steps import steps_of
 from danceflow.ops.files import atomic_directory, sha256
 from danceflow.ops.tracking import Store, TrackingSettings, open_store
 from danceflow.paths import MANIFEST, Paths, find_root
@@ -129,12 +130,19 @@ def card(meta: Mapping[str, Any], kind: str, place: Path, evidence: "Evidence | 
         limits.append(_NO_SOURCES)
     return (
         f"---\n{_head(about, kind)}---\n\n# A student that does what several teachers do\n\n"
-        f"Ask it for {meta.get('num_steps', 'as many as its teachers')} steps, with guidance 1: "
+        f"Ask it for {_steps(meta)} steps, with guidance 1: "
         f"its teachers' guidance is in it. Sizes in pixels: {sizes or 'not told'}.\n\n"
         f"## Scores\n\n{scores}\n\n## Where it comes from\n\n{origin}\n\n"
         f"## How to load it\n\n{_loading(kind, about, place)}\n\n"
         "## Limits\n\n" + "\n".join(f"- {line}" for line in limits) + "\n"
     )
+
+
+def _steps(meta: Mapping[str, Any]) -> str:
+    if "num_steps" not in meta:
+        return "as many as its teachers"
+    generate, edit = steps_of(meta, is_edit=False), steps_of(meta, is_edit=True)
+    return f"{generate}" if generate == edit else f"{generate} (edits: {edit})"
 
 
 def _head(about: About, kind: str) -> str:

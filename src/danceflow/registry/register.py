@@ -121,7 +121,7 @@ def signature(num_steps: int) -> "ModelSignature":
     """Return what the served student takes and gives.
 
     Args:
-        num_steps: default of ``steps``.
+        num_steps: default of ``steps``; 0: what the student recommends for each row.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -159,7 +159,7 @@ def _log_model(store: Store, run_id: str, folder: Path, digest: str) -> str:
 
     from danceflow.models.package import read_manifest
 
-    num_steps = int(read_manifest(folder)["num_steps"])
+    steps = read_manifest(folder)["num_steps"]
 
     package = Path(__file__).parents[1]  # danceflow is on no index: its code goes along
     with store.as_current(), warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
@@ -171,7 +171,7 @@ def _log_model(store: Store, run_id: str, folder: Path, digest: str) -> str:
             artifacts={ARTIFACT: str(folder)},
             code_paths=[str(package)],
             model_config={"digest": digest, "device": "cpu"},
-            signature=signature(num_steps),
+            signature=signature(steps if isinstance(steps, int) else 0),
             pip_requirements=requirements(),
             tags=upload_tags(digest),
         )

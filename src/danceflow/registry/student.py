@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import DanceflowError, DataError, UsageError
+from danceflow.models.steps import steps_of
 from danceflow.pictures import FIT, PAPER, Frame, fit_picture, plain, to_picture, to_pixels
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ class Student:
     def meta(self) -> Mapping[str, Any]:
         """How the student was made."""
         return self._package.meta
+
+    def steps(self, *, is_edit: bool) -> int:
+        """Return the solver steps that it was made for."""
+        return steps_of(self.meta, is_edit=is_edit)
 
     @property
     def framing(self) -> Mapping[str, Any]:
@@ -265,8 +270,7 @@ class Student:
         """
         import torch
 
-        steps = int(self.meta["num_steps"]) if num_steps is None else num_steps
-        _check_numbers(steps, guidance)
+        _check_numbers(num_steps, guidance)
         inner = self._package.field
 
         def asked(z_BCHW: "Tensor", sigma_B: "Tensor", condition: "Condition", /) -> "Tensor":
@@ -281,8 +285,9 @@ class Student:
             alike: dict[Any, list[int]] = {}
             for place, row in enumerate(rows):
                 shapes = {name: t.shape for name, t in conditions[place].tensors.items()}
-                alike.setdefault((row.size, *sorted(shapes.items())), []).append(place)
-            for places in alike.values():
+                steps = num_steps or self.steps(is_edit=row.source is not None)
+                alike.setdefault((steps, row.size, *sorted(shapes.items())), []).append(place)
+            for (steps, *_), places in alike.items():
                 for start in range(0, len(places), self.together):
                     batch = places[start : start + self.together]
                     filled = batch + batch[:1] * (self.together - len(batch))
@@ -349,8 +354,8 @@ class Student:
             raise UsageError(f"{count} pictures are given, this student edits {most} at most")
 
 
-def _check_numbers(num_steps: int, guidance: float) -> None:
-    if num_steps < 1:
+def _check_numbers(num_steps: int | None, guidance: float) -> None:
+    if num_steps is not None and num_steps < 1:
         raise UsageError(f"the number of steps should be at least 1, found {num_steps}")
     if not 0.0 <= guidance < float("inf"):
         raise UsageError(f"guidance should be a number of at least 0, found {guidance}")

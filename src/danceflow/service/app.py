@@ -128,7 +128,8 @@ class Service:
             rows = await anyio.to_thread.run_sync(
                 rows_of, fields, served.student, self.limits, limiter=self._decoders
             )
-            steps = fields.steps or int(served.student.meta["num_steps"])
+            is_edit = rows[0].source is not None
+            steps = fields.steps or served.student.steps(is_edit=is_edit)
             answer: asyncio.Future[list[Image]] = asyncio.get_running_loop().create_future()
             job = Job(served, rows, steps, fields.guidance, answer)
             with self._told(request, job):
@@ -246,7 +247,8 @@ class Service:
         served = self.served
         return {
             **served.described(),
-            "steps": int(served.student.meta["num_steps"]),
+            "steps": served.student.steps(is_edit=False),
+            "edit_steps": served.student.steps(is_edit=True),
             "sizes": [shown(size) for size in served.student.image_sizes],
             "framing": served.student.framing,
             "max_sources": served.student.max_sources,

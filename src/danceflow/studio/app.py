@@ -103,7 +103,7 @@ class Studio:
             node=node,
             models=self.pages.models(choices, "", full=False),
             sizes=about.sizes if about else (),
-            steps=about.steps if about else None,
+            steps=about.usual_steps if about else None,
             max_variants=self.max_variants,
             **self._tree(node, archived=False),
             **self._queue(request),

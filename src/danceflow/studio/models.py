@@ -57,7 +57,8 @@ class About:
         name: of the registered model, the folder or the teacher.
         version: in the registry; 0: it comes from elsewhere.
         digest: SHA-256 of its files.
-        steps: that it was made for.
+        steps: that it was made for, of what is generated.
+        edit_steps: of an edit.
         sizes: ``WIDTHxHEIGHT`` of what it makes, the usual one first.
         max_sources: pictures that an edit may have.
     """
@@ -66,8 +67,16 @@ class About:
     version: int
     digest: str
     steps: int
+    edit_steps: int
     sizes: tuple[str, ...]
     max_sources: int
+
+    @property
+    def usual_steps(self) -> str:
+        """The steps in words: one number, or both."""
+        if self.steps == self.edit_steps:
+            return str(self.steps)
+        return f"{self.steps}, edits {self.edit_steps}"
 
 
 @dataclass(frozen=True)
@@ -221,7 +230,7 @@ class Teachers:
         meta: dict[str, Any] = {}
         if student is not None and student.meta.get("teachers_digest") == loaded.digest:
             meta = dict(student.meta)
-        meta["num_steps"] = self.params.evaluate.num_steps
+        meta["num_steps"] = self.params.evaluate.teacher_steps(capability)
         device = loaded.memory.device
         import torch
 
@@ -312,7 +321,7 @@ class LocalModels:
         self._require_fit(key, is_edit=wish.source is not None)
         progress.state = "waits"
         rows, seen = await anyio.to_thread.run_sync(rows_wished, served.student, wish)
-        steps = wish.steps or int(served.student.meta["num_steps"])
+        steps = wish.steps or served.student.steps(is_edit=wish.source is not None)
         answer: asyncio.Future[list[Image]] = asyncio.get_running_loop().create_future()
         job = Job(served, rows, steps, wish.guidance, answer)
         progress.job = job
@@ -419,7 +428,8 @@ def _about(served: Served) -> About:
         served.name,
         served.version,
         served.digest,
-        int(served.student.meta["num_steps"]),
+        served.student.steps(is_edit=False),
+        served.student.steps(is_edit=True),
         tuple(map(shown, served.student.image_sizes)),
         max(1, served.student.max_sources),
     )

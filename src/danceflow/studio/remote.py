@@ -212,6 +212,7 @@ def _about(name: Any, version: Any, digest: Any, found: dict[str, Any]) -> About
         int(version),
         str(digest),
         int(found["steps"]),
+        int(found.get("edit_steps", found["steps"])),
         tuple(map(str, found["sizes"])),
         max(1, int(found.get("max_sources", 1))),
     )

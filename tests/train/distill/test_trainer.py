@@ -289,6 +289,33 @@ def test_all_capabilities_an_update_share_the_batch(
         assert set(row["sigma_bins"]) <= {"0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00"}
 
 
+def test_substeps_change_nothing_before_their_share_of_the_training(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    losses = {}
+    for name, substeps in (("plain", {}), ("late", {"t2i": 2})):
+        trained(
+            made,
+            teachers,
+            tmp_path / name,
+            capabilities_per_update="all",
+            num_updates=6,
+            log_every=1,
+            substeps=substeps,
+            substeps_from=0.5,
+        )
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        losses[name] = {
+            capability: [row["loss"] for row in rows if row.get("capability") == capability]
+            for capability in CAPABILITIES
+        }
+    plain, late = losses["plain"], losses["late"]
+    assert plain["t2i"][:3] == late["t2i"][:3]
+    assert plain["t2i"][3] != late["t2i"][3]
+    # The other capability's teacher takes none: its answers at the fourth update are the same.
+    assert plain["local_edit"][:4] == late["local_edit"][:4]
+
+
 def test_a_rollout_that_serves_several_updates_saves_evaluations(
     made: Paths, teachers: Teachers, tmp_path: Path
 ) -> None:

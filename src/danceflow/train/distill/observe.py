@@ -56,11 +56,14 @@ class Observer:
             )
             for name, config in params.capabilities.items()
         }
-        self.steps = params.evaluate.num_steps
         self.teacher_images = {
             name: self.batches[name]
             .head(_GRID_ROWS)
-            .sample(teachers.field(config.teacher, config.guidance), self.steps, _GRID_ROWS)
+            .sample(
+                teachers.field(config.teacher, config.guidance),
+                params.evaluate.teacher_steps(name),
+                _GRID_ROWS,
+            )
             for name, config in params.capabilities.items()
         }
 
@@ -71,7 +74,8 @@ class Observer:
         scores = {}
         for name, rows in self.batches.items():
             batch = rows if score else rows.head(_GRID_ROWS)
-            images = batch.sample(student, self.steps, self.params.distill.batch_size)
+            steps = self.params.evaluate.steps(name)
+            images = batch.sample(student, steps, self.params.distill.batch_size)
             if not self.is_main:  # the others have answered their share
                 continue
             if score:

@@ -14,6 +14,7 @@ from danceflow.data.buckets import VALIDATION, bucket_digest, read_framing
 from danceflow.data.cached_rows import INDEX, ConditionCache
 from danceflow.method import method_of
 from danceflow.models.memory import memory_of
+from danceflow.models.steps import recommended_steps
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256
@@ -60,7 +61,7 @@ def run(params: "Params", paths: "Paths") -> None:
         meta = {
             "image_sizes": trainer.sizes,
             "framing": framing,
-            "num_steps": params.evaluate.num_steps,
+            "num_steps": recommended_steps(params),
             "method": method.name,
             "num_updates": trainer.step,
             "field_evaluations": trainer.ledger.spent,

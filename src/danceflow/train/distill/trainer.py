@@ -32,6 +32,7 @@ from danceflow.models.start import start_student
 from danceflow.models.teachers import Teachers
 from danceflow.ops.group import current, each_for_itself
 from danceflow.ops.tracking import Tracker
+from danceflow.train.distill.answers import Answers
 from danceflow.train.distill.balance import LossBalance
 from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, MAX_ROWS, Ledger
 from danceflow.train.distill.guards import (
@@ -114,6 +115,7 @@ class Trainer:
             size: family.grid(self.config.num_steps).to(self.device)
             for size, family in self.families.items()
         }
+        self.answers = Answers(self.config, self.families.values(), self.device)
         self.optimizer = make_optimizer(
             self.config.optimizer,
             self.trainable,
@@ -258,8 +260,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
             name, weight = part.capability, part.share * self.balance.weight(part.capability)
+            teachers = self.answers.at(progress, part.queries.z.shape[1:], self.teachers)
             for chunk, piece in part.queries.split(MAX_ROWS):
-                target = self.method.target_velocity(chunk, self.teachers, name)
+                target = self.method.target_velocity(chunk, teachers, name)
                 velocity = self.trained_field(chunk.z, chunk.sigma, chunk.condition)
                 require_finite_velocities(
                     chunk, target, velocity, name, self._target_of(name), self.step

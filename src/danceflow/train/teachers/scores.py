@@ -60,7 +60,8 @@ def score_teachers(params: "Params", paths: "Paths", data: "Paths", report: dict
             for name in missing:
                 scales = _GUIDANCE if name == config.teacher else (config.guidance,)
                 scores[name][capability] = {
-                    f"{scale:g}": _scored(params, teachers, batch, name, scale) for scale in scales
+                    f"{scale:g}": _scored(params, teachers, batch, name, scale, capability)
+                    for scale in scales
                 }
             _draw(params, teachers, batch, capability, folder)
 
@@ -78,10 +79,16 @@ def _pictures(place: Path) -> Iterator[Path | None]:
 
 
 def _scored(
-    params: "Params", teachers: Teachers, batch: QuickBatch, name: str, guidance: float
+    params: "Params",
+    teachers: Teachers,
+    batch: QuickBatch,
+    name: str,
+    guidance: float,
+    capability: str,
 ) -> dict[str, Any]:
     field = teachers.field(name, guidance)
-    images = batch.sample(field, params.evaluate.num_steps, params.evaluate.batch_size)
+    steps = params.evaluate.teacher_steps(capability)
+    images = batch.sample(field, steps, params.evaluate.batch_size)
     return batch.score(images) if current().is_main else {}
 
 
@@ -94,10 +101,11 @@ def _draw(
     """
     part = batch.head(_GRID_ROWS)
     columns = {"source": part.sources} if part.sources else {}
+    steps = params.evaluate.teacher_steps(capability)
     for name, config in params.capabilities.items():
         field = teachers.field(config.teacher, config.guidance)
         label = f"{config.teacher} teacher" + (" (its own)" if name == capability else "")
-        columns[label] = part.sample(field, params.evaluate.num_steps, _GRID_ROWS)
+        columns[label] = part.sample(field, steps, _GRID_ROWS)
     columns["exact target"] = part.targets
     if folder is not None:
         image_grid(columns, part.prompts).save(folder / f"{capability}.png")
