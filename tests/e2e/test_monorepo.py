@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from checkout import Checkout, outcomes
 
 from danceflow.ops.tracking import open_store
 from danceflow.paths import Paths
@@ -16,12 +16,15 @@ BELOW = "team/project"
 
 
 def test_an_experiment_keeps_its_runs_and_its_student_with_the_project(
-    tmp_path: Path, mlflow_template: Path, prefect_server: None
+    tmp_path: Path, mlflow_template: Path, first_run
 ) -> None:
     from prefect.settings import PREFECT_API_URL
 
     server = {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
     checkout = Checkout(tmp_path, server, below=BELOW)
+    # What it shares with the first run, all before the training, is brought from DVC's cache.
+    cache = ".dvc/cache"
+    shutil.copytree(first_run.checkout.root / cache, checkout.root / cache)
     top = tmp_path / "checkout"
     assert (top / ".git").is_dir()
     shutil.copyfile(mlflow_template, checkout.root / "mlflow.db")
@@ -33,6 +36,13 @@ def test_an_experiment_keeps_its_runs_and_its_student_with_the_project(
     assert checkout.status() == before
     assert list(checkout.paths.worktrees.iterdir()) == []
     assert [path.parent for path in top.rglob("mlflow.db")] == [checkout.root]
+    ran = outcomes(told.stdout)
+    assert {name: ran[name] for name in ("prepare", "cache@t2i", "distill", "report")} == {
+        "prepare": "restored",
+        "cache@t2i": "restored",
+        "distill": "ran",
+        "report": "ran",
+    }
     check(checkout)
 
     # Committed, the same experiment is there for everybody; moved, nothing is lost.
