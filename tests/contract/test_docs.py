@@ -1,4 +1,4 @@
-"""What people read: lines of bounded width, and one heading a file."""
+"""What people read: lines of bounded width, cells and sentences that say little, one heading."""
 
 import re
 import tomllib
@@ -39,6 +39,36 @@ def prose(page: Path) -> Iterator[str]:
 def test_prose_wraps(page: Path) -> None:
     long = [line for line in prose(page) if len(line) > MOST and not re.match(r"!?\[.*\)$", line)]
     assert not long, long[0]
+
+
+# The log and decisions tell how it was; a change log lists.
+DENSE = [
+    page
+    for page in WRITTEN
+    if page.name not in ("log.md", "CHANGELOG.md") and "decisions" not in page.parts
+]
+MOST_OF_A_CELL, MOST_LINKS, MOST_NUMBERS = 120, 3, 4
+NUMBER = re.compile(r"(?<![\w.`/-])\d(?:[\d,.]*\d)?(?![\w.]*\w)")
+
+
+def sentences(page: Path) -> Iterator[str]:
+    """The sentences of a page, without its code, tables and the addresses of links."""
+    text = re.sub(r"(?ms)^\s*```.*?^\s*```", "", page.read_text(encoding="utf-8"))
+    text = re.sub(r"(?m)^(\||#).*$", "", text)
+    text = re.sub(r"`[^`]*`", "code", re.sub(r"\]\([^)]*\)", "]", text))
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-*] |\d+\. )", text):
+        yield from re.split(r"(?<=[.!?:;])\s+(?=[A-Z*])", " ".join(paragraph.split()))
+
+
+@pytest.mark.parametrize("page", DENSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_cell_and_a_sentence_say_little(page: Path) -> None:
+    """A cell is a fact, and a sentence no table."""
+    rows = [line for line in page.read_text("utf-8").splitlines() if line.startswith("|")]
+    for cell in (cell.strip() for row in rows for cell in row.strip("|").split("|")):
+        assert cell.count("](") <= MOST_LINKS, cell
+        assert len(re.sub(r"\]\([^)]*\)", "]", cell)) <= MOST_OF_A_CELL, cell
+    for sentence in sentences(page):
+        assert len(NUMBER.findall(sentence)) <= MOST_NUMBERS, sentence
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))

@@ -20,7 +20,7 @@ from one_process import one_process
 from PIL import Image
 
 from danceflow.ops.tracking import open_store
-from danceflow.registry.promotion import CHALLENGER, CHAMPION
+from danceflow.registry.promotion import CHAMPION, PREVIOUS
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 
@@ -34,7 +34,7 @@ VERSION = re.compile(r"^7$|(?<=danceflow-scenes/)3$")
 def clone(first_run, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A clone of one's own, whose student is the champion although it is too small to pass.
 
-    A second version, of the same student, is the challenger; the gate asks for nothing.
+    A second version, of the same student, is the champion before it.
     """
     first_run.checkout.restore()
     clone = first_run.checkout.twin(tmp_path_factory.mktemp("tutorial"))
@@ -46,9 +46,7 @@ def clone(first_run, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
             name, first.source, run_id=first.run_id, tags=first.tags
         )
     store.client.set_registered_model_alias(name, CHAMPION, "1")
-    store.client.set_registered_model_alias(name, CHALLENGER, second.version)
-    clone.set("gate.max_regression", 1.0)
-    clone.set("gate.min_retention", dict.fromkeys(clone.params.capabilities, 0.0))
+    store.client.set_registered_model_alias(name, PREVIOUS, second.version)
     return clone
 
 

@@ -64,9 +64,9 @@ EXECUTED = {
     "danceflow export out --format diffusers": TUTORIAL,
     "danceflow generate": TUTORIAL,
     "danceflow history": TUTORIAL,
-    "danceflow promote": TUTORIAL,
+    "danceflow promote": f"{_RACE}::test_of_two_promotions_at_once_one_wins_and_the_other_says_why",
     "danceflow promote --wait-for-approval": f"{_RACE}::test_a_person_approves_and_is_remembered",
-    "danceflow rollback": TUTORIAL,
+    "danceflow rollback": f"{_RACE}::test_a_rollback_restores_the_former_champion",
     "danceflow run --dry-run": TUTORIAL,
     "danceflow run --pull": f"{_TEAM}::"
     "test_a_second_clone_has_everything_from_s3_and_executes_nothing",
