@@ -36,7 +36,7 @@ from danceflow.params.sections import Params
 from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import MANIFEST, Paths
 
-LOG = logging.getLogger("danceflow.benchmark")
+LOG = logging.getLogger(__name__)
 OUT = Path(__file__).parents[1] / "docs" / "results" / "few-steps.json"
 REWORDED = "reworded"
 TRIES = 7

@@ -36,7 +36,7 @@ from danceflow.train.distill import stage
 ARMS = {"plain": {}, "t2i 4": {"t2i": 4}}
 STEPS = {"t2i": (16, 8, 4, 2), "local_edit": (4, 2), "global_edit": (4, 2)}
 START = "finished"
-LOG = logging.getLogger("danceflow.benchmark")
+LOG = logging.getLogger(__name__)
 OUT = Path(__file__).parents[1] / "docs" / "results" / "substeps.json"
 
 

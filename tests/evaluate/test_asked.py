@@ -12,12 +12,14 @@ from danceflow.capability import asked
 from danceflow.data.buckets import read_bucket
 from danceflow.evaluate.asked import (
     fields_of,
+    finite_images,
     start_field,
     survey_of,
     task_of,
     teacher_fields,
 )
 from danceflow.evaluate.result import once
+from danceflow.fields import CountingField
 from danceflow.models.adapters.lora import add_student_adapter, save_adapter
 from danceflow.models.family import open_family
 from danceflow.models.package import FROZEN_FOLDER, load_package, write_manifest
@@ -98,3 +100,20 @@ def test_only_who_the_gate_compares_is_asked_with_every_noise_seed(reported) -> 
     for name in ("start", "teacher:base", "teacher:global"):
         assert asked_of[name] == {("standard", 3)}
     assert once(task, "standard") == survey.places["start"]
+
+
+def test_a_student_of_few_steps_is_held_against_teachers_in_their_own(reported) -> None:
+    _, paths = reported
+    steps = {name: 1 + place for place, name in enumerate(CAPABILITIES)}
+    changes = {"evaluate__num_steps": steps, "evaluate__num_teacher_steps": 5}
+    params = parse_params(small_data(CAPABILITIES, **changes), "test")
+    teachers = Teachers(paths.teachers, "sd3", ["base", "local", "global"], "cpu")
+    name = CAPABILITIES[1]
+    dataset = read_bucket(paths.bucket(params.capabilities[name].bucket), "test")
+    task = task_of(params, name, dataset, teachers.family).select([0])
+    field = teachers.field("local", 1.0)
+    for who, expected in (("student", 2), ("start", 2), ("teacher:local", 5)):
+        counting = CountingField(field)
+        finite_images(task, counting, params.evaluate, who)
+        assert counting.num_evaluations == expected
+    assert params.evaluate.model_copy(update={"num_teacher_steps": None}).teacher_steps(name) == 2
