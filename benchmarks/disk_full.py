@@ -1,6 +1,6 @@
 """Lets a real disk become full under every stage, and looks at what the next run makes of it.
 
-    sudo python benchmarks/disk_full.py [--mb 450] [--out FILE]
+    sudo python benchmarks/disk_full.py [--mb 450] [--only NAME...] [--out FILE]
 
 Mounts a small file system in memory, which needs root, and takes it away at the end. A clone of
 this checkout's commit lies on it with everything that its commands write: data, DVC's cache and
@@ -14,6 +14,7 @@ run``, which registers. What is left at the end is held against an undisturbed r
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import re
@@ -174,7 +175,7 @@ def fill(root: Path, name: str, log: Path) -> dict[str, Any]:
         return any(root.glob(OUTPUTS[name]))
 
     moments: list[tuple[str, Callable[[], Callable[[], bool]]]] = [
-        (f"{count:,} bytes", lambda count=count: written(count)) for count in WRITTEN
+        (f"{count:,} bytes", functools.partial(written, count)) for count in WRITTEN
     ]
     moments.insert(3, ("its output is there", lambda: is_there))
     moments.append(("never", lambda: lambda: False))
@@ -204,10 +205,11 @@ def fill(root: Path, name: str, log: Path) -> dict[str, Any]:
     return {"stage": name, "tries": tries, "faults": said}
 
 
-def undisturbed(root: Path) -> Any:
+def undisturbed(root: Path, *, registers: bool) -> Any:
     """Return the state that a run leaves which has all the room it needs, and clear it away."""
     call(root, *DVC[:-1])
-    call(root, *RUN)
+    if registers:
+        call(root, *RUN)
     wanted = state_of(root)
     call(root, "git", "clean", "-ffdxq")
     call(root, "git", "checkout", "--quiet", ".")
@@ -221,6 +223,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--mb", type=int, default=450, help="size of the disk")
+    parser.add_argument("--only", nargs="+", default=list(OUTPUTS), choices=list(OUTPUTS))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "disk_full.json")
     parser.add_argument("--log", type=Path, default=Path("/tmp/danceflow-disk.log"))  # noqa: S108
     options = parser.parse_args()
@@ -229,7 +232,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk is taken away
     options.log.write_text("", encoding="utf-8")
     content: dict[str, Any] = {
-        "command": "sudo python benchmarks/disk_full.py",
+        "command": " ".join(["sudo python benchmarks/disk_full.py --only", *options.only]),
         "commit": "",
         "megabytes": options.mb,
         "stages": [],
@@ -239,8 +242,8 @@ def main() -> int:
         make_fresh(root, [CAPABILITY])
         (root.parent / "tmp").mkdir()
         content["commit"] = call(root, "git", "rev-parse", "HEAD~1").strip()
-        wanted = undisturbed(root)
-        for name in OUTPUTS:
+        wanted = undisturbed(root, registers="register" in options.only)
+        for name in options.only:
             row = fill(root, name, options.log)
             content["stages"].append(row)
             write_json(options.out, content)

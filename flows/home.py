@@ -25,8 +25,9 @@ import prefect.context
 from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from danceflow.errors import StageError, UsageError
-from danceflow.ops.files import exclusive, write_json
+from danceflow.ops.files import disk_errors, exclusive, write_json
 from danceflow.ops.processes import is_running, process_mark
+from danceflow.ops.runtime import require_disk_space
 from danceflow.ops.tracking import main_checkout, without_login
 from danceflow.paths import Paths
 from flows.ports import free_ports, is_free
@@ -50,6 +51,8 @@ _AWAY = (502, 503, 504)
 _KEEPER = Path(__file__).with_name("keeper.py")
 _USERS = "DANCEFLOW_PREFECT_USERS"
 _START_TIMEOUT_S = 120.0
+_ROOM_BYTES = 20 << 20
+"""What the database of a run and its logs take."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -199,23 +202,27 @@ def _started(folder: Path, port: int | None) -> Home:
     number = next(free_ports(1)) if port is None else port
     if port is not None and not is_free(port):
         raise UsageError(f"port {port} is taken; choose another one for Prefect")
+    require_disk_space(folder, _ROOM_BYTES)
     server = prefect_server(number)
-    keeper = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_KEEPER), str(folder / "users.lock"), *server.command],
-        env={**os.environ, **server.environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "server.log").open("wb"),
-        start_new_session=True,
-    )
+    log = folder / "server.log"
+    with disk_errors(log):
+        told = log.open("wb")
+    with told:
+        keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_KEEPER), str(folder / "users.lock"), *server.command],
+            env={**os.environ, **server.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=told,
+            start_new_session=True,
+        )
     url = f"http://127.0.0.1:{number}/api"
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not answers(url):
         if keeper.poll() is not None or time.monotonic() > deadline:
             keeper.terminate()
-            raise StageError(
-                f"Prefect's server does not start at {url}; {folder / 'server.log'} says why"
-            )
+            require_disk_space(folder, _ROOM_BYTES)  # without room the log cannot say why
+            raise StageError(f"Prefect's server does not start at {url}; {log} says why")
         time.sleep(0.2)
     mark = process_mark(keeper.pid)
     write_json(folder / "server.json", {"url": url, "keeper": mark})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from danceflow.errors import StageError, UsageError
+from danceflow.errors import DiskSpaceError, StageError, UsageError
 from danceflow.ops.files import file_digests
 from flows import home
 from flows.home import at_home
@@ -114,6 +114,15 @@ def test_a_port_that_is_taken_is_told(checkout: Path) -> None:
         number = place.getsockname()[1]
         with pytest.raises(UsageError, match=f"port {number} is taken"), at_home(checkout, number):
             pass
+
+
+def test_a_server_without_room_for_its_database_is_told_at_once(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home, "_ROOM_BYTES", 1 << 60)
+    told = r"\.prefect: needs .* MB of disk space, .* MB are free"
+    with pytest.raises(DiskSpaceError, match=told), at_home(checkout):
+        pass
 
 
 def test_a_server_that_does_not_start_says_where_the_reason_is(

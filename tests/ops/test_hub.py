@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub, hub_server
+from model_service import write_student
 from repository import ROOT
 from secrets_scan import files, holders
 
@@ -59,7 +60,7 @@ def hub() -> Iterator[Hub]:
         yield found
 
 
-def run(hub: Hub, cache: Path, place: Path, *command: str, **environment: str):
+def run(hub: Hub, cache: Path, place: Path, *command: str, code: int = 0, **environment: str):
     """A process of its own, since the hub's library reads its environment once."""
     own = {
         "HF_ENDPOINT": hub.url,
@@ -76,7 +77,7 @@ def run(hub: Hub, cache: Path, place: Path, *command: str, **environment: str):
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     assert TOKEN not in done.stdout + done.stderr
     return done
 
@@ -164,6 +165,25 @@ def test_a_folder_is_pushed_and_comes_back(hub: Hub, tmp_path: Path) -> None:
     [held] = call(hub, cache, push, HF_TOKEN=TOKEN)
     assert "notes.txt: holds your token of the hub; nothing was pushed" in held["error"]
     assert holders({"token": TOKEN}, files(cache)) == []
+
+
+def test_an_export_is_pushed_by_one_command_that_tells_no_token(hub: Hub, tmp_path: Path) -> None:
+    student, out, cache = write_student(tmp_path / "student"), tmp_path / "out", tmp_path / "cache"
+    export = ("-m", "danceflow.cli", "export", str(out), "--from", str(student))
+    push = ("--format", "diffusers", "--push-to", "me/exported")
+    refused = run(hub, cache, tmp_path, *export, *push, code=1, HF_TOKEN="hf_another")
+    assert "the hub refuses (401)" in refused.stderr
+    assert f"the export is in {out}: `hf upload --private me/exported {out} .`" in refused.stderr
+    assert "me/exported" not in hub.commits
+    shutil.rmtree(out)
+    done = run(hub, cache, tmp_path, *export, *push, HF_TOKEN=TOKEN)
+    folder, address = done.stdout.splitlines()
+    assert folder == str(out)
+    assert address == f"hf://me/exported@{list(hub.commits['me/exported'])[-1]}"
+    assert "me/exported" in hub.private
+    assert hub.files("me/exported") == {name: (out / name).read_bytes() for name in names(str(out))}
+    assert "README.md" in hub.files("me/exported")
+    assert holders({"token": TOKEN}, files(tmp_path)) == []
 
 
 def test_teachers_are_brought_from_the_hub(hub: Hub, tmp_path: Path) -> None:

@@ -178,11 +178,17 @@ def test_a_cache_has_the_same_bytes_whoever_wrote_it(found: Any) -> None:
             assert (two.cache(capability) / name).read_bytes() == same
 
 
-def test_an_error_is_told_once(ranks: None, tmp_path: Path, capfd) -> None:
+def test_an_error_is_told_once_and_the_surroundings_are_as_before(
+    ranks: None, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the words and the exit code that one process would have had; nothing else is printed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    surroundings = dict(os.environ)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(StageError) as caught:
         launch.launch(run_params(), "meeting", [str(tmp_path), "fails"], "a stage")
+    assert dict(os.environ) == surroundings
     assert str(caught.value) == "distill: its parts do not fit"
     assert caught.value.exit_code == ConfigError.exit_code
     printed = capfd.readouterr().err

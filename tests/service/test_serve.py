@@ -17,10 +17,13 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from adapter_students import write_flux2_student
 from listening import listening
 from model_service import wait_for, write_student
 from PIL import Image
 
+from danceflow.models import pack
+from danceflow.models.bases import BASES_VARIABLE
 from danceflow.ops.tracking import Store, TrackingSettings, open_store, start_run
 from danceflow.pictures import png_base64, png_bytes
 from danceflow.registry.open import DIGEST_TAG, folder_digest, open_folder
@@ -119,6 +122,55 @@ def test_a_process_follows_the_champion_and_ends_what_it_began(
     assert "Traceback" not in log.read_text()
 
 
+def test_an_adapter_on_a_shared_base_gives_what_the_command_line_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also an edit of several pictures, of which the order counts."""
+    monkeypatch.setattr(pack, "PACKED_BYTES", 0)
+    folder = write_flux2_student(tmp_path / "student")
+    assert not (folder / "base").exists()
+    monkeypatch.setenv(BASES_VARIABLE, str(tmp_path / "teachers"))
+    sources = [Image.new("RGB", (16, 16), name) for name in ("red", "navy", "white")]
+    texts = [png_base64(png_bytes(source)) for source in sources]
+    asked = {"prompts": ["a red circle"], "seed": 7, "steps": 2}
+    edit = {"prompts": ["put them together"], "seed": 3, "steps": 2}
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*DANCEFLOW, "serve-model", "--from", str(folder), "--port", "0", "--threads", "1"],
+            cwd=tmp_path, stdout=file, stderr=file,
+        )  # fmt: skip
+    try:
+        subprocess.run(
+            [*DANCEFLOW, "generate", *asked["prompts"], "--from", str(folder), "--seed", "7",
+             "--num-steps", "2", "--out", str(tmp_path / "made")],
+            cwd=tmp_path, check=True, capture_output=True,
+        )  # fmt: skip
+        told = re.compile(r"listening at (http://127\.0\.0\.1:\d+)")
+        wait_for(lambda: told.search(log.read_text()) or process.poll() is not None, 240)
+        found = told.search(log.read_text())
+        assert found is not None, log.read_text()
+        client = httpx.Client(base_url=found[1], timeout=120.0, verify=False)
+        wait_for(lambda: is_ready(client) or process.poll() is not None, 240)
+        (served,) = pictures(client.post("/v1/generate", json=asked))
+        assert served == (tmp_path / "made" / "000.png").read_bytes()
+        student = open_folder(folder, None, "cpu")
+        seen = set()
+        for order in ((0, 1, 2), (0, 2, 1), (0, 1)):
+            given = {
+                name: [texts[at]]
+                for name, at in zip(("images", "images_2", "images_3"), order, strict=False)
+            }
+            (served,) = pictures(client.post("/v1/edit", json={**edit, **given}))
+            several = [[sources[at] for at in order]]
+            assert [served] == files(student.edit(several, edit["prompts"], 3, 2))
+            seen.add(served)
+        assert len(seen) == 3
+    finally:
+        process.kill()
+        process.wait()
+
+
 def is_ready(client: httpx.Client) -> bool:
     return client.get("/readyz").status_code == 200
 
@@ -154,7 +206,6 @@ def mlflow_serves(store: Store, folder: Path, asked: dict, edit: dict) -> list[l
                         break
                 except httpx.TransportError:
                     time.sleep(0.2)
-            assert listening(psutil.Process(process.pid)) == {port: True}
             found = []
             for fields in (asked, edit):
                 columns = {"prompt": fields["prompts"]}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from tiny_models import PROMPTS, shake, stock_pipeline
+from tiny_stock import flux2_pipeline
 from torch import Tensor, nn
 
 from danceflow.fields import VelocityField, normal, sample
@@ -31,6 +32,21 @@ def write_published(folder: Path) -> Path:
 def write_teachers(folder: Path, pipeline: Path) -> Path:
     """Bring a pipeline that can then edit, as from the hub."""
     bring_teachers("sd3", pipeline, {}, folder, edits=True, origin=HUB_NAME, licences=LICENCES)
+    return folder
+
+
+def write_flux2_student(folder: Path) -> Path:
+    """Write an adapter on teachers beside it that edit several pictures, without its base."""
+    flux2_pipeline().save_pretrained(folder.parent / "stock")
+    place = folder.parent / "teachers"
+    bring_teachers("flux2", folder.parent / "stock", {}, place, edits=True)
+    teachers = Teachers(place, "flux2", ["base"], "cpu")
+    network = teachers.family.load_backbone(place / "base").requires_grad_(False).eval()
+    shake(add_student_adapter(teachers.family, network, rank=2, alpha=2.0, seed=1), 1)
+    family = teachers.family.sized(SIDE, SIDE)
+    meta = {"num_steps": STEPS, "image_sizes": [[SIDE, SIDE]], "teachers_digest": teachers.digest}
+    folder.mkdir()
+    save_adapter_package(folder, family, network, teachers, {"base": 1.0}, meta)
     return folder
 
 
