@@ -16,6 +16,7 @@ FLOAT = 4
 """Bytes of a float32: adapters, whole students, gradients, averages, encoders."""
 BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 _CODEC = "vae"
+_NAMED = 4  # adapters by name; more are counted
 Place = Literal["device", "main", "disk"]
 
 
@@ -214,7 +215,8 @@ def _shared(training: Workload, network: Network, whole: float) -> list[Item]:
         items.append(Item(f"shared base {training.base!r}", whole))
     if adapters:
         count = sum(network.adapter_parameters(rank) for rank in adapters.values())
-        items.append(Item(f"teachers' adapters ({', '.join(adapters)})", count * FLOAT))
+        told = ", ".join(adapters) if len(adapters) <= _NAMED else len(adapters)
+        items.append(Item(f"teachers' adapters ({told})", count * FLOAT))
     return items
 
 
