@@ -26,6 +26,7 @@ NUM_CASES = 2  # of every parametrised test
 DEAR = ("e2e", "team", "pipeline", "flows", "extension")  # rooms of long tests, which begin first
 ONE_RUN = "e2e"  # the room whose files share one run of the pipeline
 ONE_TEAM = "team"  # the room whose files share the servers
+CASES = pytest.StashKey[Counter[str]]()  # how many each test has, before any is left out
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,6 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     And with ``--quick`` keep the first cases of every test alone.
     """
+    config.stash[CASES] = Counter(map(_test, items))
     if config.getoption("--quick"):
         kept = dict.fromkeys(_first_cases(items))
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -44,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _first_cases(items: list[pytest.Item]) -> Iterator[pytest.Item]:
     seen: Counter[str] = Counter()
     for item in items:
-        name = item.nodeid.partition("[")[0]
+        name = _test(item)
         seen[name] += 1
         if seen[name] <= NUM_CASES and item.get_closest_marker("pipeline") is None:
             yield item
@@ -69,10 +71,23 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """A test that is named as the one that runs a page's command has started it."""
+    """A test that is named as the one that runs a page's command has started it, all cases done."""
     yield
-    for command in claims().get(item.nodeid.partition("[")[0], ()):
-        assert started.is_started(command.words), f"was not started here: {command}"
+    claimed = claims().get(_test(item), ())
+    if claimed and _ends_its_test(item):
+        for command in claimed:
+            assert started.is_started(command.words), f"was not started here: {command}"
+
+
+def _test(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+def _ends_its_test(item: pytest.Item) -> bool:
+    """Return whether an item is the last case of its test, and all the others were selected."""
+    cases = [other for other in item.session.items if _test(other) == _test(item)]
+    is_whole = len(cases) == item.config.stash[CASES][_test(item)]
+    return is_whole and cases[-1] is item and not any("[" in arg for arg in item.config.args)
 
 
 @pytest.hookimpl(optionalhook=True)
