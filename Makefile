@@ -42,7 +42,7 @@ run: $(READY)  ## run the whole pipeline on the embedded default
 	danceflow run $(ARGS)
 
 test: $(READY)  ## run every test, with coverage of src
-	python -m slipcover -m pytest -n $(WORKERS) $(ARGS)
+	python -m pytest -n $(WORKERS) --cov --cov-report=term --cov-fail-under=85 $(ARGS)
 
 quick: $(READY)  ## run the tests of one minute: no stages, no programs
 	python -m pytest -n $(WORKERS) --quick -q $(ARGS)
@@ -79,5 +79,6 @@ teachers: $(READY)  ## train the teachers again (hours on a CPU)
 
 clean:  ## remove caches and rolling checkpoints; keeps .venv, data, models, reports and the team
 	find .danceflow -mindepth 1 -maxdepth 1 ! -name team -exec rm -rf {} + 2>/dev/null || true
-	rm -rf site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov
+	rm -f .coverage .coverage.*
 	find src flows tests -name __pycache__ -type d -prune -exec rm -rf {} +

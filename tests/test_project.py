@@ -123,6 +123,7 @@ def _ignored(path: str) -> bool:
         ".danceflow/work/x",
         ".prefect/prefect.db",
         "src/danceflow/__pycache__/x.pyc",
+        ".coverage",
         "data/buckets/t2i/x.arrow",
         "data/cache/t2i/x",
         "models/student/x.safetensors",
@@ -174,7 +175,7 @@ def test_make_lists_its_targets() -> None:
     ("target", "command"),
     [
         ("run", "danceflow run"),
-        ("test", "python -m slipcover -m pytest -n 2"),
+        ("test", "python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=85"),
         ("quick", "python -m pytest -n 2 --quick"),
         ("check", "danceflow check"),
         ("check", "DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 mkdocs build"),
