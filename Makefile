@@ -18,13 +18,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 # Two workers for the tests, a thread each, so that they do not fight for the cores; threads that a
 # stage asks for sleep while they wait.
 WORKERS ?= 2
-test quick: export OMP_NUM_THREADS ?= 1
-test quick: export OMP_WAIT_POLICY ?= PASSIVE
+test coverage quick: export OMP_NUM_THREADS ?= 1
+test coverage quick: export OMP_WAIT_POLICY ?= PASSIVE
 
 # Stages are run as `danceflow stage ...`: the environment's programs come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup run test quick check audit sbom docs ui team-up team-down teachers clean
+.PHONY: help setup run test coverage quick check audit sbom docs ui team-up team-down teachers clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -41,7 +41,10 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)  ## run the whole pipeline on the embedded default
 	danceflow run $(ARGS)
 
-test: $(READY)  ## run every test, with coverage of src
+test: $(READY)  ## run every test
+	python -m pytest -n $(WORKERS) $(ARGS)
+
+coverage: $(READY)  ## run every test and ask for 85 % of the lines and branches; takes longer
 	python -m pytest -n $(WORKERS) --cov --cov-report=term --cov-fail-under=85 $(ARGS)
 
 quick: $(READY)  ## run the tests of one minute: no stages, no programs

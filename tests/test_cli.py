@@ -659,6 +659,7 @@ def test_an_unreadable_image_is_told_before_weights_load(
 
 
 BEHIND = {
+    "bring-teachers": "danceflow.ops.hub.fetch",
     "export": "danceflow.registry.export.export_student",
     "run": "flows.pipeline.run_pipeline",
     "serve-model": "danceflow.service.serve.serve_model",

@@ -175,7 +175,8 @@ def test_make_lists_its_targets() -> None:
     ("target", "command"),
     [
         ("run", "danceflow run"),
-        ("test", "python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=85"),
+        ("test", "python -m pytest -n 2"),
+        ("coverage", "python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=85"),
         ("quick", "python -m pytest -n 2 --quick"),
         ("check", "danceflow check"),
         ("check", "DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 mkdocs build"),

@@ -188,7 +188,7 @@ def mlflow_serves(store: Store, folder: Path, asked: dict, edit: dict) -> list[l
     """What ``mlflow models serve`` answers to the same two requests."""
     (port,) = free_ports(1)
     command = (sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/student@champion",
-               "--env-manager", "local", "--port", str(port), "--workers", "1")  # fmt: skip
+               "--env-manager", "local", "-p", str(port), "--workers", "1")  # fmt: skip
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store.uri, "OMP_NUM_THREADS": "1"}
     log = folder / "mlflow-log"
     with log.open("wb") as file:

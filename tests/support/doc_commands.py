@@ -51,7 +51,7 @@ _RACE = "tests/team/test_team_promotion.py"
 # fails where it has not started such a program with such options.
 EXECUTED = {
     "curl localhost:8080": TUTORIAL,
-    "danceflow bring-teachers": "tests/ops/test_hub.py::test_teachers_are_brought_from_the_hub",
+    "danceflow bring-teachers": REACHES,
     "danceflow bring-teachers /models": "tests/e2e/test_smoke.py::test_a_family_is_distilled",
     "danceflow diff": TUTORIAL,
     "danceflow doctor": f"{_TEAM}::test_the_doctor_tells_a_wrong_login_and_not_the_password",
