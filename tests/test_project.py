@@ -134,6 +134,9 @@ def _ignored(path: str) -> bool:
         "reports/summary.json",
         "reports/gate.json",
         "models/teachers/.base.safetensors.1-ab.partial",
+        "generated/000.png",
+        "edited/000.png",
+        "studio/studio.db",
     ],
 )
 def test_what_git_must_not_hold_is_ignored(path: str) -> None:
