@@ -141,8 +141,7 @@ def _judged(rows: Sequence[ServedRow], params: Params, paths: Paths) -> list[Sco
             if row.is_edit not in expected:
                 continue
             marks: dict[str, float] = {}
-            sources = [content for content in (row.source, *row.further) if content]
-            shown = [base64.b64decode(content, validate=True) for content in sources]
+            shown = [content for content in map(_bytes, (row.source, *row.further)) if content]
             questions = questions_about(row.prompt, "", shown, _bytes(row.image) or b"")
             for question in questions:
                 mark = endpoint.ask(question, client)
