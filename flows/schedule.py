@@ -29,11 +29,13 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.callables import ParameterSchema
 
 from danceflow.errors import StageError, UsageError
 from danceflow.ops.files import fingerprint
@@ -91,8 +93,6 @@ def serve(root: Path, cron: str, port: int | None = None) -> None:
         ]
         logging.getLogger("prefect.runner").addFilter(_Queue())
         own = [item for item in made if isinstance(item, UUID)]
-        with get_client(sync_client=True) as client:
-            _refuse_unknown(client, [client.read_deployment(item) for item in own])
         automations.set_up()
         _end_dead_runs(own)
         _LOG.info("runs at %r; start others at %s/deployments", cron, home.page)
@@ -164,8 +164,25 @@ def _refuse_unknown(client: SyncPrefectClient, deployments: Iterable[DeploymentR
         client.update_deployment(item.id, DeploymentUpdate(parameter_openapi_schema=closed))
 
 
+class _Closed(ParameterSchema):
+    """The schema of a flow's parameters that says whether there may be others."""
+
+    additionalProperties: bool  # noqa: N815, JSON schema's name
+
+
 class _Runner(Runner):
-    """Prefect's, which ends on SIGTERM as on Ctrl-C: an exit out of its loop prints tracebacks."""
+    """Prefect's, which ends on SIGTERM as on Ctrl-C: an exit out of its loop prints tracebacks.
+
+    What it makes is closed from the first moment: somebody may ask for a run right then.
+    """
+
+    async def aadd_deployment(self, deployment: RunnerDeployment) -> UUID:
+        """Make a deployment whose server refuses parameters that its flow does not have."""
+        schema = deployment._parameter_openapi_schema
+        deployment._parameter_openapi_schema = _Closed(
+            **schema.model_dump(exclude_unset=True), additionalProperties=False
+        )
+        return await super().aadd_deployment(deployment)
 
     def handle_sigterm(self, *_: Any, **__: Any) -> None:
         """Let the loop end in order."""

@@ -118,6 +118,23 @@ def test_one_command_makes_all_that_a_team_needs(prefect_server):
 
 
 @pytest.mark.pipeline
+def test_a_deployment_refuses_unknown_parameters_from_its_first_moment(prefect_server):
+    """Prefect's own schema leaves others open: the run would be made, and fail in its turn."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    from flows.pipeline import run_pipeline
+
+    made = schedule._Runner(name="a-checkout").add_flow(run_pipeline, name="at-once")
+    with get_client(sync_client=True) as client:
+        with pytest.raises(PrefectHTTPStatusError, match="409") as error:
+            client.create_flow_run_from_deployment(made, parameters={"recipie": "smoke.yaml"})
+        assert "'recipie' was unexpected" in error.value.response.text
+        right = {"recipe": "recipes/smoke.yaml"}
+        client.create_flow_run_from_deployment(made, parameters=right)
+
+
+@pytest.mark.pipeline
 @pytest.mark.parametrize(
     ("kind", "right", "wrong"),
     [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from browser import findings
 from PIL import Image
+from playwright.sync_api import expect
 from studio_server import Running, running_studio
 
 from danceflow.pictures import png_bytes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DESK, PHONE = {"width": 1360, "height": 860}, {"width": 390, "height": 844}
 GOLDEN = Path(__file__).with_name("golden.png")
 TILE = 24  # pixels of the screen that are one of the golden picture
+PATIENCE_MS = 60_000
 MOST = 9.0  # mean levels of 256 that a sound page may differ by: fonts are not the same everywhere
 
 
@@ -33,7 +35,8 @@ def person(browser: "Browser", studio: Running, **options: Any) -> Iterator["Pag
     """Somebody at a screen; whatever the page complains of, or loads from elsewhere, fails."""
     context = browser.new_context(viewport=DESK, **{"reduced_motion": "reduce", **options})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
@@ -99,13 +102,13 @@ def test_from_a_prompt_to_a_local_and_a_global_change_and_a_branch(browser, stud
         both = ask(page, "make it grayscale", seed="6")
         tree = studio.studio.tree
         assert [node.id for node in tree.lineage(both)] == [root, local, both]
-        assert page.locator(".path li").count() == 3
+        expect(page.locator(".path li")).to_have_count(3)
         page.click("#restart")  # back to the root, and another way from there
         page.locator(f"#shown[data-node='{root}']").wait_for()
         branch = ask(page, "change the background to black", seed="7")
         assert tree.node(branch).parent == root
         page.locator(f"#node-{branch}[aria-current]").wait_for()
-        assert page.locator("#tree .leaf").count() == 4
+        expect(page.locator("#tree .leaf")).to_have_count(4)
         assert (
             page.locator("#shown .facts").inner_text().count("ms")
             + page.locator("#shown .facts").inner_text().count(" s")
@@ -129,10 +132,11 @@ def test_from_a_prompt_to_a_local_and_a_global_change_and_a_branch(browser, stud
 def test_again_makes_a_sibling_and_settings_come_back(browser, studio) -> None:
     with person(browser, studio) as page:
         first = ask(page, "two rings", seed="21", steps="3")
+        page.fill("#seed", "5")
         page.click("#restore")
-        assert page.input_value("#seed") == "21"
-        assert page.input_value("#prompt") == "two rings"
-        assert page.locator("#go").inner_text() == "Make"
+        expect(page.locator("#seed")).to_have_value("21")
+        expect(page.locator("#prompt")).to_have_value("two rings")
+        expect(page.locator("#go")).to_have_text("Make")
         page.goto(f"{studio.address}/?node={first}")
         page.click("#again")
         page.locator(f"#shown:not([data-node='{first}']) h2", has_text="two rings").wait_for()
@@ -174,7 +178,7 @@ def test_a_mask_that_is_painted_keeps_the_rest_to_the_last_level(browser, studio
     with person(browser, studio) as page:
         source = ask(page, "a red circle and a blue square", seed="4")
         page.click("#mask-box summary")
-        canvas = page.locator("#mask-canvas[width='32']")
+        canvas = page.locator("#mask-canvas:not([aria-busy])")
         page.locator("#hints .chip").first.wait_for()
         page.fill("#brush", "6")
         canvas.scroll_into_view_if_needed()
@@ -184,13 +188,15 @@ def test_a_mask_that_is_painted_keeps_the_rest_to_the_last_level(browser, studio
         page.mouse.down()
         page.mouse.move(area["x"] + area["width"] / 4, area["y"] + area["height"] / 2, steps=4)
         page.mouse.up()
-        assert "percent may change" in str(canvas.get_attribute("aria-label"))
+        expect(canvas).to_have_attribute("aria-label", re.compile("percent may change"))
         edit = ask(page, "make it grayscale", seed="5")
         same = (pixels(studio, source) == pixels(studio, edit)).all(axis=2)
         assert same[:, 16:].all()
         assert not same.all()
         assert "masked" in page.inner_text("#shown .facts")
-        # And with keys alone, on the picture that was just made.
+        # And with keys alone, on the picture that was just made, of which nothing is painted yet.
+        canvas.wait_for(state="attached")
+        page.locator("#mask-canvas[aria-label*='nothing is painted']").wait_for(state="attached")
         page.focus("#prompt")
         page.keyboard.press("Escape")
         page.keyboard.press("m")
@@ -217,8 +223,8 @@ def test_what_is_downloaded_and_dropped_in_again_restores_prompt_seed_and_source
         drop(page, "make-it-grayscale.png", file)
         page.locator(f"#source[value='{source}']").wait_for(state="attached")
         page.locator("#settings[open]").wait_for()
-        assert page.input_value("#prompt") == "make it grayscale"
-        assert page.input_value("#seed") == "32"
+        expect(page.locator("#prompt")).to_have_value("make it grayscale")
+        expect(page.locator("#seed")).to_have_value("32")
 
 
 def test_a_file_that_is_no_picture_is_told_and_one_that_is_joins(browser, studio) -> None:
@@ -235,7 +241,7 @@ def test_a_file_that_is_no_picture_is_told_and_one_that_is_joins(browser, studio
             },
         )
         page.locator("#shown h2", has_text="my cat").wait_for()
-        assert page.locator("#go").inner_text() == "Change"
+        expect(page.locator("#go")).to_have_text("Change")
 
 
 def test_a_picture_is_made_of_several_others(browser, several_student, tmp_path) -> None:
@@ -256,11 +262,10 @@ def test_a_picture_is_made_of_several_others(browser, several_student, tmp_path)
         page.locator("#tree .leaf", has_text="cat").click()
         page.locator("#shown h2", has_text="cat").wait_for()
         cat = str(page.get_attribute("#shown", "data-node"))
-        page.locator("#further select").nth(1).wait_for()
-        assert page.locator("#further select").count() == 2
+        expect(page.locator("#further select")).to_have_count(2)
         page.locator("#further select").first.select_option(hat)
         both = studio.studio.tree.node(ask(page, "put the hat on the cat", seed="3"))
-        assert page.locator("#tree .leaf").count() == 3
+        expect(page.locator("#tree .leaf")).to_have_count(3)
         (shown,) = page.locator("#shown .facts img").all()
         shown.evaluate("(picture) => picture.decode()")
         assert both.recipe is not None
@@ -317,7 +322,7 @@ def test_words_are_suggested_and_unknown_ones_told_before_the_run(browser, studi
         page.locator("#hints .warning", has_text="'unicorn'").wait_for()
         page.fill("#prompt", "a red")
         page.click("#hints .chip:has-text('a red circle and a blue square')")
-        assert page.input_value("#prompt") == "a red circle and a blue square"
+        expect(page.locator("#prompt")).to_have_value("a red circle and a blue square")
         page.locator("#hints .warning").wait_for(state="detached")
 
 
@@ -328,9 +333,9 @@ def test_a_student_beside_its_teacher_opens_both(browser, studio) -> None:
         page.select_option("#beside", "teacher:local_edit")
         page.click("#go")
         page.locator("#compare").wait_for()
-        names = page.locator(".split span").all_inner_texts()
         prompt = "make the red circle blue"
-        assert names == [f"{prompt} · student", f"{prompt} · teacher local"]
+        names = [f"{prompt} · student", f"{prompt} · teacher local"]
+        expect(page.locator(".split span")).to_have_text(names)
 
 
 def test_keys_alone_do_everything(browser, studio) -> None:
@@ -350,21 +355,23 @@ def test_keys_alone_do_everything(browser, studio) -> None:
         page.keyboard.press("?")
         page.locator("#keys[open]").wait_for()
         page.keyboard.press("Escape")
+        page.locator("#keys").wait_for(state="hidden")
         page.keyboard.press("j")
         page.locator("#shown").wait_for()
         first = page.get_attribute("#shown", "data-node")
+        page.locator(f"#node-{first}[aria-current]").wait_for()
         page.keyboard.press("j")
         page.locator(f"#shown:not([data-node='{first}'])").wait_for()
         page.keyboard.press("r")
-        assert page.evaluate("document.activeElement.id") == "title"
+        expect(page.locator("#title")).to_be_focused()
         page.keyboard.press("Escape")
         page.keyboard.press("t")
-        assert page.evaluate("document.documentElement.dataset.theme") == "light"
+        page.locator("html[data-theme='light']").wait_for()
         page.keyboard.press("n")
         page.locator("h2", has_text="A new picture").wait_for()
         page.keyboard.press("/")
         page.keyboard.type("a?")  # letters are letters where text is written
-        assert page.input_value("#prompt") == "a?"
+        expect(page.locator("#prompt")).to_have_value("a?")
 
 
 @pytest.mark.parametrize(("view", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "dark")])
@@ -401,7 +408,7 @@ def test_the_tree_is_there_after_a_restart(browser, scenes_student, tmp_path) ->
     ):
         page.click(f"#node-{made}")
         page.locator("#shown h2", has_text="make it grayscale").wait_for()
-        assert page.locator(".path li").count() == 2
+        expect(page.locator(".path li")).to_have_count(2)
 
 
 def test_a_studio_that_went_away_is_told_and_found_again(browser, scenes_student, tmp_path) -> None:

@@ -9,6 +9,8 @@
   function reset() {
     picture = mask = ink = cursor = null;
     sent.value = "";
+    canvas.setAttribute("aria-label", "Mask: nothing is painted");
+    canvas.setAttribute("aria-busy", "true");  // until its picture is there
     const source = $("source-picture");
     box.hidden = !source;
     if (!source) { box.open = false; return; }
@@ -23,6 +25,7 @@
       cursor = { x: canvas.width / 2, y: canvas.height / 2 };
       brush.max = Math.max(2, Math.round(Math.max(canvas.width, canvas.height) / 3));
       brush.value = Math.max(1, Math.round(Math.max(canvas.width, canvas.height) / 8));
+      canvas.removeAttribute("aria-busy");
       if (pending) { load(pending); pending = null; } else { draw(); }
     };
     image.src = source.src;
