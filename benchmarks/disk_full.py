@@ -70,7 +70,7 @@ MODEL = "mlartifacts/models/*/artifacts"
 WRITTEN = (1, 1 << 18, 1 << 20, 1 << 22)  # bytes, before the disk is full
 OBJECTS = (1, 2, 4)  # of DVC's cache
 POLL_S = 0.001
-LIMIT_S = 600.0  # of one try
+LIMIT_S = 120.0  # of one try
 NO_ROOM = "no space|No space|disk is full|of disk space"
 # What holds a clock or the id of a run, and so differs between two undisturbed runs, too.
 OWN_CLOCK = re.compile(r"reports/(distill|evaluate|metrics|report|summary)")
