@@ -140,8 +140,8 @@ def test_a_database_without_room_is_not_asked_for_ever(tmp_path: Path) -> None:
     )
     assert done.stdout.split() == ["True", str(tmp_path)], done.stderr
     assert done.stderr == (
-        f"{tmp_path}: no space left on the disk; nothing was kept; make room and run the same "
-        "command again\n"
+        f"ERROR: {tmp_path}: no space left on the disk; nothing was kept; make room and run the "
+        "same command again\n"
     )
 
 
