@@ -4,36 +4,47 @@
 
 Mounts a small file system in memory, which needs root, and takes it away at the end. A clone of
 this checkout's commit lies on it with everything that its commands write: data, DVC's cache and
-lists, the tracking store, Prefect's database, temporary files.
+lists, the tracking store, temporary files. Prefect's database alone lies elsewhere: without room,
+its server does not start, and nothing else would be tried.
 
-A command begins with all the room there is. Once it has written so many bytes, or once its output
-is there, another file takes what is left. The next try of the same command may write some more,
-and so on until it ends. Every stage is tried under the flow's DVC command, and then ``danceflow
-run``, which registers. What is left at the end is held against an undisturbed run.
+Every try begins from the same checkout, in which the stages before are done. A command begins with
+all the room there is. At one moment the file system is made as small as what lies on it: when so
+many bytes are written, when something is being written or is there. Then all the room comes back,
+and the same command runs again. What it ends with is held against an undisturbed run.
+
+Every stage is tried under the flow's DVC command, and then ``danceflow run``, which registers.
 """
 
 import argparse
 import contextlib
-import functools
+import ctypes
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from punisher import (
     MARK,
     ROOT,
+    State,
     call,
     faults,
+    git_locks,
+    globbed,
+    half_written,
     kill,
+    lock_entries,
     make_fresh,
     marked,
     quiet,
@@ -46,21 +57,25 @@ from danceflow.ops.files import remove, write_json
 CAPABILITY = "t2i"
 DVC = (sys.executable, "-P", "-m", "flows.dvc_command", "repro", "--single-item")
 RUN = ("danceflow", "run")
-# What each command makes: the disk is full once it is there, and DVC's cache and list are not.
+# What each command makes.
 OUTPUTS = {
     "prepare": "data/buckets",
     f"cache@{CAPABILITY}": f"data/cache/{CAPABILITY}",
     "distill": "models/student",
     f"evaluate@{CAPABILITY}": f"reports/evaluate/{CAPABILITY}.json",
     "report": "reports/gate.json",
-    "register": "mlartifacts/models/*/artifacts/*",
+    "register": "mlartifacts/models/*",
 }
-WRITTEN = (1, 1 << 18, 1 << 20, 1 << 22, 1 << 24)  # bytes, before the disk is full
-POLL_S = 0.002
-LIMIT_S = 600.0  # of one try
+MODEL = "mlartifacts/models/*/artifacts"
+WRITTEN = (1, 1 << 18, 1 << 20, 1 << 22)  # bytes, before the disk is full
+OBJECTS = (1, 2, 4)  # of DVC's cache
+POLL_S = 0.001
+LIMIT_S = 120.0  # of one try
 NO_ROOM = "no space|No space|disk is full|of disk space"
 # What holds a clock or the id of a run, and so differs between two undisturbed runs, too.
 OWN_CLOCK = re.compile(r"reports/(distill|evaluate|metrics|report|summary)")
+LIBC = ctypes.CDLL(None, use_errno=True)
+MS_REMOUNT = 32
 
 
 @contextlib.contextmanager
@@ -88,29 +103,31 @@ def end_all(mark: str) -> list[str]:
     return sorted(told)
 
 
-def free(disk: Path) -> int:
-    """Return the bytes that are left on a disk."""
+def used(disk: Path) -> int:
+    """Return the bytes that lie on a disk."""
     found = os.statvfs(disk)
-    return found.f_bavail * found.f_frsize
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def resize(disk: Path, num_bytes: int) -> None:
+    """Let a file system in memory have so many bytes; one that holds more stays as it is."""
+    LIBC.mount(b"tmpfs", os.fsencode(disk), b"tmpfs", MS_REMOUNT, f"size={num_bytes}".encode())
 
 
 @contextlib.contextmanager
 def filled_when(has_come: Callable[[], bool], disk: Path) -> Iterator[threading.Event]:
-    """Take all room of a disk once a moment has come within the block; give it back afterwards.
+    """Leave a disk no room once a moment has come within the block; give it back afterwards.
 
     What is given tells whether it came.
     """
-    ballast = disk / "ballast"
+    found = os.statvfs(disk)
     is_full, is_over = threading.Event(), threading.Event()
 
     def watch() -> None:
         while not is_over.wait(POLL_S):
-            if not is_full.is_set() and not has_come():
-                continue
-            is_full.set()
-            with contextlib.suppress(OSError), ballast.open("ab") as file:
-                if left := free(disk):  # what is freed later is taken, too
-                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), left)
+            if is_full.is_set() or has_come():
+                resize(disk, used(disk))  # over and over: what is freed later is taken, too
+                is_full.set()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -119,7 +136,7 @@ def filled_when(has_come: Callable[[], bool], disk: Path) -> Iterator[threading.
     finally:
         is_over.set()
         thread.join()
-        ballast.unlink(missing_ok=True)
+        resize(disk, found.f_blocks * found.f_frsize)
 
 
 def try_once(root: Path, command: Sequence[str], mark: str) -> tuple[int | None, str, float]:
@@ -148,11 +165,6 @@ def try_once(root: Path, command: Sequence[str], mark: str) -> tuple[int | None,
         return code, log.read().decode(errors="replace"), seconds
 
 
-def half_written(root: Path) -> list[str]:
-    """Return the files that were begun and that stand for nothing."""
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*.partial"))
-
-
 def reason(output: str, place: Path) -> str:
     """Return the line that says why a command failed, without what only this machine has."""
     lines = [line for line in output.splitlines() if re.match(r"error: |ERROR: ", line)]
@@ -161,56 +173,161 @@ def reason(output: str, place: Path) -> str:
     return text.replace(f"{place}/", "").replace(f"{place}:", "the checkout:")
 
 
-def fill(root: Path, name: str, log: Path) -> dict[str, Any]:
-    """Return what a command did on a disk that became full under it, and at last did not."""
-    disk = root.parents[1]
-    command = RUN if name == "register" else (*DVC, name)
-    tries, said = [], []
+Begin = Callable[[Path], Callable[[], bool]]
+"""What looks at a checkout before a try, and gives what tells whether its moment has come."""
 
-    def written(num_bytes: int) -> Callable[[], bool]:
-        before = free(disk)
-        return lambda: before - free(disk) >= num_bytes
 
-    def is_there() -> bool:
-        return any(root.glob(OUTPUTS[name]))
+def written(num_bytes: int) -> Begin:
+    """Give the moment when so many bytes are written."""
 
-    moments: list[tuple[str, Callable[[], Callable[[], bool]]]] = [
-        (f"{count:,} bytes", functools.partial(written, count)) for count in WRITTEN
+    def begin(root: Path) -> Callable[[], bool]:
+        before = used(root)
+        return lambda: used(root) - before >= num_bytes
+
+    return begin
+
+
+def appears(*patterns: str, count: int = 1) -> Begin:
+    """Give the moment when so many paths are new that match."""
+    seen = globbed(*patterns)
+
+    def begin(root: Path) -> Callable[[], bool]:
+        before = seen(root)
+        return lambda: len(seen(root) - before) >= count
+
+    return begin
+
+
+def moments(name: str) -> dict[str, Begin]:
+    """Return by their names the moments at which the disk becomes full under a command."""
+    found = {f"{count:,} bytes": written(count) for count in WRITTEN}
+    if name == "register":
+        return {
+            **found,
+            "the model's folder is there": appears("mlartifacts/models/*"),
+            "its code and weights are being written": appears(f"{MODEL}/*/*", count=3),
+            "its description is there": appears(f"{MODEL}/MLmodel"),
+        }
+    output = Path(OUTPUTS[name])
+    partial = str(output.with_name(f".{output.name}.*.partial"))
+    return {
+        **found,
+        "its output is being written": appears(partial),
+        "its output is there": appears(str(output)),
+        **{
+            f"{count} objects are in DVC's cache": appears(".dvc/cache/files/md5/*/*", count=count)
+            for count in OBJECTS
+        },
+        "dvc.lock is being written": appears(".dvc.lock.*.partial"),
+    }
+
+
+def damaged(root: Path) -> list[str]:
+    """Return the objects of DVC's cache whose content is not what their name says."""
+    told = []
+    for path in (root / ".dvc" / "cache" / "files" / "md5").glob("??/*"):
+        digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if f"{path.parent.name}{path.name}".removesuffix(".dir") != digest:
+            told.append(str(path.relative_to(root)))
+    return told
+
+
+def in_registry(root: Path) -> tuple[int, int, int]:
+    """Return the runs that are not finished, the models that are not ready, and the versions."""
+    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as store:
+
+        def count(what: str) -> int:
+            return int(store.execute(f"select count(*) from {what}").fetchone()[0])  # noqa: S608
+
+        return (
+            count("runs where status <> 'FINISHED'"),
+            count("logged_models where status <> 2 and lifecycle_stage = 'active'"),
+            count("model_versions"),
+        )
+
+
+def differing(root: Path, wanted: State, name: str) -> list[str]:
+    """Return in words how a command that had room again left other things than undisturbed."""
+    found = lock_entries(root)
+    told = [
+        f"the lock differs: {entry}"
+        for entry, value in found.items()
+        if wanted.lock.get(entry) != value and not OWN_CLOCK.search(entry)
     ]
-    moments.insert(3, ("its output is there", lambda: is_there))
-    moments.append(("never", lambda: lambda: False))
-    for moment, begin in moments:
-        mark = str(disk)
-        with filled_when(begin(), disk) as is_full:
-            code, output, seconds = try_once(root, command, mark)
-            quiet(mark)
-            left = end_all(mark)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(f"===== {name}, {moment}: {code} after {seconds:.1f} s\n{output}\n")
-        why = "" if code == 0 else reason(output, root)
-        row = {"full_after": moment, "came": is_full.is_set(), "exit_code": code, "said": why}
-        tries.append({**row, "seconds": round(seconds, 1)})
-        if code is None:
-            said.append(f"{moment}: it did not end within {LIMIT_S:.0f} s")
-        if left and code is not None:
-            said.append(f"{moment}: {len(left)} processes outlived it")
-        if "Traceback" in output:
-            said.append(f"{moment}: a traceback")
-        if partials := half_written(root):
-            said.append(f"{moment}: half-written: {', '.join(partials)}")
-        if code and not re.search(NO_ROOM, output):
-            said.append(f"{moment}: the reason is not told")
-        if code == 0 and (moment == "never" or name != "register"):
-            break
-    return {"stage": name, "tries": tries, "faults": said}
+    if name != "register" and not any(entry.startswith(f"{name} outs") for entry in found):
+        told.append("the lock lacks the stage")
+    told += [f"half-written: {path}" for path in half_written(root)]
+    told += [f"a lock of git: {path}" for path in git_locks(root)]
+    told += [f"damaged: {path}" for path in damaged(root)]
+    if (root / "mlflow.db").is_file():
+        counts = in_registry(root)
+        if counts != (0, 0, int(name == "register")):
+            told.append(f"runs not finished, models not ready, versions: {counts}")
+    return told
 
 
-def undisturbed(root: Path, *, registers: bool) -> Any:
+def tried(root: Path, name: str, moment: str, begin: Begin, wanted: State, log: Path) -> Any:
+    """Return what a command did on a disk that became full, and the next one with room."""
+    disk, command = root.parents[1], RUN if name == "register" else (*DVC, name)
+    mark, said = str(disk), []
+    with filled_when(begin(root), disk) as is_full:
+        code, output, seconds = try_once(root, command, mark)
+        quiet(mark)
+        left = end_all(mark)
+    row: dict[str, Any] = {"full": moment, "came": is_full.is_set(), "exit_code": code}
+    row |= {"said": "" if code == 0 else reason(output, root), "seconds": round(seconds, 1)}
+    if code is None:
+        said.append(f"it did not end within {LIMIT_S:.0f} s")
+    elif left:
+        said.append(f"{len(left)} processes outlived it")
+    if code and not re.search(NO_ROOM, output):
+        said.append("the reason is not told")
+    said += [f"half-written: {path}" for path in half_written(root)]
+    said += [f"damaged: {path}" for path in damaged(root)]
+    code, again, seconds = try_once(root, command, mark)
+    quiet(mark)
+    end_all(mark)
+    row |= {"next_exit_code": code, "next_seconds": round(seconds, 1)}
+    if "Traceback" in output + again:
+        said.append("a traceback")
+    said += [f"the next run: {reason(again, root)}"] if code else differing(root, wanted, name)
+    with log.open("a", encoding="utf-8") as file:
+        title = f"{name}, {moment}: {row['exit_code']}, then {code}"
+        file.write(f"===== {title}\n{output}\n----- with room again\n{again}\n")
+    return {**row, "faults": said}
+
+
+@contextlib.contextmanager
+def prefect_elsewhere(root: Path, place: Path) -> Iterator[None]:
+    """Let the project's Prefect have a folder on another disk within the block."""
+    here = root / ".prefect"
+    here.mkdir(mode=0o700, exist_ok=True)
+    place.mkdir(mode=0o700, exist_ok=True)
+    subprocess.run(["mount", "--bind", str(place), str(here)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(here)], check=True)
+
+
+def fill(root: Path, name: str, wanted: State, aside: Path, log: Path) -> Iterator[Any]:
+    """Give, try by try, what a command did on a disk that became full under it, and the next."""
+    work, kept = root.parent, aside / "kept"
+    shutil.rmtree(kept, ignore_errors=True)
+    subprocess.run(["cp", "-a", str(work), str(kept)], check=True)
+    for moment, begin in moments(name).items():
+        for path in work.iterdir():
+            remove(path)
+        subprocess.run(["cp", "-a", f"{kept}/.", str(work)], check=True)
+        with prefect_elsewhere(root, aside / "prefect"):
+            yield tried(root, name, moment, begin, wanted, log)
+
+
+def undisturbed(root: Path, aside: Path) -> State:
     """Return the state that a run leaves which has all the room it needs, and clear it away."""
-    call(root, *DVC[:-1])
-    if registers:
+    with prefect_elsewhere(root, aside / "prefect"):
         call(root, *RUN)
-    wanted = state_of(root)
+        wanted = state_of(root)
     call(root, "git", "clean", "-ffdxq")
     call(root, "git", "checkout", "--quiet", ".")
     remove(root.parent / "site")
@@ -237,24 +354,32 @@ def main() -> int:
         "megabytes": options.mb,
         "stages": [],
     }
-    with small_disk(options.mb) as disk:
-        root = disk / "work" / "checkout"
+    with small_disk(options.mb) as disk, tempfile.TemporaryDirectory() as folder:
+        root, aside = disk / "work" / "checkout", Path(folder)
         make_fresh(root, [CAPABILITY])
         (root.parent / "tmp").mkdir()
         content["commit"] = call(root, "git", "rev-parse", "HEAD~1").strip()
-        wanted = undisturbed(root, registers="register" in options.only)
-        for name in options.only:
-            row = fill(root, name, options.log)
-            content["stages"].append(row)
-            write_json(options.out, content)
-            sys.stdout.write(json.dumps(row, indent=1) + "\n")
-            sys.stdout.flush()
-        found = state_of(root)
-    varying = frozenset(entry for entry in found.lock if OWN_CLOCK.search(entry))
-    told = faults(found, wanted, varying, experiment=False)
+        wanted = undisturbed(root, aside)
+        for name in OUTPUTS:
+            if name not in options.only:  # the stages behind it need it
+                if name != "register":
+                    call(root, *DVC, name)
+                continue
+            tries: list[Mapping[str, Any]] = []
+            content["stages"].append({"stage": name, "tries": tries})
+            for row in fill(root, name, wanted, aside, options.log):
+                tries.append(row)
+                write_json(options.out, content)
+                sys.stdout.write(f"{name} {json.dumps(row)}\n")
+                sys.stdout.flush()
+        told = None
+        if "register" in options.only:
+            varying = frozenset(entry for entry in wanted.lock if OWN_CLOCK.search(entry))
+            told = faults(state_of(root), wanted, varying, experiment=False)
     write_json(options.out, {**content, "afterwards": told})
     sys.stdout.write(f"{told}\n")
-    return int(bool(told) or any(row["faults"] for row in content["stages"]))
+    rows = [row for stage in content["stages"] for row in stage["tries"]]
+    return int(bool(told) or any(row["faults"] for row in rows))
 
 
 if __name__ == "__main__":

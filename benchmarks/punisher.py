@@ -351,12 +351,6 @@ class State:
 
 def state_of(root: Path) -> State:
     """Return the state of a checkout that nothing runs in."""
-    entries = {}
-    for stage, entry in read_yaml(root / "dvc.lock")["stages"].items():
-        for kind in ("deps", "outs"):
-            for item in entry.get(kind, ()):
-                if not item["path"].startswith(("src/", "flows/")):
-                    entries[f"{stage} {kind} {item['path']}"] = str(item.get("md5"))
     student = root / "models" / "student"
     files = sorted(path for path in student.rglob("*") if path.is_file())
     worktrees = call(root, "git", "worktree", "list", "--porcelain").count("worktree ") - 1
@@ -364,19 +358,40 @@ def state_of(root: Path) -> State:
     holders = root / ".dvc" / "tmp" / "rwlock"
     text = holders.read_text(encoding="utf-8") if holders.is_file() else ""
     listed = {int(number) for number in re.findall(r'"pid": (\d+)', text)}
-    partials = [p for p in root.rglob("*.partial") if ".venv" not in p.parts]
     return State(
-        entries,
+        lock_entries(root),
         {str(path.relative_to(student)): sha256(path) for path in files},
         losses(root / "reports" / "distill" / "metrics.jsonl"),
         *tracked(root / "mlflow.db"),
         worktrees=max(worktrees, len(left)),
-        partials=[str(path.relative_to(root)) for path in partials],
+        partials=half_written(root),
         held=any(map(psutil.pid_exists, listed)),
-        git_locks=[str(path.relative_to(root)) for path in (root / ".git").rglob("*.lock")],
+        git_locks=git_locks(root),
         stale=call(root, "dvc", "status", "--json").strip(),
         experiments=saved_students(root),
     )
+
+
+def lock_entries(root: Path) -> dict[str, str]:
+    """Return DVC's hashes by stage and path, those of the code left out."""
+    entries = {}
+    for stage, entry in read_yaml(root / "dvc.lock")["stages"].items():
+        for kind in ("deps", "outs"):
+            for item in entry.get(kind, ()):
+                if not item["path"].startswith(("src/", "flows/")):
+                    entries[f"{stage} {kind} {item['path']}"] = str(item.get("md5"))
+    return entries
+
+
+def half_written(root: Path) -> list[str]:
+    """Return the files that were begun and that stand for nothing."""
+    found = [path for path in root.rglob("*.partial") if ".venv" not in path.parts]
+    return sorted(str(path.relative_to(root)) for path in found)
+
+
+def git_locks(root: Path) -> list[str]:
+    """Return the locks of git that lie there."""
+    return [str(path.relative_to(root)) for path in (root / ".git").rglob("*.lock")]
 
 
 def saved_students(root: Path) -> dict[str, str]:

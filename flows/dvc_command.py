@@ -9,22 +9,28 @@
 - An object of the cache is looked at by its hash before it is used. DVC takes the content of every
   write-protected file for what its name says, and would bring a damaged one back as a result. One
   that differs is named and removed, and its stage runs again.
+- A full disk ends a command with one error that names the file. DVC's record of what it has hashed
+  asks a database for ever that has no room, and an error of a file that is open names none.
 - ``push --run-cache`` sends what git keeps, too, as far as the run-cache restores it. DVC leaves it
   out, and a clone without this lock would execute the stage although the run-cache knows it.
 """
 
 import contextlib
+import errno
 import functools
 import io
 import json
 import logging
+import os
 import shutil
+import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from danceflow.ops.files import atomic_file
+from danceflow.errors import DiskSpaceError
+from danceflow.ops.files import atomic_file, disk_errors
 
 THAW = "--thaw"
 _LOG = logging.getLogger("dvc.danceflow")  # DVC shows what its own loggers say
@@ -40,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
     write_whole()
     look_at_objects()
+    end_without_room()
     send_what_git_keeps()
     if arguments and arguments[0] == THAW:
         _thaw(arguments[1])
@@ -81,6 +88,51 @@ def look_at_objects() -> None:
 
     local: Any = LocalHashFileDB
     local.check = check
+
+
+@functools.cache
+def end_without_room() -> None:
+    """Let a DVC command within this process end where there is no room, and name the place.
+
+    The package below DVC's databases takes every refusal to begin for a lock that somebody holds,
+    and tries again without end. What is no lock is raised as what it is.
+    """
+    from dvc import cli
+    from dvc_data.hashfile.cache import Cache
+
+    sql, tell = Cache._sql, cli._log_exceptions
+
+    def asked(self: Any) -> Callable[..., Any]:
+        execute = sql.fget(self)
+
+        def call(*arguments: Any) -> Any:
+            try:
+                return execute(*arguments)
+            except sqlite3.OperationalError as error:
+                place, kind = str(self.directory), error.sqlite_errorcode & 0xFF
+                if kind not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                    raise
+                # Where its list of pages in memory cannot grow, SQLite speaks of input and output.
+                is_full = kind == sqlite3.SQLITE_FULL or not os.statvfs(place).f_bavail
+                number = errno.ENOSPC if is_full else errno.EIO
+                raise OSError(number, os.strerror(number), place) from error
+
+        return call
+
+    def told(error: Exception) -> int | None:
+        place = error.filename if isinstance(error, OSError) else None
+        try:
+            with disk_errors(Path(place or ".dvc")):
+                raise error
+        except DiskSpaceError as full:
+            _LOG.error("%s; make room and run the same command again", full)
+            return None
+        except Exception:
+            return tell(error)
+
+    database: Any = Cache
+    database._sql = property(asked)
+    cli._log_exceptions = told
 
 
 @functools.cache

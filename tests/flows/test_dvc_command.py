@@ -1,6 +1,8 @@
 """DVC's command as the flows run it."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from dvc.utils.serialize import dump_yaml, load_yaml
+from little_room import little_room
+from repository import ROOT
 
 from flows.dvc_graph import changed_stages, holders
 
@@ -103,3 +107,59 @@ def test_a_damaged_object_is_named_and_made_again(repository: Path, damage: byte
     assert "first ran" in done.stdout
     assert (repository / "a").read_text() == "one\n"
     assert place.read_bytes() == b"one\n"
+
+
+def test_a_database_that_cannot_be_written_is_one_error_with_its_place(repository: Path) -> None:
+    """No file may grow, which SQLite tells as a failure of the disk."""
+    with little_room(0):
+        done = subprocess.run(
+            [*DVC, "repro", "--single-item", "first"],
+            cwd=repository,
+            env=os.environ | {"DVC_SITE_CACHE_DIR": str(repository / "site")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 255
+    assert done.stderr.count("ERROR:") == 1, done.stderr
+    assert re.search(r"ERROR: .*Input/output error: '.*/site/", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert repro(repository, "first").wait() == 0
+
+
+def test_a_database_without_room_is_not_asked_for_ever(tmp_path: Path) -> None:
+    """In a process of its own: DVC is changed for the whole of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DATABASE, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["True", str(tmp_path)], done.stderr
+    assert done.stderr == (
+        f"ERROR: {tmp_path}: no space left on the disk; nothing was kept; make room and run the "
+        "same command again\n"
+    )
+
+
+# A database may not have more pages than it has: it says what it says on a full disk.
+FULL_DATABASE = """
+import errno, sys
+from dvc import cli
+from flows.dvc_command import end_without_room
+from dvc_data.hashfile.cache import HashesCache
+
+end_without_room()
+cache = HashesCache(sys.argv[1])
+pages = cache._sql("PRAGMA page_count").fetchone()[0]
+cache._sql(f"PRAGMA max_page_count = {pages}")
+try:
+    for number in range(10_000):
+        cache.set(str(number), "x" * 1000, retry=True)
+except OSError as error:
+    print(error.errno == errno.ENOSPC, error.filename)
+    cli._log_exceptions(error)
+"""
