@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from little_room import little_room
 from PIL import Image
 
 from danceflow.errors import StoreAwayError, TrackingError
@@ -272,6 +273,15 @@ def test_an_error_is_told_whole_in_one_line(how):
         "MLflow at sqlite:////x/mlflow.db: The following failed: ##### File student ##### "
         "No such artifact: 'student'"
     )
+
+
+def test_a_database_without_room_is_one_error_and_no_traceback(tracking, capfd):
+    store = open_store(tracking)
+    told = pytest.raises(TrackingError, match="MLflow at sqlite:.*(disk I/O error|disk is full)")
+    with little_room(0), told, store_errors(store.uri):
+        store.client.create_experiment("another")
+    assert "Traceback" not in capfd.readouterr().err
+    store.client.create_experiment("another")
 
 
 def test_an_error_without_words_is_told_by_its_name():

@@ -209,6 +209,8 @@ def open_store(settings: TrackingSettings) -> Store:
         if uri.startswith(SQLITE):
             database = Path(uri.removeprefix(SQLITE))
             prepare_database(database)
+            # It writes the traceback of what it raises, which leaves as one error (store_errors).
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
             artifacts = artifact_root(database)
         elif scheme_of(uri) == POSTGRES:
             artifacts = artifact_root(main_checkout(settings.root) / DATABASE)
