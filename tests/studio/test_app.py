@@ -354,7 +354,7 @@ def test_who_asks_while_the_model_is_being_loaded_waits_for_it(scenes_student, t
         told = client.get("/part/models?model=student")
         assert "32x32" in told.text
         assert told.headers["HX-Trigger-After-Settle"] == "model-known"
-        assert "'unicorn'" in client.get("/part/hints?prompt=a+red+unicorn&model=student").text
+        assert "unicorn" in client.get("/part/hints?prompt=a+red+unicorn&model=student").text
         wait_for(lambda: bool(studio.studio.tree.nodes(archived=True)))
     service.live.stop()
     service.batcher.close()
