@@ -3,20 +3,27 @@
 import io
 import json
 import re
+import threading
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from model_service import wait_for
 from PIL import Image
 from studio_server import Running, running_studio
 
 from danceflow.pictures import decode, png_base64, png_bytes
 from danceflow.registry.open import open_folder
 from danceflow.report.page.difference import difference
+from danceflow.service.app import Service
 from danceflow.service.limits import Limits
+from danceflow.service.live import FolderSource, Served
+from danceflow.service.served import ServedLog
+from danceflow.studio.models import Choice, LocalModels
 from danceflow.studio.recipe import read_recipe
 from danceflow.studio.tree import Node
 
@@ -311,3 +318,43 @@ def test_progress_is_told_step_by_step(client, studio) -> None:
         assert time.monotonic() < deadline
     assert len(seen) > 2
     assert {int(step) for step in seen} <= set(range(1, 161))
+
+
+@dataclass
+class Held:
+    """A student that is loaded when it is told."""
+
+    folder: FolderSource
+    may: threading.Event
+
+    def newest(self) -> str:
+        return self.folder.newest()
+
+    def open(self) -> Served:
+        assert self.may.wait(60)
+        return self.folder.open()
+
+
+def test_who_asks_while_the_model_is_being_loaded_waits_for_it(scenes_student, tmp_path) -> None:
+    """A page is there before its model is; whoever is quick gets a picture, not a refusal."""
+    source = Held(FolderSource(scenes_student, "cpu"), threading.Event())
+    service = Service(source, Limits(), ServedLog(tmp_path / "log", 0.0))
+    first = Choice("student", "the student", "Students")
+    models = LocalModels(first, service.live, service.batcher, {}, list, None)
+    service.live.start()
+    with (
+        running_studio(tmp_path / "tree", scenes_student, models=models) as studio,
+        studio.client() as client,
+    ):
+        assert "32x32" not in client.get("/").text
+        assert "warning" not in client.get("/part/hints?prompt=a+red+unicorn&model=student").text
+        assert client.post("/make", data={"model": "student", "prompt": "two rings"}).is_success
+        assert "loads the model" in client.get("/part/queue").text
+        source.may.set()
+        told = client.get("/part/models?model=student")
+        assert "32x32" in told.text
+        assert told.headers["HX-Trigger-After-Settle"] == "model-known"
+        assert "unicorn" in client.get("/part/hints?prompt=a+red+unicorn&model=student").text
+        wait_for(lambda: bool(studio.studio.tree.nodes(archived=True)))
+    service.live.stop()
+    service.batcher.close()

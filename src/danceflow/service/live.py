@@ -18,6 +18,7 @@ from danceflow.registry.open import Entry, find_entry, folder_digest, open_entry
 from danceflow.registry.student import Row, Student
 
 _LOG = logging.getLogger(__name__)
+_LOADING = "the model is being loaded"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Live:
         self._on_failure = on_failure
         self._served: Served | None = None
         self._word: str | None = None
-        self._problem = "the model is being loaded"
+        self._problem = _LOADING
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="danceflow-live", daemon=True)
 
@@ -140,6 +141,11 @@ class Live:
     def served(self) -> Served | None:
         """The student of now; None: none is loaded yet."""
         return self._served
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the first look is under way: there is no student yet, and nothing is wrong."""
+        return self._served is None and self._problem == _LOADING
 
     @property
     def problem(self) -> str:

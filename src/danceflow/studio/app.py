@@ -95,8 +95,9 @@ class Studio:
         node = self._node(query.get("node", ""))
         choices = self.models.known()
         about = None
-        with contextlib.suppress(RequestError):
-            about = await self.models.about(choices[0].key)
+        if not self.models.is_loading:
+            with contextlib.suppress(RequestError):
+                about = await self.models.about(choices[0].key)
         shown = await self._stage(node, query.get("with", ""))
         html = self.pages.page(
             stage=shown,
@@ -111,15 +112,22 @@ class Studio:
         return HTMLResponse(html)
 
     async def models_part(self) -> Response:
-        """Return all models that can be chosen, those of the registry among them."""
+        """Return all models that can be chosen, and what is known of the usual one once it is."""
         choices, problem = await self.models.choices()
-        return HTMLResponse(self.pages.models(choices, problem, full=True))
+        about = None
+        with contextlib.suppress(RequestError):
+            about = await self.models.about(choices[0].key)
+        html = self.pages.models(choices, problem, full=True)
+        html += self.pages.usual(
+            sizes=about.sizes if about else (), steps=about.usual_steps if about else None
+        )
+        return HTMLResponse(html, headers={"HX-Trigger-After-Settle": "model-known"})
 
     async def further(self, request: Request) -> Response:
         """Return fields for pictures beside the source, where the model takes several."""
         query = request.query_params
         count = 0
-        if query.get("source"):
+        if query.get("source") and not self.models.is_loading:
             with contextlib.suppress(RequestError):
                 count = (await self.models.about(query.get("model", ""))).max_sources - 1
         fields = [(name, query.get(name, "")) for name in _FURTHER[: max(0, count)]]
@@ -150,7 +158,7 @@ class Studio:
         history = [prompt for prompt, was_edit in self.tree.prompts() if was_edit == is_edit]
         found = self.words.suggest(text, history, _NUM_SUGGESTIONS, is_edit=is_edit)
         notes: Sequence[str] = ()
-        if text.strip():
+        if text.strip() and not self.models.is_loading:
             try:
                 notes = await self.models.notes(query.get("model", ""), text, is_edit=is_edit)
             except RequestError as error:

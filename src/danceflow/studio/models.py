@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MAX_LOADED = 4
 _FRESH_S = 10.0
+_LOOK_S = 0.1
 TEACHER = "teacher:"
 
 
@@ -152,6 +153,11 @@ class Answer:
 
 class Models(Protocol):
     """Where pictures are made."""
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the usual model is being loaded for the first time: asking for it waits."""
+        ...
 
     def known(self) -> list[Choice]:
         """Return what can be chosen as far as that is known at once, the usual one first."""
@@ -275,6 +281,11 @@ class LocalModels:
         self._lock = threading.Lock()
         self._found: tuple[float, list[Choice], str] | None = None
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether the usual model is being loaded for the first time."""
+        return self._live.is_loading
+
     def known(self) -> list[Choice]:
         """Return what was named, and the teachers, until the registry was looked at."""
         if self._found is not None:
@@ -350,6 +361,8 @@ class LocalModels:
         """Leave it to the service, whose queue this is."""
 
     async def _open(self, key: str) -> Served:
+        while self._live.is_loading:  # another name may mean the same model
+            await asyncio.sleep(_LOOK_S)
         if key == self._first.key:
             if (served := self._live.served) is None:
                 raise RequestError(503, f"there is no model yet: {self._live.problem}")

@@ -72,6 +72,10 @@ class Pages:
             groups.setdefault(choice.group, []).append(choice)
         return self._render("models", groups=groups, problem=problem, full=full)
 
+    def usual(self, **shown: Any) -> str:
+        """Return the fields that say what the usual model makes, to be put where they are."""
+        return self._render("usual", oob=True, **shown)
+
     def further(self, **shown: Any) -> str:
         """Return fields for pictures beside the source."""
         return self._render("further", **shown)

@@ -61,6 +61,11 @@ class RemoteModels:
         )
         self._known: tuple[float, dict[str, Any]] | None = None
 
+    @property
+    def is_loading(self) -> bool:
+        """Nothing is loaded here."""
+        return False
+
     def known(self) -> list[Choice]:
         """Return the one model there."""
         return [Choice(self.url, f"the service at {self.url}", "Service")]

@@ -39,13 +39,14 @@
   // Lists that come later keep what was chosen meanwhile.
   const chosen = {};
   document.body.addEventListener("htmx:beforeSwap", (event) => {
-    if (event.detail.target?.id === "model") for (const id of ["model", "beside"]) chosen[id] = $(id).value;
+    if (event.detail.target?.id === "model") for (const id of ["model", "beside", "size"]) chosen[id] = $(id).value;
   });
   document.body.addEventListener("htmx:afterSettle", (event) => {
     if (event.detail.target?.id !== "model") return;
     for (const [id, value] of Object.entries(chosen)) {
       if ([...$(id).options].some((option) => option.value === value)) $(id).value = value;
     }
+    $("steps").placeholder = $("size").dataset.steps;
   });
 
   // -- The picture in the middle ---------------------------------------------------------------
