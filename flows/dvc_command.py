@@ -100,7 +100,8 @@ def end_without_room() -> None:
     from dvc import cli
     from dvc_data.hashfile.cache import Cache
 
-    sql, tell = Cache._sql, cli._log_exceptions
+    sql: Any = Cache._sql
+    tell: Callable[[Exception], int | None] = cli._log_exceptions
 
     def asked(self: Any) -> Callable[..., Any]:
         execute = sql.fget(self)
