@@ -33,7 +33,7 @@ setup: $(READY)  ## install everything into .venv
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed" >&2; exit 2; }
-	@echo "setting up $(VENV): some minutes and 2 GB, once"
+	@echo "setting up $(VENV): some minutes and 3 GB, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from danceflow.errors import StageError, unknown_name
+from danceflow.ops.files import disk_errors
 from flows import dvc_command
 
 
@@ -291,17 +292,25 @@ def _name(stage: Any) -> str:
 
 @contextlib.contextmanager
 def open_repository(root: Path) -> Iterator[Any]:
-    """Open the DVC repository; DVC's own exceptions leave as ``DvcError``."""
+    """Open the DVC repository; DVC's own exceptions leave as ``DvcError``.
+
+    Raises:
+        DiskSpaceError: There is no room, named by its place.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     dvc_command.write_whole()
     dvc_command.look_at_objects()
+    dvc_command.end_without_room()
     try:
         with Repo(str(root)) as repo:
             yield repo
     except DvcException as error:
         raise DvcError(f"DVC in {root}: {_chain(error)}") from error
+    except OSError as error:
+        with disk_errors(Path(error.filename or root / ".dvc")):
+            raise
 
 
 @contextlib.contextmanager
