@@ -54,6 +54,7 @@ check: $(READY) docs  ## check style, types, import direction, the graph and the
 	ruff check .
 	ruff format --check .
 	mypy
+	mypy benchmarks/*.py
 	lint-imports
 	danceflow check
 

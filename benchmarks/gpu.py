@@ -41,6 +41,8 @@ from danceflow.params.yaml12 import read_yaml
 
 if TYPE_CHECKING:
     from danceflow.params.sections import Params
+    from random_model import Update
+
     from danceflow.plan.architecture import Architecture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,7 +246,7 @@ def measure(row: Row, folder: Path, device: str, *, small: bool) -> dict[str, An
     memory.begin()
     # The first update makes the optimiser's states, and what is compiled.
     first = timed_update(trainer).seconds
-    updates = []
+    updates: list[Update] = []
     with Utilisation(device) as utilisation:
         while len(updates) < MOST_UPDATES and sum(u.seconds for u in updates) < ENOUGH_SECONDS:
             updates.append(timed_update(trainer))
@@ -479,7 +481,7 @@ def machine(*, small: bool) -> dict[str, Any]:
     import torch
 
     packages = ("diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "torchao")
-    versions = {"torch": torch.__version__}
+    versions = {"torch": str(torch.__version__)}
     for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)

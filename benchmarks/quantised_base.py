@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from danceflow.data.buckets import read_bucket
-from danceflow.evaluate.again import score_again
+from danceflow.evaluate.again import open_again, score_again
 from danceflow.evaluate.asked import finite_images, task_of
 from danceflow.evaluate.identity import SPLIT
 from danceflow.evaluate.records import STANDARD
@@ -98,8 +98,10 @@ def main() -> None:
         for base in BASES:
             params = params_of(paths, base, seed, arguments.updates)
             stage.run(params, paths)
+            place = paths.student
+            student = open_again(params, place)
             scores = {
-                name: mean(score_again(params, paths, name, paths.student).rows)
+                name: mean(score_again(params, paths, name, place, student).rows)
                 for name in params.capabilities
             }
             kept = {name: score / teachers[name] for name, score in scores.items()}

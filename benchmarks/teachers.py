@@ -173,16 +173,17 @@ def main() -> None:
                 check=True,
             )
             runs.append(json.loads(done.stdout))
+    rows = summary(runs)
     record = {
         "command": f"python benchmarks/teachers.py --updates {arguments.updates} "
         f"--repeats {arguments.repeats}",
         "torch": torch.__version__,
         "rank": RANK,
-        "rows": summary(runs),
+        "rows": rows,
         "runs": runs,
     }
     write_json(arguments.out, record)
-    for row in record["rows"]:
+    for row in rows:
         sys.stdout.write(json.dumps(row) + "\n")
 
 
