@@ -40,9 +40,9 @@ from danceflow.params.read import override, parse_params
 from danceflow.params.yaml12 import read_yaml
 
 if TYPE_CHECKING:
-    from danceflow.params.sections import Params
     from random_model import Update
 
+    from danceflow.params.sections import Params
     from danceflow.plan.architecture import Architecture
 
 ROOT = Path(__file__).resolve().parents[1]
