@@ -22,6 +22,10 @@ TESTS = Path(__file__).parent
 # What `make quick` leaves out: suites of no single module, and files that run stages or programs.
 HOMES = ("contract", "e2e", "extension", "golden", "numerics", "pipeline", "runs", "team")
 COSTLY = re.compile(r"\bimport (stage|subprocess|prepare)\b|\brun_stage\b|stock_cases|tiny_stock")
+# And tests that ask for a project that ran, for a server's database, a browser or a compiler.
+COSTLY_FIXTURES = frozenset(
+    ("prepared", "reported", "mlflow_template", "prefect_template", "browser", "compiler")
+)
 NUM_CASES = 2  # of every parametrised test
 DEAR = ("e2e", "team", "pipeline", "flows", "extension")  # rooms of long tests, which begin first
 ONE_RUN = "e2e"  # the room whose files share one run of the pipeline
@@ -48,7 +52,9 @@ def _first_cases(items: list[pytest.Item]) -> Iterator[pytest.Item]:
     for item in items:
         name = _test(item)
         seen[name] += 1
-        if seen[name] <= NUM_CASES and item.get_closest_marker("pipeline") is None:
+        is_costly = item.get_closest_marker("pipeline") is not None
+        is_costly |= not COSTLY_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+        if seen[name] <= NUM_CASES and not is_costly:
             yield item
 
 
@@ -118,7 +124,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="the tests of one minute: no stages, no programs, the first cases of every test",
+        help="the tests of one minute: no stages, stores, programs; the first cases of every test",
     )
     parser.addoption(
         "--record-golden",

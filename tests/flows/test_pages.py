@@ -50,6 +50,27 @@ def test_when_one_ends_so_does_the_other(started: list[subprocess.Popen[bytes]])
     assert [process.wait(timeout=60) for process in started] == [-signal.SIGTERM, 3]
 
 
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_however_it_ends_no_server_is_left(number: signal.Signals) -> None:
+    """Ctrl-C ends it as SIGTERM does, a terminal that closes as SIGKILL does: see below."""
+    code = (
+        "from flows.pages import keep_running; from flows.servers import Server; "
+        f"sleep = Server({SLEEP.command!r}); keep_running({{'A': sleep, 'B': sleep}}, {{}})"
+    )
+    page = psutil.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+
+    def servers() -> list[psutil.Process]:
+        return [child for child in page.children() if child.cmdline() == list(SLEEP.command)]
+
+    until(lambda: len(servers()) == 2 or page.poll() is not None)
+    started = page.children(recursive=True)
+    page.send_signal(number)
+    page.wait(60)
+    assert len(started) >= 2
+    assert not psutil.wait_procs(started, timeout=60)[1]
+
+
 def team() -> AbstractContextManager[object]:
     """A Prefect server is configured; that it is away hides no other page."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -154,7 +175,7 @@ def fetched(url: str) -> bytes | None:
 
 @pytest.mark.pipeline
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_however_the_command_ends_nothing_of_the_servers_is_left(
     tmp_path: Path,
     mlflow_template: Path,

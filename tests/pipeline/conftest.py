@@ -203,6 +203,17 @@ class Project:
         """Return what git sees as changed or new."""
         return self.run("git", "status", "--porcelain")
 
+    def take_surroundings(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let this process, too, note calls and keep DVC's records beside this project."""
+        for name in ("CALLS", "DVC_SITE_CACHE_DIR"):
+            monkeypatch.setenv(name, self.environment[name])
+
+    def without_tracking(self) -> None:
+        """Let it record no runs: the stages take no time at all."""
+        path = self.root / "params.yaml"
+        path.write_text(path.read_text().replace("enabled: true", "enabled: false"))
+        self.commit()
+
     def commit(self) -> None:
         """Commit everything."""
         self.run("git", "add", "-A")
@@ -236,6 +247,23 @@ def project_template(tmp_path_factory: pytest.TempPathFactory, mlflow_template: 
     return folder
 
 
+@pytest.fixture(scope="session")
+def template_that_ran(project_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A committed project without tracking in which everything ran once."""
+    folder = tmp_path_factory.mktemp("project-that-ran")
+    project = copied(project_template, folder)
+    project.without_tracking()
+    project.run(sys.executable, "-m", "dvc", "repro", "-q")
+    project.commit()
+    assert project.began() != []
+    return folder
+
+
+def copied(template: Path, folder: Path) -> Project:
+    shutil.copytree(template / "project", folder / "project", symlinks=True)
+    return Project(folder)
+
+
 @pytest.fixture
 def project(
     project_template: Path,
@@ -244,11 +272,17 @@ def project(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Project:
     """A fresh copy of the project, with its own cache and tracking store."""
-    shutil.copytree(project_template / "project", tmp_path / "project", symlinks=True)
-    shutil.copyfile(mlflow_template, tmp_path / "project" / "mlflow.db")
-    project = Project(tmp_path)
-    for name in ("CALLS", "DVC_SITE_CACHE_DIR"):
-        monkeypatch.setenv(name, project.environment[name])
+    project = copied(project_template, tmp_path)
+    shutil.copyfile(mlflow_template, project.root / "mlflow.db")
+    project.take_surroundings(monkeypatch)
+    return project
+
+
+@pytest.fixture
+def ran(template_that_ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A fresh copy of the project without tracking in which everything ran once."""
+    project = copied(template_that_ran, tmp_path)
+    project.take_surroundings(monkeypatch)
     return project
 
 

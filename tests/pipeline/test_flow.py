@@ -39,9 +39,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def untracked(project):
     """The project with tracking off: the stages take no time at all."""
-    path = project.root / "params.yaml"
-    path.write_text(path.read_text().replace("enabled: true", "enabled: false"))
-    project.commit()
+    project.without_tracking()
     return project
 
 
@@ -342,24 +340,22 @@ def test_cancelling_ends_every_process_and_removes_the_worktree(untracked, numbe
     assert untracked.status() == ""
 
 
-def test_the_teachers_are_trained_again_only_by_their_own_flow(untracked):
+def test_the_teachers_are_trained_again_only_by_their_own_flow(ran):
     from flows.pipeline import run_pipeline, run_teachers
 
-    run_pipeline(root=untracked.root)
-    weights = untracked.root / "models" / "teachers" / "weights.txt"
+    weights = ran.root / "models" / "teachers" / "weights.txt"
     assert weights.read_text() == "trained once"
-    graph = (untracked.root / "dvc.yaml").read_bytes()
-    untracked.began()
-    results = run_teachers(root=untracked.root)
-    assert untracked.began() == ["teachers"]
+    graph = (ran.root / "dvc.yaml").read_bytes()
+    results = run_teachers(root=ran.root)
+    assert ran.began() == ["teachers"]
     assert {result.name: result.outcome for result in results} == {
         "prepare": Outcome.UNCHANGED,
         "teachers": Outcome.RAN,
     }
     assert weights.read_text() == "trained again"
-    assert (untracked.root / "dvc.yaml").read_bytes() == graph
-    run_pipeline(root=untracked.root)
-    assert untracked.began() == ["cache@t2i", "cache@local_edit"]
+    assert (ran.root / "dvc.yaml").read_bytes() == graph
+    run_pipeline(root=ran.root)
+    assert ran.began() == ["cache@t2i", "cache@local_edit"]
 
 
 def processes_in(folder: Path) -> list[str]:
@@ -373,33 +369,30 @@ def processes_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("moment", ["dvc starts", "the stage runs", "the stage has ended"])
-def test_teachers_that_are_killed_leave_the_graph_as_it_is(untracked, moment):
+def test_teachers_that_are_killed_leave_the_graph_as_it_is(ran, moment):
     """And no process; the same command then does it all, and the lock is right."""
     from prefect.settings import PREFECT_API_URL
 
     from flows.dvc_graph import changed_stages
 
-    untracked.run(sys.executable, "-m", "dvc", "repro", "-q")
-    untracked.commit()
-    untracked.calls()
-    graph, lock = ((untracked.root / name).read_bytes() for name in ("dvc.yaml", "dvc.lock"))
+    graph, lock = ((ran.root / name).read_bytes() for name in ("dvc.yaml", "dvc.lock"))
     command = [sys.executable, "-m", "danceflow.cli", "teachers"]
     environment = {"PREFECT_API_URL": PREFECT_API_URL.value()}
     if moment == "the stage runs":
-        untracked.trouble("teachers", "sleep")
+        ran.trouble("teachers", "sleep")
 
     def is_there() -> bool:
         if moment == "dvc starts":
-            return any("--thaw" in line for line in processes_in(untracked.root))
+            return any("--thaw" in line for line in processes_in(ran.root))
         if moment == "the stage runs":
-            return untracked.calls_file.with_name("sleeping").exists()
-        calls = untracked.calls_file
+            return ran.calls_file.with_name("sleeping").exists()
+        calls = ran.calls_file
         return calls.exists() and "teachers ends" in calls.read_text()
 
     flow = subprocess.Popen(
         command,
-        cwd=untracked.root,
-        env={**untracked.environment, **environment},
+        cwd=ran.root,
+        env={**ran.environment, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -410,48 +403,46 @@ def test_teachers_that_are_killed_leave_the_graph_as_it_is(untracked, moment):
         time.sleep(0.01)
     flow.kill()
     assert flow.wait() == -signal.SIGKILL
-    while processes_in(untracked.root):
+    while processes_in(ran.root):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
-    assert (untracked.root / "dvc.yaml").read_bytes() == graph
-    weights = untracked.root / "models" / "teachers" / "weights.txt"
+    assert (ran.root / "dvc.yaml").read_bytes() == graph
+    weights = ran.root / "models" / "teachers" / "weights.txt"
     ended = moment == "the stage has ended"
     assert weights.read_text() == ("trained again" if ended else "trained once")
-    changed = {line[3:] for line in untracked.status().splitlines()}
+    changed = {line[3:] for line in ran.status().splitlines()}
     assert changed <= {"models/teachers/weights.txt", "dvc.lock"}
-    assert (untracked.root / "dvc.lock").read_bytes() == lock or "dvc.lock" in changed
-    assert untracked.lock().keys() == {"prepare", *ALL[1:]}
+    assert (ran.root / "dvc.lock").read_bytes() == lock or "dvc.lock" in changed
+    assert ran.lock().keys() == {"prepare", *ALL[1:]}
 
-    untracked.calm("teachers")
+    ran.calm("teachers")
     done = subprocess.run(
         command,
-        cwd=untracked.root,
-        env={**untracked.environment, **environment},
+        cwd=ran.root,
+        env={**ran.environment, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (untracked.root / "models" / "teachers" / "weights.txt").read_text() == "trained again"
-    assert (untracked.root / "dvc.yaml").read_bytes() == graph
-    assert not changed_stages(untracked.root, "teachers") & {"prepare", "teachers"}
-    outs = untracked.lock()["teachers"]["outs"]
-    untracked.run(sys.executable, "-m", "dvc", "commit", "-f", "teachers")
-    assert untracked.lock()["teachers"]["outs"] == outs
+    assert (ran.root / "models" / "teachers" / "weights.txt").read_text() == "trained again"
+    assert (ran.root / "dvc.yaml").read_bytes() == graph
+    assert not changed_stages(ran.root, "teachers") & {"prepare", "teachers"}
+    outs = ran.lock()["teachers"]["outs"]
+    ran.run(sys.executable, "-m", "dvc", "commit", "-f", "teachers")
+    assert ran.lock()["teachers"]["outs"] == outs
 
 
-def test_a_run_trains_its_own_teachers_where_it_is_told_to(untracked):
+def test_a_run_trains_its_own_teachers_where_it_is_told_to(ran):
     """A recipe with other data cannot use the committed teachers."""
     from flows.pipeline import run_pipeline
 
-    run_pipeline(root=untracked.root)
-    graph = (untracked.root / "dvc.yaml").read_bytes()
-    untracked.began()
+    graph = (ran.root / "dvc.yaml").read_bytes()
     values = {"data.seed": 5}
-    stages = run_pipeline(root=untracked.root, overrides=values, with_teachers=True).stages
-    assert untracked.began()[:2] == ["prepare", "teachers"]
+    stages = run_pipeline(root=ran.root, overrides=values, with_teachers=True).stages
+    assert ran.began()[:2] == ["prepare", "teachers"]
     assert {result.name: result.outcome for result in stages}["teachers"] is Outcome.RAN
-    assert (untracked.root / "dvc.yaml").read_bytes() == graph
-    weights = untracked.root / "models" / "teachers" / "weights.txt"
+    assert (ran.root / "dvc.yaml").read_bytes() == graph
+    weights = ran.root / "models" / "teachers" / "weights.txt"
     assert weights.read_text() == "trained once"

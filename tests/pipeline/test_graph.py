@@ -39,7 +39,7 @@ class Checkout:
         self.root = folder / "checkout"
         self._calls = folder / "calls"
         programs = folder / "bin"
-        programs.mkdir()
+        programs.mkdir(exist_ok=True)
         command = programs / "danceflow"
         command.write_text(COMMAND)
         command.chmod(0o755)
@@ -66,9 +66,11 @@ class Checkout:
         return self._calls.read_text().splitlines()
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
-    made = Checkout(tmp_path)
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a checkout in which nothing ran yet."""
+    folder = tmp_path_factory.mktemp("graph")
+    made = Checkout(folder)
     made.root.mkdir()
     plain = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml")
     for name in (*plain, "params.yaml", "data/raw/README.md"):
@@ -85,7 +87,32 @@ def checkout(tmp_path: Path) -> Checkout:
     made.run("git", "add", ".")
     identity = ("-c", "user.name=a", "-c", "user.email=a@b")
     made.run("git", *identity, "commit", "--quiet", "-m", "all")
-    return made
+    return folder
+
+
+@pytest.fixture(scope="module")
+def template_that_ran(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a checkout in which everything ran once."""
+    folder = tmp_path_factory.mktemp("ran") / "of"
+    assert len(copied(template, folder).repro()) > 1
+    return folder
+
+
+def copied(template: Path, folder: Path) -> Checkout:
+    shutil.copytree(template, folder, symlinks=True, dirs_exist_ok=True)
+    return Checkout(folder)
+
+
+@pytest.fixture
+def checkout(template: Path, tmp_path: Path) -> Checkout:
+    """A clone in which nothing ran yet."""
+    return copied(template, tmp_path)
+
+
+@pytest.fixture
+def ran(template_that_ran: Path, tmp_path: Path) -> Checkout:
+    """A clone in which everything ran once."""
+    return copied(template_that_ran, tmp_path)
 
 
 def fates(checkout: Checkout, **overrides: object) -> dict[Fate, list[str]]:
@@ -119,48 +146,43 @@ def test_a_clone_runs_everything_but_the_frozen_stage_once(checkout: Checkout) -
     assert checkout.repro() == []
 
 
-def test_a_changed_parameter_runs_what_depends_on_it(checkout: Checkout) -> None:
-    checkout.repro()
-    told = fates(checkout, **{"gate.max_regression": 0.5})
+def test_a_changed_parameter_runs_what_depends_on_it(ran: Checkout) -> None:
+    told = fates(ran, **{"gate.max_regression": 0.5})
     assert told[Fate.RUNS] == ["report"]
     assert Fate.MAY_RUN not in told
-    params = checkout.root / "params.yaml"
+    params = ran.root / "params.yaml"
     text = params.read_text()
     params.write_text(text.replace("experiment: danceflow", "experiment: other"))
-    assert checkout.repro() == []
+    assert ran.repro() == []
     params.write_text(text.replace("max_regression: 0.05", "max_regression: 0.5"))
-    assert checkout.repro() == ["report"]
+    assert ran.repro() == ["report"]
     params.write_text(
         text.replace("t2i, teacher: base, guidance: 2.0", "t2i, teacher: base, guidance: 3.0")
     )
-    (cache,) = [item for item in forecast(checkout.root) if item.stage == "cache@t2i"]
+    (cache,) = [item for item in forecast(ran.root) if item.stage == "cache@t2i"]
     assert str(cache) == "cache@t2i: runs\n  capabilities.t2i.guidance was 2.0, is 3.0"
-    told = fates(checkout)
+    told = fates(ran)
     assert "cache@local_edit" in told[Fate.UP_TO_DATE]
-    assert [call for call in checkout.repro() if call.startswith("cache")] == [
-        "cache --capability t2i"
-    ]
+    assert [call for call in ran.repro() if call.startswith("cache")] == ["cache --capability t2i"]
 
 
-def test_what_ran_once_is_restored_and_not_executed_again(checkout: Checkout) -> None:
-    checkout.repro()
-    outs = {path: path.read_text() for path in (checkout.root / "reports").rglob("*.json")}
-    params = checkout.root / "params.yaml"
+def test_what_ran_once_is_restored_and_not_executed_again(ran: Checkout) -> None:
+    outs = {path: path.read_text() for path in (ran.root / "reports").rglob("*.json")}
+    params = ran.root / "params.yaml"
     text = params.read_text()
     params.write_text(text.replace("  seed: 0\n  image_size", "  seed: 1\n  image_size"))
-    assert "prepare" in checkout.repro()
+    assert "prepare" in ran.repro()
     assert any(path.read_text() != content for path, content in outs.items())
     params.write_text(text)
-    assert checkout.repro() == []
+    assert ran.repro() == []
     assert {path: path.read_text() for path in outs} == outs
 
 
-def test_a_compiled_file_changes_nothing_and_a_source_file_does(checkout: Checkout) -> None:
-    checkout.repro()
-    compiled = checkout.root / "src/danceflow/scenes/__pycache__/module.pyc"
+def test_a_compiled_file_changes_nothing_and_a_source_file_does(ran: Checkout) -> None:
+    compiled = ran.root / "src/danceflow/scenes/__pycache__/module.pyc"
     compiled.parent.mkdir()
     compiled.write_bytes(b"x")
-    assert checkout.repro() == []
-    (checkout.root / "src/danceflow/ops/files.py").write_text("CHANGED = 1\n")
-    assert "its input src/danceflow/ops/files.py changed" in forecast(checkout.root)[0].reasons
-    assert "prepare" in checkout.repro()
+    assert ran.repro() == []
+    (ran.root / "src/danceflow/ops/files.py").write_text("CHANGED = 1\n")
+    assert "its input src/danceflow/ops/files.py changed" in forecast(ran.root)[0].reasons
+    assert "prepare" in ran.repro()

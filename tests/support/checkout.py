@@ -49,6 +49,19 @@ SMALL = {
 }
 SIZES = {"num_train": 24, "num_validation": 12, "num_test": 12}
 
+# The smallest run with a committed teacher: every stage once.
+CAPABILITY, TEACHER = "t2i", "base"
+SMALLEST = {
+    "cache.num_samples": 4,
+    "cache.batch_size": 4,
+    "distill.init": "base",
+    "distill.num_steps": 2,
+    "distill.num_updates": 2,
+    "distill.batch_size": 4,
+    "evaluate.num_samples": 1,
+    "gate.auto_promote": False,
+}
+
 
 class Checkout:
     """A git and DVC repository with everything that this one tracks."""
@@ -182,6 +195,17 @@ class Checkout:
     def json(self, path: Path) -> Any:
         """Return the content of a JSON file."""
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def one_capability(checkout: Checkout) -> None:
+    """Let a checkout have one capability alone, and commit that."""
+    data = override(read_yaml(checkout.paths.params), SMALLEST)
+    data["data"]["buckets"] = {CAPABILITY: {**SIZES, "num_train": 12}}
+    data["capabilities"] = {CAPABILITY: data["capabilities"][CAPABILITY]}
+    data["teachers"] = {TEACHER: data["teachers"][TEACHER]}
+    data["gate"]["min_retention"] = {CAPABILITY: 0.0}
+    checkout.paths.params.write_text(dump_yaml(data))
+    checkout.commit()
 
 
 def outcomes(table: str) -> dict[str, str]:

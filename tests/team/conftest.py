@@ -5,56 +5,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from checkout import Checkout
-from params_files import dump_yaml
-from repository import ROOT
+from checkout import Checkout, one_capability
 from team_servers import PLANTED, Servers
 
-from danceflow.params.read import override
-from danceflow.params.yaml12 import read_yaml
 from flows.team import run
 from flows.team.settings import load
-
-CAPABILITY = "t2i"
-TINY = {
-    "run.num_threads": 1,
-    "cache.num_samples": 4,
-    "cache.num_steps": 2,
-    "cache.batch_size": 4,
-    "distill.init": "base",
-    "distill.num_steps": 2,
-    "distill.num_updates": 2,
-    "distill.batch_size": 4,
-    "distill.warmup": 1,
-    "distill.checkpoint_every": 2,
-    "distill.log_every": 1,
-    "distill.evaluate_every": 2,
-    "distill.evaluate_samples": 1,
-    "distill.grid_every": 2,
-    "evaluate.num_samples": 1,
-    "gate.auto_promote": False,
-    "evaluate.num_steps": 2,
-    "evaluate.batch_size": 32,
-    "evaluate.num_bootstrap": 20,
-    "tracking.enabled": True,
-    "tracking.uri": None,
-    "tracking.experiment": "danceflow",
-    "tracking.registered_model": "danceflow-scenes",
-}
-
-
-def tiny_params(root: Path) -> dict[str, Any]:
-    """Return the parameters of the smallest run with the committed teachers."""
-    data = override(read_yaml(root / "params.yaml"), TINY)
-    sizes = {"num_train": 12, "num_validation": 12, "num_test": 12}
-    data["data"]["buckets"] = {CAPABILITY: sizes}
-    data["capabilities"] = {CAPABILITY: data["capabilities"][CAPABILITY]}
-    data["teachers"] = {"base": data["teachers"]["base"]}
-    data["gate"]["min_retention"] = {CAPABILITY: 0.0}
-    return data
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +27,7 @@ def place() -> Iterator[Path]:
 def started(place: Path) -> Iterator[Checkout]:
     """A checkout whose servers run."""
     checkout = Checkout(place, PLANTED)
-    checkout.paths.params.write_text(dump_yaml(tiny_params(ROOT)))
-    checkout.commit()
+    one_capability(checkout)
     try:
         run.up(checkout.root)
         yield checkout
