@@ -177,7 +177,8 @@ def parser_of(script: Path) -> argparse.ArgumentParser:
         "__file__": str(script),
         "__doc__": ".",
     }
-    (main,) = [node for node in code.body if getattr(node, "name", "") == "main"]
+    functions = [node for node in code.body if isinstance(node, ast.FunctionDef)]
+    (main,) = [function for function in functions if function.name == "main"]
     for node in code.body:
         if isinstance(node, ast.Assign):
             with contextlib.suppress(Exception):  # of what was not loaded, and of no default
