@@ -176,6 +176,7 @@ def parser_of(script: Path) -> argparse.ArgumentParser:
         "Path": Path,
         "__file__": str(script),
         "__doc__": ".",
+        "ROOT": ROOT,
     }
     functions = [node for node in code.body if isinstance(node, ast.FunctionDef)]
     (main,) = [function for function in functions if function.name == "main"]
