@@ -69,10 +69,13 @@
     htmx.trigger(document.body, "source-changed");
   }
   function open(path, part, then) {
-    htmx.ajax("GET", part, { target: "#stage", swap: "innerHTML" }).then(() => {
+    // With an element of its own: behind another request of the same element htmx would wait,
+    // and yet say at once that it is done.
+    const asker = document.body.appendChild(document.createElement("span"));
+    htmx.ajax("GET", part, { source: asker, target: "#stage", swap: "innerHTML" }).then(() => {
       history.pushState({}, "", path);
       then?.();
-    });
+    }).finally(() => asker.remove());
   }
   function openNode(id, then) { open(`/?node=${id}`, `/part/stage/${id}`, then); }
   window.addEventListener("popstate", () => location.reload());
