@@ -163,7 +163,7 @@ def blocks(page: Path) -> Iterator[Command]:
             mark = {found[1]: found[2]} if found else mark if not line.strip() else {}
             continue
         first = _VARIABLES.sub("", line).split(" ")[0]
-        if language not in ("", "sh") or not (begun or first in PROGRAMS):
+        if language not in ("", "bash", "sh") or not (begun or first in PROGRAMS):
             continue
         start, begun = (start, f"{begun}\n{line}") if begun else (number, line)
         try:
