@@ -17,23 +17,19 @@ import random
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from random_model import open_trainer, timed_update
+from checkout import prepared, seconds_of, trainer_of
+from random_model import timed_update
 from torch.nn.functional import mse_loss
 
 from danceflow.data.buckets import encoded_sources, read_bucket, sources_of
 from danceflow.fields.field import Condition
-from danceflow.ops import determinism
 from danceflow.ops.files import write_json
-from danceflow.params.read import override, parse_params
 from danceflow.params.sections import Params
-from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.train.distill.trainer import Trainer
 
@@ -120,13 +116,6 @@ class Practice:
         trainer.ema.update(trainer.backbone)
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Return what a piece of work takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -134,16 +123,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    paths = Paths(arguments.checkout.resolve())
-    data = override(read_yaml(paths.params), {"tracking.enabled": False})
-    params = parse_params(data, f"{paths.params}, without tracking")
-    determinism.prepare(params.run)
-    determinism.prepare_torch(params.run)
-    caches = {name: paths.cache(name) for name in params.capabilities}
+    params, paths = prepared(arguments.checkout)
     num_rows, batch = 64, params.distill.batch_size
     found: dict[str, list[float]] = {name: [] for name in ("danceflow", *PRACTICES)}
     with tempfile.TemporaryDirectory() as work:
-        trainer = open_trainer(params, paths.teachers, caches, Path(work))
+        trainer = trainer_of(params, paths, Path(work))
         practices = {
             name: Practice(params, paths, trainer, **options) for name, options in PRACTICES.items()
         }

@@ -14,8 +14,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_model import open_trainer, timed_update
+from checkout import prepared, seconds_of, trainer_of
+from random_model import timed_update
 from torch import Tensor, nn
 
-from danceflow.ops import determinism
 from danceflow.ops.files import write_json
-from danceflow.params.read import override, parse_params
-from danceflow.params.yaml12 import read_yaml
-from danceflow.paths import Paths
 from danceflow.train.distill.trainer import Trainer
 
 OUT = Path(__file__).parents[1] / "docs" / "results" / "step.json"
@@ -93,13 +89,6 @@ def make_again(calls: list[Call]) -> None:
         call.again()
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Return what a piece of work takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -107,15 +96,10 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=12)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    paths = Paths(arguments.checkout.resolve())
-    data = override(read_yaml(paths.params), {"tracking.enabled": False})
-    params = parse_params(data, f"{paths.params}, without tracking")
-    determinism.prepare(params.run)
-    determinism.prepare_torch(params.run)
-    caches = {name: paths.cache(name) for name in params.capabilities}
+    params, paths = prepared(arguments.checkout)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
-        trainer = open_trainer(params, paths.teachers, caches, Path(work))
+        trainer = trainer_of(params, paths, Path(work))
         networks = networks_of(trainer)
         for number in range(WARM_UP + arguments.updates):
             with noted(networks) as calls:

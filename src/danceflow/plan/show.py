@@ -161,8 +161,8 @@ def _speed(device: Device) -> str:
     if device.is_measured:
         return f"measured speed, scaled by operations: {device.source}"
     return (
-        f"assumed: {device.utilisation:.0%} of the vendor's peak; FLUX.2 klein reached "
-        "that on an H200 (docs/scale.md)"
+        f"assumed: {device.utilisation:.0%} of the vendor's peak; an H200 reached 8 to 25% "
+        "(docs/scale.md)"
     )
 
 
