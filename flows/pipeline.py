@@ -33,28 +33,11 @@ from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStopped
 from flows.experiment import Experiment, check_raw, experiment, plan
 from flows.parameters import AtOnce, Name, Overrides, Recipe, Seconds
 from flows.processes import ProcessGroups
-from flows.result import picture, result_table, sample_sheets
+from flows.result import PipelineResult, picture, result_table, sample_sheets
 
 NUM_RETRIES = 2
 RETRY_BACKOFF_S = 5.0
 _TEACHERS = "teachers"
-
-
-@dataclass(frozen=True)
-class PipelineResult:
-    """What a run of the pipeline came to.
-
-    Attributes:
-        stages: what happened to each stage, in the order of their ends.
-        summary: ``reports/summary.json``.
-        experiment: name of the DVC experiment; None: it ran in the checkout itself.
-        standing: how the student stands in the registry; None: it was not registered.
-    """
-
-    stages: tuple[StageResult, ...]
-    summary: Mapping[str, Any]
-    experiment: str | None
-    standing: Standing | None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,23 @@ from flows.dvc_stage import StageResult
 MAX_PICTURE_BYTES = 100_000  # of the whole data URI; Prefect keeps it in its database
 
 _WIDTH = 960
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What a run of the pipeline came to.
+
+    Attributes:
+        stages: what happened to each stage, in the order of their ends.
+        summary: ``reports/summary.json``.
+        experiment: name of the DVC experiment; None: it ran in the checkout itself.
+        standing: how the student stands in the registry; None: it was not registered.
+    """
+
+    stages: tuple[StageResult, ...]
+    summary: Mapping[str, Any]
+    experiment: str | None
+    standing: Standing | None
 
 
 def result_table(

@@ -69,6 +69,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
         "flows.promote": ("promote", "rollback"),
         "flows.pages": ("serve_pages",),
         "flows.sweep": ("run_sweep", "cells_table"),
+        "flows.settled": (),
     }.items():
         fake = ModuleType(module)
         for name in names:
@@ -77,6 +78,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], d
     home = ModuleType("flows.home")
     home.at_home = lambda root: contextlib.nullcontext()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flows.home", home)
+    sys.modules["flows.settled"].settled = lambda root: None  # type: ignore[attr-defined]
     table = ModuleType("flows.result")
     table.result_table = lambda *args: "a table"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flows.result", table)
@@ -400,9 +402,11 @@ def test_sigterm_leaves_as_an_exit_does(checkout: Path, command: list[str]) -> N
         "from danceflow import cli\n"
         "def flow(**_): os.kill(os.getpid(), signal.SIGTERM)\n"
         "import contextlib\n"
-        "for name in ('flows.home', 'flows.pipeline', 'flows.sweep', 'flows.result'):\n"
+        "homes = ('flows.home', 'flows.pipeline', 'flows.sweep', 'flows.result', 'flows.settled')\n"
+        "for name in homes:\n"
         "    fake = sys.modules[name] = types.ModuleType(name)\n"
         "    fake.at_home = lambda root: contextlib.nullcontext()\n"
+        "    fake.settled = lambda root: None\n"
         "    fake.run_pipeline = fake.run_sweep = fake.cells_table = fake.result_table = flow\n"
         "atexit.register(print, 'the server is ended')\n"
         f"sys.argv = ['danceflow', *{command!r}]\n"
@@ -686,12 +690,13 @@ def test_what_a_page_shows_reaches_the_code_behind_it(
 ) -> None:
     """Word by word, in a checkout with the files that it names; all before the work is real."""
     from danceflow.ops import hub
-    from flows import home
+    from flows import home, settled
 
     def reached(*_: object, **__: object) -> None:
         raise ReachedError
 
     monkeypatch.setattr(home, "at_home", lambda root: contextlib.nullcontext())
+    monkeypatch.setattr(settled, "settled", lambda root: None)
     monkeypatch.setattr(hub, "require_repository", lambda name: None)  # it asks the hub
     monkeypatch.setattr(BEHIND[command.words[1]], reached)
     (checkout / "my.yaml").write_bytes((checkout / "params.yaml").read_bytes())

@@ -121,13 +121,23 @@ def run(
     """
     root = _checkout()
     _leave_on_sigterm()
-    from danceflow.method import require_training
     from danceflow.params.read import load_params, override, parse_params, read_assignments
     from danceflow.params.yaml12 import read_yaml
 
     source = root / "params.yaml" if recipe is None else recipe
     values = read_assignments(assignments or [])
     load_params(source)
+    is_new = recipe is not None or name is not None or bool(values)
+    if not (is_new or dry_run or with_teachers or pull or push or wait_for_approval):
+        from flows.result import result_table
+        from flows.settled import settled
+
+        if (found := settled(root)) is not None:
+            typer.echo("Every stage is up to date; Prefect has nothing to run.\n")
+            typer.echo(result_table(found.summary, found.stages, found.standing))
+            return
+    from danceflow.method import require_training
+
     changed = f"{source} with --set" if values else str(source)
     require_training(parse_params(override(read_yaml(source), values), changed), changed)
     if dry_run:
