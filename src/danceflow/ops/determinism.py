@@ -43,7 +43,10 @@ def prepare_torch(run: "RunParams") -> None:
 
     torch.set_num_threads(run.num_threads)
     torch.manual_seed(run.seed)
-    torch.use_deterministic_algorithms(True)
+    if run.compile:  # which tells torch's compiler, too, by importing it: a second of every start
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_deterministic_debug_mode("error")
     # Filling fresh memory would cost time and hide reads of it, not prevent them.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not is_there(run.device):
