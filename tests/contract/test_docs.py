@@ -1,5 +1,6 @@
 """What people read: lines of bounded width, cells and sentences that say little, one heading."""
 
+import datetime
 import re
 import tomllib
 from collections.abc import Iterator
@@ -50,9 +51,13 @@ DENSE = [
 MOST_OF_A_CELL, MOST_LINKS, MOST_NUMBERS = 120, 2, 2
 NUMBER = re.compile(r"(?<![\w.`/-])\d(?:[\d,.:]*\d)?(?![\w.]*\w)")
 _AMOUNT = r"[-+]?\.?\d(?:[\d,.:]*\d)?(?: ?(?:%|[a-zA-Z]+))?"
-PAIR = re.compile(rf"(?<![\w.`/-])(?:{_AMOUNT} (?:to|±|of|x) |(?<=between ){_AMOUNT} and )(?=\.?\d)")
+PAIR = re.compile(
+    rf"(?<![\w.`/-])(?:{_AMOUNT} (?:to|±|of|x) |(?<=between ){_AMOUNT} and )(?=\.?\d)"
+)
 """A span, a share, a size, or a value with its interval: what stands before the second number."""
-NAMED = re.compile(r"\b(?:CUDA|Python|torch|Qwen-Image|SD3\.5|commit|decision) \w[\w.]*|\d{4}-\d\d-\d\d")
+NAMED = re.compile(
+    r"\b(?:CUDA|Python|torch|Qwen-Image|SD3\.5|commit|decision) \w[\w.]*|\d{4}-\d\d-\d\d"
+)
 """Numbers that are part of a name."""
 
 
@@ -99,6 +104,31 @@ def test_a_cell_and_a_sentence_say_little(page: Path) -> None:
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_has_one_heading_of_the_first_rank(page: Path) -> None:
     assert sum(line.startswith("# ") for line in prose(page)) == 1
+
+
+def test_a_heading_of_the_log_is_a_dated_finding_and_the_newest_is_first() -> None:
+    """What was found, in a few words: neither a question, nor that something was found."""
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "log.md").read_text("utf-8"), re.MULTILINE)
+    dates = []
+    for heading in headings:
+        date, _, finding = heading.partition(": ")
+        dates.append(datetime.date.fromisoformat(date))
+        assert 4 <= len(finding.split()) <= 18, heading
+        assert not re.match(r"(?:why|how|which)\b", finding), heading
+        assert not re.search(r"(?:found|showed|[.?!:])$", finding), heading
+    assert dates == sorted(dates, reverse=True)
+    assert len(set(headings)) == len(headings)
+
+
+def test_readme_is_one_screen() -> None:
+    """What, for whom, one picture, two commands, three doors, and what it cannot do yet."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 50
+    assert text.count("![") == 1
+    ranks = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert ranks == ["Two commands", "Three doors, one result", "What it cannot do yet"]
+    for file in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (ROOT / file).exists(), file
 
 
 def test_the_reference_says_since_when_parameters_are_there() -> None:
