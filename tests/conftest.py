@@ -129,7 +129,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record-golden",
         action="store_true",
-        help="write tests/golden/loss_traces.json from this run instead of comparing with it",
+        help="write golden traces and pictures from this run instead of comparing with them",
     )
 
 

@@ -14,10 +14,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import doc_commands
 import pytest
 import started
 import typer.main
-from doc_commands import EXECUTED, NEEDS, PAGES, Command, blocks, executed_by, mentions
+from doc_commands import (
+    EXECUTED,
+    NEEDS,
+    PAGES,
+    Command,
+    blocks,
+    executed_by,
+    mentions,
+    overlooked,
+)
 from one_process import one_process
 from repository import ROOT
 
@@ -62,9 +72,35 @@ def test_a_whole_command_is_what_its_program_takes(command: Command) -> None:
         parse(typer.main.get_command(cli.app), words[words.index("danceflow") + 1 :])
     elif program == "python" and words[0].startswith("benchmarks/"):
         parser_of(ROOT / words[0]).parse_args(words[1:])
+    elif program == "bash":
+        script, part, *rest = words
+        text = (ROOT / script).read_text(encoding="utf-8")
+        body = re.search(rf"(?ms)^{part}\(\) {{\n(.*?)^}}$", text)
+        assert body, f"{script} has no {part}"
+        for file in re.findall(r'(?m)^\s+python3 (\S+\.py) .*"\$@"$', body[1]):
+            parser_of(ROOT / file).parse_args(rest)
     else:
         assert_known(command)
     assert_files_exist(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_line_that_is_typed_is_overlooked(page: Path) -> None:
+    """Every line of a shell's block, and whatever begins with a program of this machine."""
+    assert list(overlooked(page)) == []
+
+
+def test_a_line_of_an_unknown_program_is_told(tmp_path: Path) -> None:
+    written = tmp_path / "page.md"
+    written.write_text(
+        "```bash\nrsync a b  # c\n```\n\n```\nenv -i sh\nmake run\n no command\n```\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doc_commands, "ROOT", tmp_path)
+        assert [line.split(": ")[1] for line in overlooked(written)] == [
+            "rsync a b  # c",
+            "env -i sh",
+        ]
 
 
 @pytest.mark.parametrize("command", MENTIONS, ids=str)

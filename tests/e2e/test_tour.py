@@ -6,9 +6,11 @@ Its cell of parameters is replaced by smaller ones, so that its student takes a 
 import base64
 import io
 import json
+from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbclient import NotebookClient
 from PIL import Image
 from repository import ROOT
@@ -52,6 +54,13 @@ def test_it_goes_from_teachers_to_an_edited_picture() -> None:
     assert "pixels that the local edit kept" in said
     assert "0 {'t2i'" in said
     assert "2 {'t2i'" in said
+
+
+def test_the_hosted_workflow_executes_it_on_every_push() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text("utf-8"))
+    commands = [step.get("run") for step in workflow["jobs"]["notebook"]["steps"]]
+    assert "if" not in workflow["jobs"]["notebook"]
+    assert f"make test ARGS={Path(__file__).relative_to(ROOT)}" in commands
 
 
 def test_its_outputs_are_not_committed() -> None:

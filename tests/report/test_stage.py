@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import browser, findings
+from browser import assert_looks, browser, findings, small_screen
 from PIL import Image
 from training_record import CAPABILITIES, write_metrics
 
@@ -349,6 +349,27 @@ def test_figures_are_worth_reading() -> None:
         "Base teacher",
         "Held-out pairs",
     ]
+
+
+def test_the_page_looks_as_it_did(reported, request) -> None:
+    """Its head, and its pictures below; without its style, or in a heap, it is far from both."""
+    with browser() as opened:
+        page = opened.new_page(color_scheme="light", viewport={"width": 1280, "height": 864})
+        page.goto(reported[1].report_page.as_uri())
+        for part in ("conflict", "pictures"):
+            page.locator(f"#{part}").evaluate("(part) => part.scrollIntoView()")
+            sound = small_screen(page)
+            page.evaluate("document.styleSheets[0].disabled = true")
+            page.locator(f"#{part}").evaluate("(part) => part.scrollIntoView()")
+            plain = small_screen(page)
+            page.evaluate("document.styleSheets[0].disabled = false")
+            page.evaluate("document.body.style.columns = 3")
+            heap = small_screen(page)
+            page.evaluate("document.body.style.columns = ''")
+            golden = Path(__file__).with_name(f"golden-{part}.png")
+            is_recorded = request.config.getoption("--record-golden")
+            assert_looks(golden, sound, [plain, heap], is_recorded=is_recorded)
+        page.close()
 
 
 def test_axe_finds_nothing_serious_in_light_dark_and_on_a_phone(reported) -> None:

@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from browser import findings
+from browser import assert_looks, findings, small_screen
+from model_service import write_student
 from PIL import Image
 from playwright.sync_api import expect
+from scored import evidence_of
 from studio_server import Running, running_studio
 
+from danceflow.ops.tracking import open_store
 from danceflow.pictures import png_bytes
+from danceflow.registry.open import open_folder
+from danceflow.registry.promotion import CHALLENGER, CHAMPION
+from danceflow.registry.register import register_student
 from danceflow.studio.pages import percent, seconds
 from danceflow.studio.recipe import Recipe
 from danceflow.studio.tree import Made
@@ -25,9 +31,7 @@ if TYPE_CHECKING:
 
 DESK, PHONE = {"width": 1360, "height": 860}, {"width": 390, "height": 844}
 GOLDEN = Path(__file__).with_name("golden.png")
-TILE = 24  # pixels of the screen that are one of the golden picture
 PATIENCE_MS = 60_000
-MOST = 9.0  # mean levels of 256 that a sound page may differ by: fonts are not the same everywhere
 
 
 @contextmanager
@@ -78,12 +82,6 @@ def drop(page: "Page", name: str, data: bytes) -> None:
         }""",
         [name, base64.b64encode(data).decode()],
     )
-
-
-def small_screen(page: "Page") -> Image.Image:
-    """What the screen shows, so small that letters are shades."""
-    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    return shot.resize((DESK["width"] // TILE, DESK["height"] // TILE), Image.Resampling.BOX)
 
 
 def pixels(studio: Running, name: str) -> Any:
@@ -376,12 +374,44 @@ def test_keys_alone_do_everything(browser, studio) -> None:
         expect(page.locator("#prompt")).to_have_value("a?")
 
 
-@pytest.mark.parametrize(("view", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "dark")])
+def test_the_champion_beside_the_challenger_is_asked_by_name_with_the_same_seed(
+    browser, tmp_path, tracking
+) -> None:
+    """Two versions of a real registry; a name is whatever version has it at that moment."""
+    store, name = open_store(tracking), tracking.registered_model
+    students = [write_student(tmp_path / str(seed) / "student", seed) for seed in (1, 2)]
+    for student, alias in zip(students, (CHAMPION, CHALLENGER), strict=True):
+        run_id = store.client.create_run(store.experiment_id).info.run_id
+        made = register_student(store, lambda run=run_id: run, student, name, evidence_of(0.5))
+        store.client.set_registered_model_alias(name, alias, made.version.version)
+    with running_studio(tmp_path / "tree", None, store=tracking) as studio:
+        with person(browser, studio) as page:
+            page.locator("#model option[value='champion']").wait_for(state="attached")
+            page.select_option("#model", CHAMPION)
+            page.select_option("#beside", CHALLENGER)
+            page.fill("#prompt", "a red circle")
+            page.click("#settings summary")
+            page.fill("#seed", "7")
+            page.click("#go")
+            page.locator("#compare").wait_for()
+            shown = [f"a red circle · {name} v{number}" for number in (1, 2)]
+            expect(page.locator(".split span")).to_have_text(shown)
+        nodes = studio.studio.tree.nodes(archived=False)
+        told = {(node.recipe.version, node.recipe.seed) for node in nodes}
+        assert told == {(1, 7), (2, 7)}
+        for node in nodes:
+            alone = open_folder(students[node.recipe.version - 1], None, "cpu")
+            (picture,) = alone.generate(["a red circle"], seed=7)
+            assert np.array_equal(pixels(studio, node.id), np.asarray(picture))
+
+
+@pytest.mark.parametrize("view", [DESK, PHONE])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser, studio, view, scheme) -> None:
-    tree = studio.studio.tree
-    edits = [node for node in tree.nodes(archived=False) if node.parent and node.recipe]
-    assert edits
     with person(browser, studio, color_scheme=scheme) as page:
+        ask(page, "a red circle", seed="1")
+        ask(page, "make it grayscale", seed="2")
+        edits = [n for n in studio.studio.tree.nodes(archived=False) if n.parent and n.recipe]
         page.set_viewport_size(view)
         for path in ("", f"?node={edits[0].id}", f"?node={edits[0].id}&with={edits[0].parent}"):
             page.goto(f"{studio.address}/{path}")
@@ -451,12 +481,7 @@ def test_the_page_looks_as_it_did(browser, scenes_student, tmp_path, request) ->
             sound = small_screen(page)
             page.evaluate("document.styleSheets[0].disabled = true")
             broken = small_screen(page)
-    if request.config.getoption("--record-golden"):
-        sound.save(GOLDEN)
-    golden = np.asarray(Image.open(GOLDEN).convert("RGB"), float)
-    gaps = [np.abs(np.asarray(shot, float) - golden).mean() for shot in (sound, broken)]
-    assert gaps[0] < MOST
-    assert gaps[1] > 2 * MOST
+    assert_looks(GOLDEN, sound, [broken], is_recorded=request.config.getoption("--record-golden"))
 
 
 def test_shares_and_times_are_told_as_people_read_them() -> None:

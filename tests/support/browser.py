@@ -1,10 +1,14 @@
 """A real browser for tests: the machine's own Chromium, and axe-core on its pages."""
 
+import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
 from repository import ROOT
 
 if TYPE_CHECKING:
@@ -13,6 +17,8 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 AXE = ROOT / "tests" / "support" / "axe" / "axe.min.js"
 SERIOUS = {"serious", "critical"}
+TILE = 24  # pixels of the screen that are one of a golden picture
+MOST = 9.0  # mean levels of 256 that a sound page may differ by: fonts are not the same everywhere
 
 
 def program() -> str:
@@ -43,3 +49,21 @@ def findings(page: "Page") -> list[str]:
         if item["impact"] in SERIOUS
         for node in item["nodes"]
     ]
+
+
+def small_screen(page: "Page") -> Image.Image:
+    """What the screen shows, so small that letters are shades."""
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    return shot.resize((shot.width // TILE, shot.height // TILE), Image.Resampling.BOX)
+
+
+def assert_looks(
+    golden: Path, sound: Image.Image, broken: Sequence[Image.Image], *, is_recorded: bool
+) -> None:
+    """Hold a page to its golden picture, and that broken ones are far from it."""
+    if is_recorded:
+        sound.save(golden)
+    expected = np.asarray(Image.open(golden).convert("RGB"), float)
+    gaps = [np.abs(np.asarray(shot, float) - expected).mean() for shot in (sound, *broken)]
+    assert gaps[0] < MOST
+    assert min(gaps[1:]) > 2 * MOST, gaps

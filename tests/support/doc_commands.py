@@ -9,6 +9,7 @@ A block of commands may stand below a comment that no page shows:
 import functools
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from repository import ROOT
 NEEDS = frozenset({"a GPU", "hours", "another machine", "containers", "other numbers"})
 PROGRAMS = frozenset(
     {
+        "bash",
         "cp",
         "curl",
         "danceflow",
@@ -101,7 +103,8 @@ EXECUTED = {
 }
 
 _FENCE = re.compile(r"\s*```(\w*)\s*$")
-_VARIABLES = re.compile(r"^(?:[A-Z][A-Z_]*=\S*\s+)*")
+_VARIABLES = re.compile(r"^(?:(?:sudo|[A-Z][A-Z_]*=\S*)\s+)*")
+"""What may stand before a program."""
 _MARK = re.compile(r"<!-- (needs|tested as): (.+) -->")
 _INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 
@@ -177,6 +180,23 @@ def blocks(page: Path) -> Iterator[Command]:
         yield Command(name, start, text, words, mark.get("needs", ""), mark.get("tested as", ""))
         begun = ""
     assert not begun, f"{name}:{start}: does not end"
+
+
+def overlooked(page: Path) -> Iterator[str]:
+    """Lines that a reader would type and no test sees, since nothing here knows their program."""
+    seen: set[int] = set()
+    for command in blocks(page):
+        seen.update(range(command.line, command.line + command.text.count("\n") + 1))
+    language: str | None = None
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        fence = _FENCE.match(line)
+        if fence:
+            language = fence[1] if language is None else None
+        elif language in ("", "bash", "sh") and number not in seen and line.strip():
+            first = _VARIABLES.sub("", line).split(" ")[0]
+            is_typed = language or first == "sudo" or shutil.which(first)
+            if is_typed and not first.startswith("#"):
+                yield f"{page.name}:{number}: {line}"
 
 
 def mentions(page: Path) -> Iterator[Command]:

@@ -14,13 +14,16 @@ from repository import ROOT
 
 from danceflow.models.package import save_package
 from danceflow.models.teachers import Teachers as Loaded
+from danceflow.ops.tracking import TrackingSettings
 from danceflow.params.read import load_params
 from danceflow.service.app import Service
 from danceflow.service.limits import Limits
 from danceflow.service.live import FolderSource
+from danceflow.service.serve import find_source
 from danceflow.service.served import ServedLog
 from danceflow.studio.app import Studio, build_studio
 from danceflow.studio.models import Choice, LocalModels, Models, Teachers
+from danceflow.studio.serve import Registered
 from danceflow.studio.tree import Tree
 from danceflow.studio.words import Words
 
@@ -58,28 +61,37 @@ class Running:
 @contextlib.contextmanager
 def running_studio(
     folder: Path,
-    student: Path,
+    student: Path | None,
     *,
+    store: TrackingSettings | None = None,
     others: dict[str, Path] | None = None,
     models: Models | None = None,
     limits: Limits | None = None,
     token: Any = None,
 ) -> Iterator[Running]:
-    """Run a studio whose tree lies in a folder; its teachers are the committed ones."""
+    """Run a studio whose tree lies in a folder; its teachers are the committed ones.
+
+    Without a student the usual model is the champion of a store.
+    """
     limits = limits or Limits()
     service = None
     if models is None:
         log = ServedLog(folder, 0.0)
-        service = Service(FolderSource(student, "cpu"), limits, log, token=token)
+        first = (
+            FolderSource(student, "cpu") if student else find_source("champion", store, "cpu", None)
+        )
+        service = Service(first, limits, log, token=token)
         service.live.look()
         sources = {name: FolderSource(place, "cpu") for name, place in (others or {}).items()}
         teachers = Teachers(ROOT / "models" / "teachers", load_params(ROOT / "params.yaml"))
         models = LocalModels(
-            Choice("student", "the student", "Students"),
+            Choice("student", "the student", "Students")
+            if student
+            else Choice("champion", "champion", "Students"),
             service.live,
             service.batcher,
             sources,
-            list,
+            Registered(store, "cpu", None),
             teachers,
         )
     studio = Studio(Tree(folder), models, limits, WORDS)
