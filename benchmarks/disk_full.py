@@ -13,7 +13,7 @@ many bytes are written, when something is being written or is there. Then all th
 and the same command runs again. What it ends with is held against an undisturbed run.
 
 Every stage is tried under the flow's DVC command, and then ``danceflow run``, which registers.
-With ``--at "report: 1 bytes"`` only these tries are made, and take their rows' places in the record.
+With ``--at "report: 1 bytes"`` only these tries are made. They replace their rows in the record.
 Every row names its commit.
 """
 
