@@ -1,6 +1,6 @@
 """Lets a real disk become full under every stage, and looks at what the next run makes of it.
 
-    sudo python benchmarks/disk_full.py [--mb 450] [--only NAME...] [--out FILE]
+    sudo python benchmarks/disk_full.py [--mb 450] [--only NAME...] [--at TRY...] [--out FILE]
 
 Mounts a small file system in memory, which needs root, and takes it away at the end. A clone of
 this checkout's commit lies on it with everything that its commands write: data, DVC's cache and
@@ -13,6 +13,8 @@ many bytes are written, when something is being written or is there. Then all th
 and the same command runs again. What it ends with is held against an undisturbed run.
 
 Every stage is tried under the flow's DVC command, and then ``danceflow run``, which registers.
+With ``--at "report: 1 bytes"`` only these tries are made. They replace their rows in the record.
+Every row names its commit.
 """
 
 import argparse
@@ -310,12 +312,14 @@ def prefect_elsewhere(root: Path, place: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(here)], check=True)
 
 
-def fill(root: Path, name: str, wanted: State, aside: Path, log: Path) -> Iterator[Any]:
+def fill(
+    root: Path, name: str, at: Mapping[str, Begin], wanted: State, aside: Path, log: Path
+) -> Iterator[Any]:
     """Give, try by try, what a command did on a disk that became full under it, and the next."""
     work, kept = root.parent, aside / "kept"
     shutil.rmtree(kept, ignore_errors=True)
     subprocess.run(["cp", "-a", str(work), str(kept)], check=True)
-    for moment, begin in moments(name).items():
+    for moment, begin in at.items():
         for path in work.iterdir():
             remove(path)
         subprocess.run(["cp", "-a", f"{kept}/.", str(work)], check=True)
@@ -334,6 +338,19 @@ def undisturbed(root: Path, aside: Path) -> State:
     return wanted
 
 
+def put(record: Any, name: str, row: Mapping[str, Any]) -> None:
+    """Put a try into a record, in place of the one of the same stage and moment if there is one."""
+    tries = next((stage["tries"] for stage in record["stages"] if stage["stage"] == name), None)
+    if tries is None:
+        tries = []
+        record["stages"].append({"stage": name, "tries": tries})
+    places = [number for number, one in enumerate(tries) if one["full"] == row["full"]]
+    if places:
+        tries[places[0]] = row
+    else:
+        tries.append(row)
+
+
 def main() -> int:
     """Fill the disk under every stage and return 1 where something was lost."""
     parser = argparse.ArgumentParser(
@@ -341,6 +358,7 @@ def main() -> int:
     )
     parser.add_argument("--mb", type=int, default=450, help="size of the disk")
     parser.add_argument("--only", nargs="+", default=list(OUTPUTS), choices=list(OUTPUTS))
+    parser.add_argument("--at", nargs="+", default=[], help="only these, as STAGE: MOMENT")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "disk_full.json")
     parser.add_argument("--log", type=Path, default=Path("/tmp/danceflow-disk.log"))  # noqa: S108
     options = parser.parse_args()
@@ -349,26 +367,30 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk is taken away
     options.log.write_text("", encoding="utf-8")
     content: dict[str, Any] = {
-        "command": " ".join(["sudo python benchmarks/disk_full.py --only", *options.only]),
-        "commit": "",
+        "command": "sudo python benchmarks/disk_full.py",
         "megabytes": options.mb,
         "stages": [],
     }
+    if options.at and options.out.exists():
+        content = json.loads(options.out.read_text(encoding="utf-8"))
     with small_disk(options.mb) as disk, tempfile.TemporaryDirectory() as folder:
         root, aside = disk / "work" / "checkout", Path(folder)
         make_fresh(root, [CAPABILITY])
         (root.parent / "tmp").mkdir()
-        content["commit"] = call(root, "git", "rev-parse", "HEAD~1").strip()
+        commit = call(root, "git", "rev-parse", "HEAD~1").strip()
         wanted = undisturbed(root, aside)
         for name in OUTPUTS:
-            if name not in options.only:  # the stages behind it need it
+            at = {
+                moment: begin
+                for moment, begin in moments(name).items()
+                if not options.at or f"{name}: {moment}" in options.at
+            }
+            if name not in options.only or not at:  # the stages behind it need it
                 if name != "register":
                     call(root, *DVC, name)
                 continue
-            tries: list[Mapping[str, Any]] = []
-            content["stages"].append({"stage": name, "tries": tries})
-            for row in fill(root, name, wanted, aside, options.log):
-                tries.append(row)
+            for row in fill(root, name, at, wanted, aside, options.log):
+                put(content, name, {**row, "commit": commit})
                 write_json(options.out, content)
                 sys.stdout.write(f"{name} {json.dumps(row)}\n")
                 sys.stdout.flush()
@@ -376,7 +398,7 @@ def main() -> int:
         if "register" in options.only:
             varying = frozenset(entry for entry in wanted.lock if OWN_CLOCK.search(entry))
             told = faults(state_of(root), wanted, varying, experiment=False)
-    write_json(options.out, {**content, "afterwards": told})
+    write_json(options.out, content | ({} if told is None else {"afterwards": told}))
     sys.stdout.write(f"{told}\n")
     rows = [row for stage in content["stages"] for row in stage["tries"]]
     return int(bool(told) or any(row["faults"] for row in rows))

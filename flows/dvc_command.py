@@ -9,6 +9,8 @@
 - An object of the cache is looked at by its hash before it is used. DVC takes the content of every
   write-protected file for what its name says, and would bring a damaged one back as a result. One
   that differs is named and removed, and its stage runs again.
+- What could not be copied is removed, and a temporary file says who writes it
+  (``flows.dvc_temporaries``).
 - A full disk ends a command with one error that names the file. DVC's record of what it has hashed
   asks a database for ever that has no room, and an error of a file that is open names none.
 - ``push --run-cache`` sends what git keeps, too, as far as the run-cache restores it. DVC leaves it
@@ -31,6 +33,7 @@ from typing import Any
 
 from danceflow.errors import DiskSpaceError
 from danceflow.ops.files import atomic_file, disk_errors
+from flows import dvc_temporaries
 
 THAW = "--thaw"
 _LOG = logging.getLogger("dvc.danceflow")  # DVC shows what its own loggers say
@@ -47,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     write_whole()
     look_at_objects()
     end_without_room()
+    dvc_temporaries.leave_none()
     send_what_git_keeps()
     if arguments and arguments[0] == THAW:
         _thaw(arguments[1])

@@ -13,7 +13,7 @@ from typing import Any
 
 from danceflow.errors import StageError, unknown_name
 from danceflow.ops.files import disk_errors
-from flows import dvc_command
+from flows import dvc_command, dvc_temporaries
 
 
 class DvcError(StageError):
@@ -220,6 +220,20 @@ def _is_running(process_id: int, command: str) -> bool:
     return "dvc" in words or words.endswith(command.partition(" ")[2])
 
 
+def remove_temporaries(root: Path, num_days: float | None = None) -> dict[Path, int]:
+    """Return the temporary files of DVC's cache that nobody writes any more, now removed.
+
+    Args:
+        root: a folder of the DVC repository.
+        num_days: as ``dvc_temporaries.remove_left``.
+
+    Raises:
+        DvcError: DVC cannot read the repository.
+    """
+    with open_repository(root) as repo:
+        return dvc_temporaries.remove_left(Path(repo.cache.local_cache_dir), num_days)
+
+
 def checkout_sources(root: Path) -> None:
     """Bring the files tracked with ``dvc add`` into ``root`` from the cache (a fresh worktree).
 
@@ -296,6 +310,7 @@ def open_repository(root: Path) -> Iterator[Any]:
 
     Raises:
         DiskSpaceError: There is no room, named by its place.
+        DvcError: DVC or the system refuses.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -303,14 +318,18 @@ def open_repository(root: Path) -> Iterator[Any]:
     dvc_command.write_whole()
     dvc_command.look_at_objects()
     dvc_command.end_without_room()
+    dvc_temporaries.leave_none()
     try:
         with Repo(str(root)) as repo:
             yield repo
     except DvcException as error:
         raise DvcError(f"DVC in {root}: {_chain(error)}") from error
     except OSError as error:
-        with disk_errors(Path(error.filename or root / ".dvc")):
-            raise
+        try:
+            with disk_errors(Path(error.filename or root / ".dvc")):
+                raise
+        except OSError:
+            raise DvcError(f"DVC in {root}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -9,38 +9,32 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect import Flow
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterState,
     FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import State, StateType
-from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
-from prefect.utilities.callables import ParameterSchema
 
 from danceflow.errors import StageError, UsageError
 from danceflow.ops.files import fingerprint
 from danceflow.paths import Paths
-from flows import automations
+from flows import automations, deploy_command
 from flows.home import at_home, usual_port
 
 POOL = "danceflow"
@@ -137,7 +131,7 @@ def deploy(root: Path) -> None:
             )
         automations.set_up()
         done = subprocess.run(
-            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+            [sys.executable, "-m", "flows.deploy_command", "--no-prompt", "deploy", "--all"],
             cwd=root,
             env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
             stdin=subprocess.DEVNULL,
@@ -148,26 +142,6 @@ def deploy(root: Path) -> None:
         if done.returncode != 0:
             told = (done.stdout + done.stderr).strip()
             raise StageError(f"prefect deploy --all in {root}: {told}")
-        pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
-        flows = FlowFilter(name=FlowFilterName(any_=list(automations.FLOWS)))
-        _refuse_unknown(client, client.read_deployments(work_pool_filter=pool, flow_filter=flows))
-
-
-def _refuse_unknown(client: SyncPrefectClient, deployments: Iterable[DeploymentResponse]) -> None:
-    """Let the server refuse a run with a parameter that its flow does not have.
-
-    Prefect's schema of a flow names the parameters and leaves others open: such a run is made, and
-    fails when its turn has come.
-    """
-    for item in deployments:
-        closed = {**(item.parameter_openapi_schema or {}), "additionalProperties": False}
-        client.update_deployment(item.id, DeploymentUpdate(parameter_openapi_schema=closed))
-
-
-class _Closed(ParameterSchema):
-    """The schema of a flow's parameters that says whether there may be others."""
-
-    additionalProperties: bool  # noqa: N815, JSON schema's name
 
 
 class _Runner(Runner):
@@ -179,9 +153,7 @@ class _Runner(Runner):
     async def aadd_deployment(self, deployment: RunnerDeployment) -> UUID:
         """Make a deployment whose server refuses parameters that its flow does not have."""
         schema = deployment._parameter_openapi_schema
-        deployment._parameter_openapi_schema = _Closed(
-            **schema.model_dump(exclude_unset=True), additionalProperties=False
-        )
+        deployment._parameter_openapi_schema = deploy_command.closed(schema)
         return await super().aadd_deployment(deployment)
 
     def handle_sigterm(self, *_: Any, **__: Any) -> None:

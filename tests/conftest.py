@@ -16,7 +16,8 @@ from doc_commands import claims
 from danceflow.ops.runtime import TELEMETRY_OFF
 from danceflow.ops.tracking import TrackingSettings
 
-pytest_plugins = ["evaluated"]  # of tests/support: a project that is evaluated and reported once
+# Of tests/support: a project that is evaluated and reported once, and an endpoint that judges.
+pytest_plugins = ["evaluated", "judge_server"]
 
 TESTS = Path(__file__).parent
 # What `make quick` leaves out: suites of no single module, and files that run stages or programs.

@@ -316,10 +316,12 @@ def clean(
 
     Old is what was not used for some days. Work that a process is doing stays, and so do the
     training of the student in models/student and the answers of a judge, which were paid for.
+    Temporary files that killed commands left in DVC's cache go, too.
     """
     root = _checkout()
     from danceflow.ops.clean import clean as clean_work
     from danceflow.paths import Paths
+    from flows.dvc_graph import remove_temporaries
 
     found = clean_work(Paths(root), older_than)
     for folder, num_bytes in found.removed.items():
@@ -330,6 +332,9 @@ def clean(
     typer.echo(
         f"{len(found.removed)} work folders removed, {total:,} bytes freed; {len(found.kept)} kept"
     )
+    if left := remove_temporaries(root, older_than):
+        total = sum(left.values())
+        typer.echo(f"{len(left)} temporary files of DVC's cache removed, {total:,} bytes freed")
 
 
 @app.command()

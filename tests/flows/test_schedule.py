@@ -76,6 +76,12 @@ def test_one_command_makes_all_that_a_team_needs(prefect_server):
     from flows import automations, home
 
     schedule.deploy(ROOT)
+    with get_client(sync_client=True) as client:
+        made = client.read_deployments()
+        assert len(made) == 5
+        for deployment in made:  # closed when they were made: nothing has changed them since
+            assert deployment.parameter_openapi_schema["additionalProperties"] is False
+            assert deployment.updated <= deployment.created
     schedule.deploy(ROOT)
     with get_client(sync_client=True) as client:
         assert client.read_work_pool(schedule.POOL).concurrency_limit == 1

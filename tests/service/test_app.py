@@ -17,6 +17,7 @@ from model_service import running, wait_for, write_student
 from PIL import Image
 from tiny_models import WORDS
 
+from danceflow.errors import TrackingError
 from danceflow.pictures import png_base64, png_bytes
 from danceflow.registry.student import Student
 from danceflow.service.app import Service
@@ -603,11 +604,29 @@ def test_a_model_that_makes_nothing_does_not_take_over(student_folder) -> None:
     failures = []
     live = Live(Broken(student_folder, "cpu"), 0.02, lambda served: None,
                 lambda: failures.append(time.monotonic()))  # fmt: skip
+    assert live.is_loading
     live.start()
     wait_for(lambda: len(failures) >= 2)  # it is tried again
     live.stop()
     assert live.served is None
     assert live.problem
+    assert not live.is_loading
+
+
+def test_a_first_look_is_over_when_it_served_or_failed_whatever_it_says(student_folder) -> None:
+    class Away(FolderSource):
+        def newest(self) -> str:
+            raise TrackingError(live.problem)
+
+    live = Live(Away(student_folder, "cpu"), 60.0, lambda served: None, lambda: None)
+    before = live.problem
+    live.start()
+    wait_for(lambda: not live.is_loading)
+    live.stop()
+    assert live.problem == before
+    served = Live(FolderSource(student_folder, "cpu"), 60.0, lambda served: None, lambda: None)
+    served.look()
+    assert (served.is_loading, served.problem) == (False, "")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
 
 from danceflow.params.sections import JudgeParams
 
@@ -61,6 +63,22 @@ class Server:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Server]:
+    """Give an endpoint that answers until the end of the block."""
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """An endpoint of one test, in the mood that it has usually."""
+    with listening() as found:
+        yield found
 
 
 def completion(text: object, finish_reason: str = "stop", **further) -> dict:

@@ -1,6 +1,5 @@
 """Scores of served pictures: which row of the buckets a request is, and what a judge is shown."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,14 +9,6 @@ from danceflow.data.buckets import read_bucket
 from danceflow.pictures import png_base64
 from danceflow.service.served import ServedRow, now
 from danceflow.watch.scores import score_served
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
 
 
 def test_a_request_is_known_by_all_its_pictures_and_the_judge_sees_them(

@@ -18,7 +18,6 @@ from danceflow.registry.open import Entry, find_entry, folder_digest, open_entry
 from danceflow.registry.student import Row, Student
 
 _LOG = logging.getLogger(__name__)
-_LOADING = "the model is being loaded"
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,8 @@ class Live:
         self._on_failure = on_failure
         self._served: Served | None = None
         self._word: str | None = None
-        self._problem = _LOADING
+        self._problem = "the model is being loaded"
+        self._is_first_look = True
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="danceflow-live", daemon=True)
 
@@ -145,7 +145,7 @@ class Live:
     @property
     def is_loading(self) -> bool:
         """Whether the first look is under way: there is no student yet, and nothing is wrong."""
-        return self._served is None and self._problem == _LOADING
+        return self._is_first_look
 
     @property
     def problem(self) -> str:
@@ -165,7 +165,7 @@ class Live:
             self._served, self._word = served, word
             self._on_change(served)
             _LOG.info("serving %s version %d (%s)", served.name, served.version, served.digest[:12])
-        self._problem = ""
+        self._problem, self._is_first_look = "", False
 
     def start(self) -> None:
         """Begin to look, now and then, in a thread of its own."""
@@ -192,7 +192,7 @@ class Live:
         if reason != self._problem:
             stays = "none is served yet" if self._served is None else "the present one stays"
             _LOG.warning("no newer model: %s; %s", reason, stays)
-        self._problem = reason
+        self._problem, self._is_first_look = reason, False
         self._on_failure()
 
 

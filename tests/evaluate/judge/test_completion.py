@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
-from judge_server import RAW, Reply, Server, completion, settings, usual
+from judge_server import RAW, Reply, Server, completion, listening, settings, usual
 
 from danceflow.errors import DanceflowError, JudgeError
 from danceflow.evaluate import stage as evaluate
@@ -27,14 +27,6 @@ from danceflow.report import stage as report
 
 RIGHT = Question("right", "Is it there?", (b"png",))
 MARKS = Question("sc", "Give marks.", (b"png",))
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
 
 
 def endpoint(server: Server, folder: Path, **changes) -> Endpoint:
@@ -345,10 +337,8 @@ headers = st.dictionaries(
 
 @pytest.fixture(scope="module")
 def fuzzed() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
+    with listening() as found:
+        yield found
 
 
 @given(reply=st.tuples(statuses, bodies, headers), question=st.sampled_from([RIGHT, MARKS]))

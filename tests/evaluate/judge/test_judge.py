@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,14 +29,6 @@ from danceflow.params.sections import JudgeParams
 from danceflow.paths import Paths
 
 QUESTION = Question("right", "Is it there?", (b"png",))
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
 
 
 def endpoint(server: Server, folder: Path, **changes) -> tuple[Endpoint, list[float]]:

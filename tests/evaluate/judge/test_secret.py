@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from judge_server import RAW, REASON, Reply, Server, completion, settings, usual
+from judge_server import RAW, REASON, Reply, Server, completion, listening, settings, usual
 from tiny_project import small_data
 
 from danceflow.errors import ConfigError, DanceflowError, JudgeError, UsageError
@@ -83,10 +83,8 @@ SAYS: dict[str, Callable[[str], Reply]] = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
+    with listening() as found:
+        yield found
 
 
 @pytest.fixture
