@@ -1,3 +1,4 @@
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -312,6 +313,34 @@ def test_substeps_where_a_teacher_has_no_answer_over_a_step_are_refused(assignme
         method_of(params.distill)
     plain = changed(data, "distill.substeps={t2i: 1}", *(f"distill.{a}" for a in assignments))
     method_of(parse_params(plain, "params.yaml").distill)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "reason"),
+    [
+        (["method=danceopd", "dynamics=sde"], "moves its states with noise"),
+        (["method=danceopd", "warm_start=2"], "begins at noised teacher samples"),
+    ],
+)
+def test_noised_states_beside_another_rollout_are_refused(assignments, reason):
+    data = read_yaml(ROOT / "params.yaml")
+    for share, refused in ((0.5, True), (0.0, False)):
+        given = [f"noised={{t2i: {share}}}", "substeps={}", *assignments]
+        params = parse_params(changed(data, *(f"distill.{one}" for one in given)), "params.yaml")
+        with (
+            pytest.raises(ConfigError, match=f"^distill.noised: method '.*' {reason}")
+            if refused
+            else contextlib.nullcontext()
+        ):
+            method_of(params.distill)
+
+
+def test_noised_states_and_substeps_of_one_capability_are_refused():
+    data = read_yaml(ROOT / "params.yaml")
+    both = changed(data, "distill.noised={t2i: 0.5}", "distill.substeps={t2i: 2}")
+    with pytest.raises(ConfigError, match=r"distill\.noised\.t2i: a noised state lies between"):
+        parse_params(both, "params.yaml")
+    parse_params(changed(both, "distill.substeps={local_edit: 2}"), "params.yaml")
 
 
 def test_more_queries_than_steps_is_refused_by_name():

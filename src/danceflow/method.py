@@ -134,6 +134,11 @@ class Method:
             )
 
     @property
+    def rolls_out(self) -> bool:
+        """Whether it trains on states of the student's own rollout."""
+        return self.trains and isinstance(self.states, OnPolicy)
+
+    @property
     def _warm_start(self) -> int:
         """The rollout index where the student takes over; 0: from the noise on."""
         return self.states.warm_start if isinstance(self.states, OnPolicy) else 0
@@ -337,6 +342,8 @@ def method_of(config: "DistillParams") -> Method:
         )
     if any(count > 1 for count in config.substeps.values()):
         _require_steps(method)
+    if any(config.noised.values()):
+        _require_plain_rollout(method)
     return method
 
 
@@ -353,6 +360,19 @@ def _require_steps(method: Method) -> None:
     else:
         return
     raise ConfigError(f"distill.substeps: method {method.name!r} {reason}; name no substeps")
+
+
+def _require_plain_rollout(method: Method) -> None:
+    """Raise ConfigError where noised states cannot stand beside those of the method's rollout."""
+    if not isinstance(method.states, OnPolicy):
+        return
+    if isinstance(method.states.dynamics, Sde):
+        reason = "moves its states with noise (dynamics sde)"
+    elif method.states.warm_start:
+        reason = f"begins at noised teacher samples (warm_start {method.states.warm_start})"
+    else:
+        return
+    raise ConfigError(f"distill.noised: method {method.name!r} {reason}; name no share")
 
 
 def require_training(params: "Params", source: str) -> None:

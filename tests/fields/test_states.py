@@ -10,6 +10,7 @@ from danceflow.fields import (
     CountingField,
     ForwardNoised,
     GaussianField,
+    Noised,
     Ode,
     OnPolicy,
     Queries,
@@ -63,6 +64,46 @@ def test_on_policy_evaluations_are_the_sum_of_the_drawn_depths():
     counting = CountingField(student)
     queries = OnPolicy().collect(request(64, field=counting), "low", 1)
     assert counting.num_evaluations == queries.index.sum()
+
+
+def test_noised_samples_of_a_batch_are_noised_data_and_cost_no_evaluation():
+    rows = torch.tensor([True, False, False, True, False, True])
+    levels = shifted_grid(32, 3.0)[:-1]
+    clean = torch.randn(3, *SHAPE)
+    plain = OnPolicy().collect(request(), "high", 2)
+    counting = CountingField(student)
+    asked = replace(
+        request(field=counting, clean=lambda kind: clean if kind == "data" else pytest.fail(kind)),
+        noised=Noised(rows, levels),
+    )
+    found = OnPolicy().collect(asked, "high", 2)
+    which = rows.repeat_interleave(2)
+    assert counting.num_evaluations == plain.index.reshape(6, 2).amax(1)[~rows].sum()
+    for name in ("z", "sigma", "sigma_next", "index"):
+        assert torch.equal(getattr(found, name)[~which], getattr(plain, name)[~which])
+    sigma = found.sigma[which]
+    assert len(sigma.unique()) == 6
+    noise = normal(SHAPE, derive_seeds([0, 3, 5], "noise")).repeat_interleave(2, dim=0)
+    at = sigma[:, None, None, None]
+    expected = (1 - at) * clean.repeat_interleave(2, dim=0) + at * noise
+    torch.testing.assert_close(found.z[which], expected)
+    index = found.index[which]
+    assert (sigma <= GRID[index]).all()
+    assert (sigma >= GRID[index + 1]).all()
+    assert torch.equal(found.sigma_next[which], GRID[index + 1])
+
+
+def test_sigmas_of_noised_samples_are_uniform_in_the_number_of_the_level():
+    levels = shifted_grid(32, 3.0)[:-1]
+    num_samples = 4000
+    asked = replace(
+        request(num_samples, clean=lambda kind: torch.zeros(num_samples, *SHAPE)),
+        noised=Noised(torch.ones(num_samples, dtype=torch.bool), levels),
+    )
+    sigma = OnPolicy().collect(asked, "low", 1).sigma
+    assert levels[-1] <= sigma.min() < levels[-2]
+    shares = [(sigma > level).float().mean().item() for level in levels[[8, 16, 24]]]
+    assert shares == pytest.approx([8 / 31, 16 / 31, 24 / 31], abs=0.03)
 
 
 @pytest.mark.parametrize("source", [OnPolicy(), OnPolicy(Sde(0.7))])

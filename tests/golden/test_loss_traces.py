@@ -71,6 +71,7 @@ VARIANT_CASES: dict[str, dict[str, Any]] = {
     "replay": {"updates_per_rollout": 2},
     "normalised": {"loss_normalisation": 0.5},
     "substeps": {"substeps": {"t2i": 3}, "substeps_from": 0.5},
+    "noised": {"noised": {"t2i": 0.5, "local_edit": 0.25}},
 }
 CASES = METHOD_CASES | OBJECTIVE_CASES | VARIANT_CASES
 

@@ -35,6 +35,10 @@ from danceflow.params.read import parse_params
             "distill.num_queries: 17 queries do not fit into num_steps = 8",
         ),
         (
+            "distill.noised={t2: 0.5}",
+            "distill.noised.t2: unknown capability 't2': did you mean 't2i'?",
+        ),
+        (
             "distill.substeps={t2: 2}",
             "distill.substeps.t2: unknown capability 't2': did you mean 't2i'?",
         ),

@@ -74,6 +74,11 @@ EXACT = [
         "substeps": {"t2i": 3, "local_edit": 2},
         "substeps_from": 0.5,  # the last two of five
     },
+    {
+        "method": "diffusionopd",
+        "capabilities_per_update": "all",
+        "noised": {"t2i": 1.0, "local_edit": 0.4},
+    },
 ]
 
 
@@ -90,6 +95,7 @@ DRAWN = [
     {"capabilities_per_update": "all", "num_queries": 2},
     {"updates_per_rollout": 2, "capabilities_per_update": "balanced"},
     {"objective": "dmd-ema", "query": "curriculum", "warm_start": 1},
+    {"capabilities_per_update": "all", "noised": {"t2i": 0.5}},
 ]
 
 

@@ -40,6 +40,7 @@ from danceflow.fields.sources import (
 from danceflow.fields.states import (
     LOGIT_NORMAL,
     ForwardNoised,
+    Noised,
     OnPolicy,
     Queries,
     StateRequest,
@@ -65,6 +66,7 @@ __all__ = [
     "ForwardNoised",
     "GaussianField",
     "GuidedField",
+    "Noised",
     "Objective",
     "Ode",
     "OnPolicy",

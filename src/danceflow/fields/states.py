@@ -11,7 +11,7 @@ from torch import Tensor
 from danceflow.fields.field import Condition, VelocityField
 from danceflow.fields.query import INDEPENDENT, draw_queries
 from danceflow.fields.rollout import ODE, Dynamics, Ode, rollout
-from danceflow.fields.seeds import derive_seeds, normal
+from danceflow.fields.seeds import derive_seeds, normal, uniform
 
 LOGIT_NORMAL = "logit_normal"
 """The query that draws sigma itself, sigmoid of a standard normal, instead of a grid index."""
@@ -146,6 +146,19 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Noised:
+    """The samples of a batch whose states are noised clean states, whatever the others visit.
+
+    Attributes:
+        rows: [B] bool, which of the batch they are.
+        levels: [L] sigmas from 1 on, of which the last is the lowest; a state's is drawn between.
+    """
+
+    rows: Tensor
+    levels: Tensor
+
+
+@dataclass(frozen=True)
 class StateRequest:
     """What a state source may use to collect states.
 
@@ -163,6 +176,7 @@ class StateRequest:
         num_rounds: how often every sample draws its K queries, each time anew.
         whole: where other processes collect other samples of the batch: the seeds of all of it,
             to which ``runs`` refers then, and the places of these samples in it.
+        noised: the samples whose states are noised data in an on-policy batch; None: there is none.
     """
 
     student: VelocityField
@@ -176,6 +190,7 @@ class StateRequest:
     coupling: str = INDEPENDENT
     num_rounds: int = 1
     whole: tuple[Sequence[int], Sequence[int]] | None = None
+    noised: "Noised | None" = None
 
     def draw(self, query: str, num_queries: int) -> Tensor:
         """Return rollout indices [B, num_rounds * K] long, round by round; rounds may repeat.
@@ -263,12 +278,18 @@ class OnPolicy:
         """
         index = request.draw(query, num_queries)
         num_queries = index.shape[1]
+        if request.noised is not None:  # what needs no rollout has none
+            index = torch.where(request.noised.rows.to(index.device)[:, None], 0, index)
         keep = torch.cat([index, index + 1], dim=1) if successors else index
         z = self._states(request, keep)
-        index = index.flatten().to(request.grid.device)
+        index = index.to(request.grid.device)
+        states, sigma = z[:, :num_queries], request.grid[index]
+        if request.noised is not None:
+            states, sigma, index = _with_noised(request, request.noised, states, sigma, index)
+        index = index.flatten()
         return Queries(
-            z=z[:, :num_queries].flatten(0, 1),
-            sigma=request.grid[index],
+            z=states.flatten(0, 1),
+            sigma=sigma.flatten(),
             sigma_next=request.grid[index + 1],
             index=index,
             condition=request.condition.repeat(num_queries),
@@ -350,6 +371,33 @@ class ForwardNoised:
             grid=grid,
             data_velocity=(eps - x).repeat_interleave(num_queries, dim=0),
         )
+
+
+def _with_noised(
+    request: StateRequest, those: Noised, z: Tensor, sigma: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return states, sigmas and rollout indices [B, K, ...] with the noised rows in their places.
+
+    Their sigmas are uniform in the number of the level, interpolated between two levels; an index
+    is that of the rollout's step which a sigma lies in.
+    """
+    rows, levels = those.rows.to(z.device), those.levels.to(z)
+    seeds = [
+        seed for seed, is_one in zip(request.seeds, those.rows.tolist(), strict=True) if is_one
+    ]
+    if not seeds:
+        return z, sigma, index
+    place = uniform(derive_seeds(seeds, "sigma"), (z.shape[1],)).to(z) * (len(levels) - 1)
+    below = place.long().clamp_max(len(levels) - 2)
+    found = torch.lerp(levels[below], levels[below + 1], place - below)
+    noise = normal(request.shape, derive_seeds(seeds, "noise")).to(z)
+    clean = request.clean("data").to(z)
+    steps = (request.grid[1:-1, None, None] >= found).sum(dim=0)
+    return (
+        z.index_put((rows,), noised(clean, noise, found)),
+        sigma.index_put((rows,), found),
+        index.index_put((rows,), steps),
+    )
 
 
 def noised(clean: Tensor, noise: Tensor, sigma_BK: Tensor) -> Tensor:

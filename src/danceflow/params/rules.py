@@ -120,10 +120,15 @@ def _rule_distill(sections: Mapping[str, Any]) -> Iterator[Problem]:
     if isinstance(distill.num_queries, int) and distill.num_queries > distill.num_steps:
         text = f"{distill.num_queries} queries do not fit into num_steps = {distill.num_steps}"
         yield Problem("distill.num_queries", text)
-    for name in distill.substeps if "capabilities" in sections else ():
-        if name not in sections["capabilities"]:
-            text = unknown_name("capability", name, sections["capabilities"])
-            yield Problem(f"distill.substeps.{name}", text)
+    for key in ("substeps", "noised") if "capabilities" in sections else ():
+        for name in getattr(distill, key):
+            if name not in sections["capabilities"]:
+                text = unknown_name("capability", name, sections["capabilities"])
+                yield Problem(f"distill.{key}.{name}", text)
+    for name, share in distill.noised.items():
+        if share and distill.substeps.get(name, 1) > 1:
+            text = "a noised state lies between the rollout's, where no step of a teacher begins"
+            yield Problem(f"distill.noised.{name}", text)
     if "teachers" not in sections:
         return
     starts = {MERGE, *sections["teachers"]}

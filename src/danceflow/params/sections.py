@@ -322,6 +322,10 @@ class DistillParams(MethodParts):
     substeps_from: Annotated[float, Field(ge=0, lt=1)]
     """Share of the training after which they are taken; before it every teacher is asked at the
     state alone."""
+    noised: Mapping[str, Fraction]
+    """By capability, the share of its samples whose states are noised pictures of the data, also
+    between the sigmas of the rollout; the others' are the student's own. 0 where none is named. A
+    method without a rollout has noised states alone, or none."""
     student: Literal["full", "lora"]
     """Whether all weights are trained, or a LoRA adapter."""
     lora_rank: PositiveCount

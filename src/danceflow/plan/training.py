@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 from typing import TYPE_CHECKING
 
 from danceflow.capability import asked
@@ -30,6 +30,7 @@ class Skill:
         cost: evaluations of the teacher's network per state: 2 with guidance, else 1.
         num_rows: rows of its training split at most.
         substeps: of its teacher within a step of the rollout, once they are taken.
+        noised: share of its samples that need no rollout.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Skill:
     cost: int
     num_rows: int
     substeps: int = 1
+    noised: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def _evaluations(training: Workload, stepped: float) -> list[Evaluations]:
     for skill in skills.values():
         # How often the capability is drawn, times the samples it then has.
         samples = rows(training, skill) * (1.0 if training.together else skill.share)
+        whole = rows(training, skill)
+        noised = floor(whole * skill.noised) / whole * samples if method.rolls_out else 0.0
         states = samples * num_queries * method.updates_per_rollout
         asked: dict[str, float] = {}
         for other in method.asks(skill.name, skills):
@@ -157,7 +161,7 @@ def _evaluations(training: Workload, stepped: float) -> list[Evaluations]:
             Evaluations(
                 skill=skill,
                 states=states,
-                rollout=samples * depth,
+                rollout=(samples - noised) * depth,
                 teachers=asked,
                 training=states * FORWARD_AND_BACKWARD,
                 average=states if method.objective.needs_ema else 0.0,
@@ -250,6 +254,7 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
                 cost=guidance_cost(capability.teacher.guidance_scale),
                 num_rows=params.data.buckets[capability.bucket].num_train,
                 substeps=config.substeps.get(capability.name, 1),
+                noised=config.noised.get(capability.name, 0.0),
             )
             for capability in found.capabilities
         ),

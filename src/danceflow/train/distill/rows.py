@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import floor
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from danceflow.capability import Capability
@@ -40,7 +42,9 @@ class Drawn:
         samples: which B of them these are.
         rows: [B] long, places among the cached rows of that size.
         condition: B rows, on the CPU; None: B is 0.
-        clean: [B, C, H, W] the clean latents that the method's states start from, if any.
+        clean: the clean latents [B, C, H, W] that the method's states start from, if any; of an
+            on-policy method those of its noised samples alone.
+        noised: which samples' states are noised clean latents though the method rolls out.
     """
 
     capability: str
@@ -51,6 +55,12 @@ class Drawn:
     rows: Tensor
     condition: Condition | None
     clean: Tensor | None
+    noised: tuple[bool, ...]
+
+
+def is_noised(index: int, share: float) -> bool:
+    """Return whether a sample of a capability is one of the noised ones: floor(n share) of n."""
+    return floor((index + 1) * share) > floor(index * share)
 
 
 class UpdateRows:
@@ -115,10 +125,14 @@ class UpdateRows:
         size_seed = seed_for(self.config.seed, f"size/{name}", step, 0)
         cached, rows = self.caches[name].draw(kind, size_seed, seeds)
         condition = clean = None
+        noised_share = self.config.noised.get(name, 0.0) if self.method.rolls_out else 0.0
+        noised = tuple(is_noised(index, noised_share) for index in samples)
         if samples:
             condition = pinned_condition(cached.condition(rows), self.device)
             if kind in ("data", "teacher"):
                 clean = pinned(cached.clean(kind, rows), self.device)
+            elif any(noised):
+                clean = pinned(cached.clean("data", rows[torch.tensor(noised)]), self.device)
         return Drawn(
             capability=name,
             share=share,
@@ -128,4 +142,5 @@ class UpdateRows:
             rows=rows,
             condition=condition,
             clean=clean,
+            noised=noised,
         )

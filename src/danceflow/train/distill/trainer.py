@@ -23,7 +23,14 @@ from tqdm import tqdm
 from danceflow.capability import asked
 from danceflow.data.cached_rows import ConditionCache
 from danceflow.data.sizes import Size, by_size
-from danceflow.fields import Condition, CountingField, StateRequest, VelocityField, seed_for
+from danceflow.fields import (
+    Condition,
+    CountingField,
+    Noised,
+    StateRequest,
+    VelocityField,
+    seed_for,
+)
 from danceflow.method import Method
 from danceflow.models.memory import Memory, recompute_activations
 from danceflow.models.pack import save_adapter_package
@@ -65,6 +72,7 @@ if TYPE_CHECKING:
     from danceflow.train.distill.observe import Observer
 
 _LOG = logging.getLogger(__name__)
+FINER = 4
 
 
 class Trainer:
@@ -113,6 +121,11 @@ class Trainer:
         self.trained_field = self.ledger.count("training", self.student, FORWARD_AND_BACKWARD)
         self.grids = {
             size: family.grid(self.config.num_steps).to(self.device)
+            for size, family in self.families.items()
+        }
+        # Noised states are drawn down to the last step of a rollout of four times as many steps.
+        self.levels = {
+            size: family.grid(FINER * self.config.num_steps)[:-1]
             for size, family in self.families.items()
         }
         self.answers = Answers(self.config, self.families.values(), self.device)
@@ -344,6 +357,7 @@ class Trainer:
             for item in drawn
             if item.clean is not None
         ]
+        noised = torch.tensor([is_one for item in drawn for is_one in item.noised])
         queries = self.method.collect(
             StateRequest(
                 student=self.rollout_field,
@@ -355,6 +369,7 @@ class Trainer:
                 progress=progress,
                 runs=runs,
                 whole=(whole, places),
+                noised=Noised(noised, self.levels[size]) if noised.any() else None,
             )
         )
         parts = queries.parts([len(item.samples) for item in drawn])
