@@ -1,6 +1,7 @@
 """What people read: lines of bounded width, cells and sentences that say little, one heading."""
 
 import datetime
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from repository import ROOT
+
+from danceflow.params.read import load_params
 
 MOST = 100
 # `danceflow table` writes these; their widest lines are rows and the one below the heading.
@@ -135,6 +138,34 @@ def test_readme_is_one_screen() -> None:
     assert ranks == ["Two commands", "Three doors, one result", "What it cannot do yet"]
     for file in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (ROOT / file).exists(), file
+
+
+def test_the_default_run_is_told_the_same_everywhere() -> None:
+    """Its scores are those of the committed metrics, its updates those of the parameters."""
+    metrics = json.loads((ROOT / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    told = {
+        name: (ROOT / name).read_text(encoding="utf-8")
+        for name in ("README.md", "docs/results/README.md", "docs/howto/compare-runs.md")
+    }
+    shown = []
+    for capability, name in (
+        ("t2i", "text-to-image"),
+        ("local_edit", "local edit"),
+        ("global_edit", "global edit"),
+    ):
+        score, kept = (metrics[key][capability] for key in ("score", "retention"))
+        exact = f"{score:.3f}" if capability == "t2i" else f"{score:.2f}"
+        coarse = f"{score:.2f}".lstrip("0") if capability == "t2i" else f"{score:.1f}"
+        first = rf"(?m)^\| {name}, 0 to \d+ \| {exact} \| .* \| {kept:.0%}".replace("%", " %")
+        second = rf"(?m)^\| {name}, of \d+ \| {coarse} \| .* \| {kept:.0%} \|".replace("%", " %")
+        assert re.search(first, told["README.md"]), first
+        assert re.search(second, told["docs/results/README.md"]), second
+        shown.append(rf"{exact} +{kept:.0%}")
+    row = rf"(?m)^main +{' +'.join(shown)} +{metrics['verdict']} +{metrics['field_evaluations']:,} "
+    assert re.search(row, told["docs/howto/compare-runs.md"]), row
+    updates = load_params(ROOT / "params.yaml").distill.num_updates
+    notebook = (ROOT / "notebooks" / "tour.ipynb").read_text(encoding="utf-8")
+    assert f"the default run makes {updates:,}." in notebook
 
 
 def test_the_reference_says_since_when_parameters_are_there() -> None:
