@@ -110,6 +110,20 @@ def test_a_cell_and_a_sentence_say_little(page: Path) -> None:
         assert numbers(sentence) <= MOST_NUMBERS, sentence
 
 
+@pytest.mark.parametrize(
+    "page",
+    [page for page in WRITTEN if "results" in page.parts],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_a_page_of_results_claims_something_and_has_its_evidence(page: Path) -> None:
+    """The claim is bold and a few words; the evidence is a table, made by a command or a sweep."""
+    text = page.read_text(encoding="utf-8")
+    claims = [words for words in re.findall(r"\*\*([^*]+)\*\*", text) if len(words.split()) >= 3]
+    assert claims
+    assert re.search(r"(?m)^\|(?:-+:?\|)+$", text)
+    assert re.search(r"danceflow |benchmarks/|sweeps/|\]\([\w/-]+\.md", text)
+
+
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_has_one_heading_of_the_first_rank(page: Path) -> None:
     assert sum(line.startswith("# ") for line in prose(page)) == 1
