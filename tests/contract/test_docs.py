@@ -1,6 +1,7 @@
 """What people read: lines of bounded width, cells and sentences that say little, one heading."""
 
 import datetime
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from repository import ROOT
+
+from danceflow.params.read import load_params
 
 MOST = 100
 # `danceflow table` writes these; their widest lines are rows and the one below the heading.
@@ -52,11 +55,13 @@ MOST_OF_A_CELL, MOST_LINKS, MOST_NUMBERS = 120, 2, 2
 NUMBER = re.compile(r"(?<![\w.`/-])\d(?:[\d,.:]*\d)?(?![\w.]*\w)")
 _AMOUNT = r"[-+]?\.?\d(?:[\d,.:]*\d)?(?: ?(?:%|[a-zA-Z]+))?"
 PAIR = re.compile(
-    rf"(?<![\w.`/-])(?:{_AMOUNT} (?:to|±|of|x) |(?<=between ){_AMOUNT} and )(?=\.?\d)"
+    rf"(?<![\w.`/-])(?:{_AMOUNT} (?:to|±|of|x) |{_AMOUNT} \((?=\S+ to )"
+    rf"|(?<=between ){_AMOUNT} and )(?=\.?\d)"
 )
 """A span, a share, a size, or a value with its interval: what stands before the second number."""
 NAMED = re.compile(
     r"\b(?:CUDA|Python|torch|Qwen-Image|SD3\.5|commit|decision) \w[\w.]*|\d{4}-\d\d-\d\d"
+    r"|\((?:2509|2511|,| )+\)|Beta\([\d, ]+\)"
 )
 """Numbers that are part of a name."""
 
@@ -85,6 +90,8 @@ def test_a_pair_is_one_number_and_a_name_none() -> None:
         ("They lie between 8 % and 25 %.", 1),
         ("nf4 and int8 save 3.3 and 2.1 GB.", 2),
         ("It takes 3.3, 2.1 and 1.5 GB.", 3),
+        ("95 % (91 to 99)", 1),
+        ("95 % (reworded 91 %)", 2),
         ("SD3.5 on torch 2.11.0 with CUDA 13, in Python 3.11, at 512 pixels on 2026-11-27.", 1),
     ):
         assert numbers(sentence) == count, sentence
@@ -95,10 +102,26 @@ def test_a_cell_and_a_sentence_say_little(page: Path) -> None:
     """A cell is a fact, and a sentence no table."""
     rows = [line for line in page.read_text("utf-8").splitlines() if line.startswith("|")]
     for cell in (cell.strip() for row in rows for cell in row.strip("|").split("|")):
+        shown = re.sub(r"`[^`]*`", "`code`", re.sub(r"\]\([^)]*\)", "]", cell))
         assert cell.count("](") <= MOST_LINKS, cell
         assert len(re.sub(r"\]\([^)]*\)", "]", cell)) <= MOST_OF_A_CELL, cell
+        assert numbers(shown) <= 1, cell
     for sentence in sentences(page):
         assert numbers(sentence) <= MOST_NUMBERS, sentence
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in WRITTEN if "results" in page.parts],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_a_page_of_results_claims_something_and_has_its_evidence(page: Path) -> None:
+    """The claim is bold and a few words; the evidence is a table, made by a command or a sweep."""
+    text = page.read_text(encoding="utf-8")
+    claims = [words for words in re.findall(r"\*\*([^*]+)\*\*", text) if len(words.split()) >= 3]
+    assert claims
+    assert re.search(r"(?m)^\|(?:-+:?\|)+$", text)
+    assert re.search(r"danceflow |benchmarks/|sweeps/|\]\([\w/-]+\.md", text)
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
@@ -129,6 +152,34 @@ def test_readme_is_one_screen() -> None:
     assert ranks == ["Two commands", "Three doors, one result", "What it cannot do yet"]
     for file in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (ROOT / file).exists(), file
+
+
+def test_the_default_run_is_told_the_same_everywhere() -> None:
+    """Its scores are those of the committed metrics, its updates those of the parameters."""
+    metrics = json.loads((ROOT / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    told = {
+        name: (ROOT / name).read_text(encoding="utf-8")
+        for name in ("README.md", "docs/results/README.md", "docs/howto/compare-runs.md")
+    }
+    shown = []
+    for capability, name in (
+        ("t2i", "text-to-image"),
+        ("local_edit", "local edit"),
+        ("global_edit", "global edit"),
+    ):
+        score, kept = (metrics[key][capability] for key in ("score", "retention"))
+        exact = f"{score:.3f}" if capability == "t2i" else f"{score:.2f}"
+        coarse = f"{score:.2f}".lstrip("0") if capability == "t2i" else f"{score:.1f}"
+        first = rf"(?m)^\| {name}, 0 to \d+ \| {exact} \| .* \| {kept:.0%}".replace("%", " %")
+        second = rf"(?m)^\| {name}, of \d+ \| {coarse} \| .* \| {kept:.0%} \|".replace("%", " %")
+        assert re.search(first, told["README.md"]), first
+        assert re.search(second, told["docs/results/README.md"]), second
+        shown.append(rf"{exact} +{kept:.0%}")
+    row = rf"(?m)^main +{' +'.join(shown)} +{metrics['verdict']} +{metrics['field_evaluations']:,} "
+    assert re.search(row, told["docs/howto/compare-runs.md"]), row
+    updates = load_params(ROOT / "params.yaml").distill.num_updates
+    notebook = (ROOT / "notebooks" / "tour.ipynb").read_text(encoding="utf-8")
+    assert f"the default run makes {updates:,}." in notebook
 
 
 def test_the_reference_says_since_when_parameters_are_there() -> None:

@@ -179,7 +179,7 @@ def test_a_plan_imports_what_makes_a_network_and_nothing_that_trains_or_scores(r
 
 def blocks() -> list[tuple[str, str]]:
     """Every command of the page with what stands below it."""
-    pattern = r"^`(danceflow plan [^`]*)`:\n\n(?:```\n(.*?)\n```|((?:\|[^\n]*\n)+))"
+    pattern = r"^`(danceflow plan [^`]*)`:\n\n(?:```\n(.*?)\n```|((?:\|[^\n]*\n+)+))"
     found = re.findall(pattern, DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [(command, (fenced or table).strip()) for command, fenced, table in found]
 
@@ -194,9 +194,11 @@ def test_the_page_shows_what_the_commands_print(danceflow, monkeypatch) -> None:
         assert out.strip() == text, command
 
 
-def test_the_table_has_every_model_at_both_sizes() -> None:
-    rows = as_table().splitlines()
-    assert len(rows) == 2 + 2 * 8
-    slower = as_table("a100").splitlines()
-    for fast, slow in zip(rows[2:], slower[2:], strict=True):
+def test_the_tables_have_every_model_at_both_sizes() -> None:
+    networks, states, trainings = (part.splitlines() for part in as_table().split("\n\n"))
+    assert [len(part) for part in (networks, states, trainings)] == [2 + 8, 2 + 2 * 8, 2 + 2 * 8]
+    for part in (networks, states, trainings):
+        assert {row.count("|") for row in part} == {part[0].count("|")}
+    slower = as_table("a100").split("\n\n")[-1].splitlines()
+    for fast, slow in zip(trainings[2:], slower[2:], strict=True):
         assert float(fast.split("|")[-2]) < float(slow.split("|")[-2])

@@ -1,4 +1,4 @@
-"""A plan as text for the terminal, and the table of all published models for docs/scale.md."""
+"""A plan as text for the terminal, and the tables of all published models for docs/scale.md."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -169,6 +169,8 @@ def _speed(device: Device) -> str:
 def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
     """Return what the reference training costs with every published model, as Markdown.
 
+    There are three tables: of the networks, of one state, and of the training.
+
     Args:
         gpu: where; by default the usual GPU.
         utilisation: share of its peak, in place of the assumed one.
@@ -177,27 +179,39 @@ def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
         UsageError: unknown GPU.
     """
     device = device_of(gpu or DEFAULT_GPU, utilisation)
-    rows: list[tuple[str, ...]] = [
+    plans = [
+        plan_reference(name, gpu, utilisation, side)
+        for name in published()["models"]
+        for side in _SIZES
+    ]
+    tables = (
+        [_network_row(plan) for plan in plans[:: len(_SIZES)]],
+        [_state_row(plan) for plan in plans],
+        [_training_row(plan) for plan in plans],
+    )
+    heads = (
+        ("model", "parameters", "adapter's parameters", "adapter's file"),
         (
-            "model",
+            "a state of",
             "pixels",
-            "parameters",
-            "adapter",
-            "tokens (edit)",
-            "TFLOP per evaluation (edit)",
-            "activations per state, GB (recomputed)",
-            "on the device, GB (evaluate)",
-            "caches on disk, GB",
+            "tokens",
+            "tokens, edit",
+            "TFLOP",
+            "TFLOP, edit",
+            "activations, GB",
+            "recomputed, GB",
+        ),
+        (
+            "a training of",
+            "pixels",
+            "`distill`, GB",
+            "`evaluate`, GB",
+            "caches, GB",
             "evaluations per update",
             f"hours on {device.name}",
-        )
-    ]
-    for name in published()["models"]:
-        rows += [_row(plan_reference(name, gpu, utilisation, side)) for side in _SIZES]
-    return "\n".join(
-        ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-        + ["| " + " | ".join(row) + " |" for row in rows[1:]]
+        ),
     )
+    return "\n\n".join(map(_markdown, heads, tables))
 
 
 def reference(*, edits: bool) -> Workload:
@@ -229,11 +243,19 @@ def plan_reference(
     return plan_training(training, architecture, device_of(gpu or DEFAULT_GPU, utilisation))
 
 
-def _row(plan: Plan) -> tuple[str, ...]:
+def _network_row(plan: Plan) -> tuple[str, ...]:
+    return (
+        plan.architecture.name,
+        _count(plan.network.parameters),
+        _count(plan.trained),
+        _megabytes(4 * plan.trained),
+    )
+
+
+def _state_row(plan: Plan) -> tuple[str, ...]:
     training = plan.training
     first, last = training.skills[0].name, training.skills[-1].name
-    tokens = [str(plan.tokens[skill].of("all")) for skill in dict.fromkeys((first, last))]
-    flops = [f"{plan.forward_flops[skill] / 1e12:.1f}" for skill in dict.fromkeys((first, last))]
+    has_edits = first != last
     kept = [
         plan.network.activation_bytes(plan.tokens[last], 2, training.rank, recomputed=recomputed)
         for recomputed in (False, True)
@@ -241,22 +263,29 @@ def _row(plan: Plan) -> tuple[str, ...]:
     return (
         plan.architecture.name,
         str(training.size[0]),
-        _count(plan.network.parameters),
-        f"{_count(plan.trained)}, {_megabytes(4 * plan.trained)}",
-        _pair(tokens),
-        _pair(flops),
-        _pair([f"{value / 1e9:.2f}" for value in kept]),
-        _pair(
-            [f"{held / 1e9:.1f}" for held in (plan.held("device"), plan.evaluate_held("device"))]
-        ),
-        f"{plan.held('disk') / 1e9:.1f}",
+        str(plan.tokens[first].of("all")),
+        str(plan.tokens[last].of("all")) if has_edits else "",
+        f"{plan.forward_flops[first] / 1e12:.1f}",
+        f"{plan.forward_flops[last] / 1e12:.1f}" if has_edits else "",
+        *(f"{value / 1e9:.2f}" for value in kept),
+    )
+
+
+def _training_row(plan: Plan) -> tuple[str, ...]:
+    held = plan.held("device"), plan.evaluate_held("device"), plan.held("disk")
+    return (
+        plan.architecture.name,
+        str(plan.training.size[0]),
+        *(f"{value / 1e9:.1f}" for value in held),
         f"{sum(plan.per_update.values()):.1f}",
         f"{plan.hours:.1f}",
     )
 
 
-def _pair(texts: Sequence[str]) -> str:
-    return texts[0] if len(texts) == 1 else f"{texts[0]} ({texts[1]})"
+def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, *rows]
+    shown = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([shown[0], "|" + "---|" * len(head), *shown[1:]])
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
