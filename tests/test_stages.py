@@ -152,7 +152,7 @@ ALONE = {  # the start alone is trained, without guidance
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distill.query": "logit_normal"}, "distill: method 'danceopd_clean': query"),
+        ({"distill.query": "logit_normal"}, "distill: method 'danceopd': query"),
         ({"distill.warm_start": 99}, "distill: warm_start is 99"),
         (ALONE, "distill.init: the student would start as 'local'"),
     ],

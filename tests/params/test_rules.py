@@ -32,7 +32,7 @@ from danceflow.params.read import parse_params
         ("distill.merge_weights={base: 0}", "distill.merge_weights: at least one weight"),
         (
             "distill.num_queries=17",
-            "distill.num_queries: 17 queries do not fit into num_steps = 8",
+            "distill.num_queries: 17 queries do not fit into num_steps = 4",
         ),
         (
             "distill.noised={t2: 0.5}",
