@@ -1,6 +1,6 @@
 """Lets a real disk become full under every stage, and looks at what the next run makes of it.
 
-    sudo python benchmarks/disk_full.py [--mb 450] [--only NAME...] [--at TRY...] [--out FILE]
+    sudo python benchmarks/disk_full.py [--mb 450] [--only NAME...] [--at TRY...] [--limit SECONDS]
 
 Mounts a small file system in memory, which needs root, and takes it away at the end. A clone of
 this checkout's commit lies on it with everything that its commands write: data, DVC's cache and
@@ -141,7 +141,9 @@ def filled_when(has_come: Callable[[], bool], disk: Path) -> Iterator[threading.
         resize(disk, found.f_blocks * found.f_frsize)
 
 
-def try_once(root: Path, command: Sequence[str], mark: str) -> tuple[int | None, str, float]:
+def try_once(
+    root: Path, command: Sequence[str], mark: str, limit_s: float
+) -> tuple[int | None, str, float]:
     """Return exit code, output and seconds of a command; no code where it had to be ended."""
     environment = surroundings(root) | {"TMPDIR": str(root.parent / "tmp"), MARK: mark}
     begin = time.monotonic()
@@ -157,7 +159,7 @@ def try_once(root: Path, command: Sequence[str], mark: str) -> tuple[int | None,
             start_new_session=True,
         )
         try:
-            code: int | None = process.wait(LIMIT_S)
+            code: int | None = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             code = None
             end_all(mark)
@@ -172,7 +174,8 @@ def reason(output: str, place: Path) -> str:
     lines = [line for line in output.splitlines() if re.match(r"error: |ERROR: ", line)]
     lines = [line for line in lines if re.search(NO_ROOM, line)] or lines
     text = lines[0] if lines else output.strip()[-300:]
-    return text.replace(f"{place}/", "").replace(f"{place}:", "the checkout:")
+    text = text.replace(f"{place}/", "").replace(f"{place}:", "the checkout:")
+    return text.replace(f"{place.parents[1]}/", "")
 
 
 Begin = Callable[[Path], Callable[[], bool]]
@@ -268,25 +271,27 @@ def differing(root: Path, wanted: State, name: str) -> list[str]:
     return told
 
 
-def tried(root: Path, name: str, moment: str, begin: Begin, wanted: State, log: Path) -> Any:
+def tried(
+    root: Path, name: str, moment: str, begin: Begin, wanted: State, log: Path, limit_s: float
+) -> Any:
     """Return what a command did on a disk that became full, and the next one with room."""
     disk, command = root.parents[1], RUN if name == "register" else (*DVC, name)
     mark, said = str(disk), []
     with filled_when(begin(root), disk) as is_full:
-        code, output, seconds = try_once(root, command, mark)
+        code, output, seconds = try_once(root, command, mark, limit_s)
         quiet(mark)
         left = end_all(mark)
     row: dict[str, Any] = {"full": moment, "came": is_full.is_set(), "exit_code": code}
     row |= {"said": "" if code == 0 else reason(output, root), "seconds": round(seconds, 1)}
     if code is None:
-        said.append(f"it did not end within {LIMIT_S:.0f} s")
+        said.append(f"it did not end within {limit_s:.0f} s")
     elif left:
         said.append(f"{len(left)} processes outlived it")
     if code and not re.search(NO_ROOM, output):
         said.append("the reason is not told")
     said += [f"half-written: {path}" for path in half_written(root)]
     said += [f"damaged: {path}" for path in damaged(root)]
-    code, again, seconds = try_once(root, command, mark)
+    code, again, seconds = try_once(root, command, mark, limit_s)
     quiet(mark)
     end_all(mark)
     row |= {"next_exit_code": code, "next_seconds": round(seconds, 1)}
@@ -313,7 +318,13 @@ def prefect_elsewhere(root: Path, place: Path) -> Iterator[None]:
 
 
 def fill(
-    root: Path, name: str, at: Mapping[str, Begin], wanted: State, aside: Path, log: Path
+    root: Path,
+    name: str,
+    at: Mapping[str, Begin],
+    wanted: State,
+    aside: Path,
+    log: Path,
+    limit_s: float,
 ) -> Iterator[Any]:
     """Give, try by try, what a command did on a disk that became full under it, and the next."""
     work, kept = root.parent, aside / "kept"
@@ -324,7 +335,7 @@ def fill(
             remove(path)
         subprocess.run(["cp", "-a", f"{kept}/.", str(work)], check=True)
         with prefect_elsewhere(root, aside / "prefect"):
-            yield tried(root, name, moment, begin, wanted, log)
+            yield tried(root, name, moment, begin, wanted, log, limit_s)
 
 
 def undisturbed(root: Path, aside: Path) -> State:
@@ -358,6 +369,7 @@ def main() -> int:
     )
     parser.add_argument("--mb", type=int, default=450, help="size of the disk")
     parser.add_argument("--only", nargs="+", default=list(OUTPUTS), choices=list(OUTPUTS))
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds of one try")
     parser.add_argument("--at", nargs="+", default=[], help="only these, as STAGE: MOMENT")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "disk_full.json")
     parser.add_argument("--log", type=Path, default=Path("/tmp/danceflow-disk.log"))  # noqa: S108
@@ -389,7 +401,7 @@ def main() -> int:
                 if name != "register":
                     call(root, *DVC, name)
                 continue
-            for row in fill(root, name, at, wanted, aside, options.log):
+            for row in fill(root, name, at, wanted, aside, options.log, options.limit):
                 put(content, name, {**row, "commit": commit})
                 write_json(options.out, content)
                 sys.stdout.write(f"{name} {json.dumps(row)}\n")

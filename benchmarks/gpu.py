@@ -20,6 +20,7 @@ is within 25 % of the plan's; it is told, and nothing depends on it.
 import argparse
 import gc
 import importlib.metadata
+import inspect
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,6 +224,7 @@ def measure(row: Row, folder: Path, device: str, *, small: bool) -> dict[str, An
     from danceflow.plan.devices import device_of
     from danceflow.plan.training import training_of
 
+    accept_limits()
     params = recipe(row, device, small=small)
     determinism.prepare(params.run)
     network = architecture(row, params, small=small)
@@ -287,6 +289,25 @@ def measure(row: Row, folder: Path, device: str, *, small: bool) -> dict[str, An
         },
         "parameters": plan.network.parameters,
     }
+
+
+def accept_limits() -> None:
+    """Let ``torch.compile`` take a limit of variants where the machine's own torch has none.
+
+    torch 2.11 has one for the whole process, which makes one row here.
+    """
+    import torch
+
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return
+    without: Callable[..., Any] = torch.compile
+
+    def with_limit(*args: Any, recompile_limit: int, **options: Any) -> Any:
+        torch._dynamo.config.recompile_limit = recompile_limit
+        return without(*args, **options)
+
+    module: Any = torch
+    module.compile = with_limit
 
 
 def planned_device(device: str) -> str:

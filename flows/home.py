@@ -219,10 +219,16 @@ def _started(folder: Path, port: int | None) -> Home:
     url = f"http://127.0.0.1:{number}/api"
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not answers(url):
-        if keeper.poll() is not None or time.monotonic() > deadline:
+        has_ended = keeper.poll() is not None
+        if has_ended or time.monotonic() > deadline:
             keeper.terminate()
             require_disk_space(folder, _ROOM_BYTES)  # without room the log cannot say why
-            raise StageError(f"Prefect's server does not start at {url}; {log} says why")
+            if has_ended:
+                raise StageError(f"Prefect's server does not start at {url}; {log} says why")
+            raise StageError(
+                f"Prefect's server does not answer at {url} within {_START_TIMEOUT_S:.0f} s; the "
+                f"machine may be too busy: try again ({log} has what it said, if anything)"
+            )
         time.sleep(0.2)
     mark = process_mark(keeper.pid)
     write_json(folder / "server.json", {"url": url, "keeper": mark})

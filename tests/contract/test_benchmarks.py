@@ -6,8 +6,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from repository import ROOT
 
+from danceflow.models.memory import compile_blocks
 from danceflow.params.read import load_params
 from danceflow.plan.architecture import published_architecture
 
@@ -124,3 +126,26 @@ def test_a_wheel_keeps_the_library_of_one_cuda(
     with zipfile.ZipFile(wheel) as file:
         assert set(file.namelist()) == {libraries[0], libraries[2], record}
         assert file.read(record).decode().count("\n") == 3
+
+
+def test_blocks_are_compiled_by_a_torch_that_knows_no_limit(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch 2.11 on the GPU's machine: its limit is one of the process."""
+    compiled = torch.compile
+
+    def of_torch_2_11(model=None, *, backend="inductor", fullgraph=False, dynamic=None):
+        return compiled(model, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
+
+    network = torch.nn.Module()
+    network.blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    given = torch.ones(1, 2)
+    expected = network.blocks[0](given)
+    monkeypatch.setattr(torch, "compile", of_torch_2_11)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        with pytest.raises(TypeError, match="recompile_limit"):
+            compile_blocks(network, backend="eager")
+        gpu.accept_limits()
+        compile_blocks(network, backend="eager")
+        assert torch.equal(network.blocks[0](given), expected)
+        assert torch._dynamo.config.recompile_limit > 1

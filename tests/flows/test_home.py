@@ -133,3 +133,15 @@ def test_a_server_that_does_not_start_says_where_the_reason_is(
     with pytest.raises(StageError, match=r"server\.log says why"), at_home(checkout):
         pass
     assert (checkout / ".prefect" / "server.log").read_text() == "why\n"
+
+
+def test_a_server_that_does_not_answer_is_told_from_one_that_ended(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that is too busy: its log says nothing."""
+    slow = home.prefect_server(1).__class__((sys.executable, "-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(home, "prefect_server", lambda port: slow)
+    monkeypatch.setattr(home, "_START_TIMEOUT_S", 1.0)
+    told = "does not answer at http.* within 1 s; the machine may be too busy: try again"
+    with pytest.raises(StageError, match=told), at_home(checkout):
+        pass

@@ -25,7 +25,7 @@ from danceflow.models.package import load_package, save_package
 from danceflow.models.teachers import Teachers
 
 STEPS = 2
-SIZE = (SIDE, SIDE)
+SIDES = {"qwen_image21": 2 * SIDE}  # else as small as most models' pictures can be
 
 
 def call_sd3(pipeline, prompts, noise, guidance, size, source, **options) -> Tensor:
@@ -42,7 +42,7 @@ def call_sd3(pipeline, prompts, noise, guidance, size, source, **options) -> Ten
 
 EXPORTED = {
     "sd3": StockCase("sd3", stock_pipeline, call_sd3, edits=True),
-    **{name: CASES[name] for name in ("flux2", "qwen_image_edit", "zimage_omni")},
+    **{name: CASES[name] for name in ("flux2", "qwen_image_edit", "qwen_image21", "zimage_omni")},
 }
 
 
@@ -76,7 +76,7 @@ class Made:
             PROMPTS[:1],
             self.noise,
             1.0,
-            SIZE,
+            self.family.image_size,
             self.source,
             num_inference_steps=STEPS,
             output_type="pt",
@@ -91,13 +91,15 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     pipeline.save_pretrained(folder / "stock")
     if isinstance(processor := getattr(pipeline, "processor", None), PictureProcessor):
         processor.image_processor.save_pretrained(folder / "stock" / "processor")
+        processor.tokenizer.save_pretrained(folder / "stock" / "processor")
     bring_teachers(case.family, folder / "stock", {}, folder / "teachers", edits=case.edits)
     teachers = Teachers(folder / "teachers", case.family, ["base"], "cpu")
-    family = teachers.family.sized(*SIZE)
+    side = SIDES.get(case.family, SIDE)
+    family = teachers.family.sized(side, side)
     network = family.load_backbone(teachers.folder / "base").eval()
     shake(add_student_adapter(family, network, rank=2, alpha=1.0, seed=0))
     (folder / "student").mkdir()
-    meta = {"num_steps": STEPS, "image_sizes": [list(SIZE)], "teachers_digest": teachers.digest}
+    meta = {"num_steps": STEPS, "image_sizes": [[side, side]], "teachers_digest": teachers.digest}
     save_adapter_package(folder / "student", family, network, teachers, {"base": 1.0}, meta)
 
     source = None if request.param == "sd3" else picture(1)
@@ -135,18 +137,78 @@ def test_the_adapter_is_loaded_by_the_pipeline(made: Made, tmp_path: Path) -> No
     assert made.distance(pipeline) < 0.02  # the package's base is float16
 
 
-def test_comfyuis_names_are_read_back_by_the_pipeline(made: Made, tmp_path: Path) -> None:
+# ComfyUI's layers of the first block (comfy/lora.py, comfy/utils.py and comfy/ldm there, 2026-11).
+# What a file names otherwise is told in ComfyUI's log, and left out.
+COMFYUIS = {
+    "sd3": {
+        *(f"joint_blocks.0.{part}.{name}" for part in ("x_block.attn", "x_block.attn2",
+          "context_block.attn") for name in ("qkv", "proj")),
+        *(f"joint_blocks.0.{part}_block.mlp.{name}" for part in ("x", "context")
+          for name in ("fc1", "fc2")),
+    },
+    "flux2": {
+        *(f"double_blocks.0.{part}_attn.{name}" for part in ("img", "txt")
+          for name in ("qkv", "proj")),
+        *(f"double_blocks.0.{part}_mlp.{name}" for part in ("img", "txt") for name in (0, 2)),
+    },
+    "qwen_image": {
+        *(f"transformer_blocks.0.attn.to_{name}" for name in ("q", "k", "v", "out.0", "add_out")),
+        *(f"transformer_blocks.0.attn.add_{name}_proj" for name in "qkv"),
+        *(f"transformer_blocks.0.{part}_mlp.net.{name}" for part in ("img", "txt")
+          for name in ("0.proj", "2")),
+    },
+    "qwen_image21": {
+        *(f"transformer_blocks.0.attn.to_{name}" for name in ("q", "k", "v", "out.0")),
+        *(f"transformer_blocks.0.img_mlp.{name}" for name in ("proj", "gate_layer", "out")),
+    },
+    "zimage": {
+        *(f"{part}.0.attention.{name}" for part in ("layers", "siglip_refiner")
+          for name in ("qkv", "out")),
+        *(f"{part}.0.feed_forward.{name}" for part in ("layers", "siglip_refiner")
+          for name in ("w1", "w2", "w3")),
+    },
+}  # fmt: skip
+
+
+def test_every_layer_of_comfyuis_file_is_one_of_comfyui(made: Made, tmp_path: Path) -> None:
     FORMATS["comfyui"](made.package, tmp_path)
     tensors = load_file(tmp_path / COMFYUI_FILE)
-    assert all(name.startswith("diffusion_model.") for name in tensors)
-    joined = {"sd3": "joint_blocks.0.x_block.attn.qkv", "flux2": "double_blocks.0.img_attn.qkv"}
-    if (name := joined.get(made.case.family)) is not None:
-        assert tensors[f"diffusion_model.{name}.lora_A.weight"].shape[0] == 3 * 2
+    family = made.case.family
+    prefix = "transformer." if family == "qwen_image21" else "diffusion_model."
+    assert all(name.startswith(prefix) for name in tensors)
+    layers = {name.removeprefix(prefix).rpartition(".lora_")[0] for name in tensors}
+    wanted = COMFYUIS[family]
+    starts = tuple(name.partition(".0.")[0] + ".0." for name in wanted)
+    assert {layer for layer in layers if layer.startswith(starts)} == wanted
+    for layer in layers:
+        if layer.endswith("qkv"):  # of three layers, each of its own rank
+            assert tensors[f"{prefix}{layer}.lora_A.weight"].shape[0] == 3 * 2
+
+
+def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Z-Image's tensors by diffusers' names: thirds of B's rows, each with the whole A."""
+    found = {}
+    for key, value in tensors.items():
+        name = key.replace("attention.out.", "attention.to_out.0.")
+        if ".qkv." not in name:
+            found[name] = value
+            continue
+        thirds = value.chunk(3) if ".lora_B." in name else [value] * 3
+        for part, third in zip("qkv", thirds, strict=True):
+            found[name.replace(".qkv.", f".to_{part}.")] = third.contiguous()
+    return found
+
+
+def test_comfyuis_names_are_read_back_by_the_pipeline(made: Made, tmp_path: Path) -> None:
+    FORMATS["comfyui"](made.package, tmp_path)
     pipeline = made.case.build()
+    tensors = load_file(tmp_path / COMFYUI_FILE)
     if made.case.family == "sd3":  # which diffusers reads in its own names alone
         translated = made.family.translate_adapter(tensors)
         tensors = {k.replace("diffusion_model", "transformer"): v for k, v in translated.items()}
         pipeline.load_lora_weights(tensors)
+    elif made.case.family == "zimage":  # of which it knows no joined layers
+        pipeline.load_lora_weights(apart(tensors))
     else:
         pipeline.load_lora_weights(tmp_path, weight_name=COMFYUI_FILE)
     assert made.distance(pipeline) < 0.02  # the package's base is float16
@@ -163,9 +225,11 @@ def test_the_pipeline_is_loaded_as_a_whole(made: Made, tmp_path: Path) -> None:
     given = {}
     if (tmp_path / "processor").is_dir():  # its class needs torchvision
         index = json.loads((tmp_path / "model_index.json").read_text())
-        assert index["processor"] == ["transformers", "Qwen2VLProcessor"]
+        number = 3 if made.case.family == "qwen_image21" else 2
+        assert index["processor"] == ["transformers", f"Qwen{number}VLProcessor"]
         assert (tmp_path / "processor" / "tokenizer.json").is_file()
-        given["processor"] = Processor(byte_tokenizer())
+        images = {"patch_size": 16, "min_pixels": 1024} if number == 3 else {}
+        given["processor"] = Processor(byte_tokenizer(), **images)
     pipeline = DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32, **given)
     assert type(pipeline) is type(made.case.build())
     assert made.distance(pipeline) < 0.05

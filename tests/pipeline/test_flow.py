@@ -19,6 +19,7 @@ from danceflow.errors import ConfigError, StoreAwayError, TrackingError, UsageEr
 from danceflow.ops.tracking import open_store
 from danceflow.paths import Paths
 from danceflow.registry.promotion import CHAMPION, Promotions
+from flows import dvc_temporaries
 from flows.dvc_stage import Outcome, StageFailedError, StageStoppedError
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.usefixtures("prefect_server")]
@@ -90,7 +91,13 @@ def test_three_doors_lead_to_one_result(project, settings):
     lock = (project.root / "dvc.lock").read_bytes()
 
     project.run("dvc", "repro")
+    left = f".{dvc_temporaries._machine()}.1-1.{'x' * 22}.tmp"  # by a process that has gone
+    leftover = next((project.root / ".dvc/cache/files/md5").iterdir()) / left
+    leftover.write_bytes(b"half")
     second = run_pipeline(root=project.root)
+    assert not leftover.exists()
+    told = "removed 1 temporary files of killed commands from DVC's cache (0.0 MB)"
+    assert told in logged_lines()
     assert set(outcomes(second).values()) == {Outcome.UNCHANGED.value, Outcome.FROZEN.value}
     assert (project.root / "dvc.lock").read_bytes() == lock
     project.commit()

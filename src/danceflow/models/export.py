@@ -6,7 +6,7 @@ What is written is what the stock classes load; nothing of it needs danceflow.
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from danceflow.errors import WeightsError
-from danceflow.models.adapters.comfy import comfy_tensors
+from danceflow.models.adapters.comfy import PREFIX, Original, comfy_tensors
 from danceflow.models.adapters.files import ADAPTER_FILE, own_pairs
 from danceflow.models.adapters.lora import add_adapter, merge_adapter, read_adapter_for
 from danceflow.models.bases import (
@@ -30,6 +30,9 @@ from danceflow.models.package import read_manifest
 from danceflow.models.weights import CONFIG_FILE, read_json
 
 COMFYUI_FILE = "comfyui_lora.safetensors"
+# Where ComfyUI joins layers under a name of its own, it knows diffusers' names of them by this
+# prefix alone.
+_PREFIXES = {"qwen_image21": "transformer."}
 _STUDENT = "student"
 _TOKENIZER, _PREPROCESSOR = "tokenizer_config.json", "preprocessor_config.json"
 _SCHEDULER = "scheduler_config.json"
@@ -84,13 +87,37 @@ def write_comfyui(package: Path, place: Path) -> None:
 
     meta = read_manifest(package)
     settings = read_json(package / FROZEN_FOLDER / FROZEN_FILE)
-    names = family_class(meta["family"]).comfy_names(settings)
+    family = meta["family"]
     folder = _adapter_of(package)
     # No pipeline knows the channels of a source that an SD3 model was given.
     folder = folder / "stock" if (folder / "stock").is_dir() else folder
-    tensors = comfy_tensors(own_pairs(folder / ADAPTER_FILE), names)
+    pairs = own_pairs(folder / ADAPTER_FILE)
+    names = family_class(family).comfy_names(settings)
+    tensors = comfy_tensors(pairs, zimage_names(pairs) if family == "zimage" else names)
+    prefix = _PREFIXES.get(family, PREFIX)
     place.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, place / COMFYUI_FILE)
+    save_file(
+        {f"{prefix}{name.removeprefix(PREFIX)}": value for name, value in tensors.items()},
+        place / COMFYUI_FILE,
+    )
+
+
+def zimage_names(modules: Iterable[str]) -> dict[str, Original]:
+    """Return the layers of Z-Image's original code that some modules of diffusers are.
+
+    Of its refiner of SigLIP features ComfyUI does not know diffusers' names.
+    """
+    names: dict[str, Original] = {}
+    for module in modules:
+        block, _, part = module.rpartition(".attention.")
+        if part == "to_out.0":
+            names[f"{block}.attention.out"] = Original((module,))
+        elif block:
+            parts = tuple(f"{block}.attention.to_{part}" for part in "qkv")
+            names[f"{block}.attention.qkv"] = Original(parts)
+        else:
+            names[module] = Original((module,))
+    return names
 
 
 def write_pipeline(package: Path, place: Path) -> None:
@@ -117,14 +144,15 @@ def write_pipeline(package: Path, place: Path) -> None:
     (place / "scheduler").mkdir()
     _write(place / "scheduler" / _SCHEDULER, scheduler)
     index: dict[str, Any] = {"_class_name": name, "_diffusers_version": diffusers.__version__}
-    for part, argument in inspect.signature(getattr(diffusers, name).__init__).parameters.items():
+    pipeline = getattr(diffusers, name)
+    for part, argument in inspect.signature(pipeline.__init__).parameters.items():
         if part == "self":
             continue
         if (frozen / part).is_dir() and part not in (BACKBONE_FOLDER, "scheduler"):
             _copy_part(frozen, part, place)
         if (place / part).is_dir():
             index[part] = _class_of(place / part, argument.annotation)
-        elif argument.default in (inspect.Parameter.empty, None):
+        elif argument.default is inspect.Parameter.empty or part in pipeline._optional_components:
             index[part] = [None, None]
     _write(place / PIPELINE_FILE, index)
 
