@@ -1,4 +1,5 @@
 import functools
+import gc
 import os
 import re
 import shutil
@@ -31,6 +32,17 @@ NUM_CASES = 2  # of every parametrised test
 ONE_RUN = "e2e"  # the room whose files share one run of the pipeline
 ONE_TEAM = "team"  # the room whose files share the servers
 CASES = pytest.StashKey[Counter[str]]()  # how many each test has, before any is left out
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported now stays to the end: no collection of garbage needs to look at it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
