@@ -7,6 +7,7 @@ import functools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -20,9 +21,9 @@ QUICK = 0.2
 
 
 @functools.cache
-def recorded() -> dict[str, dict[str, float]]:
+def recorded(record: Path = RECORD) -> dict[str, dict[str, float]]:
     """Return the seconds of whole files, and those of one case of a test."""
-    kinds: dict[str, dict[str, float]] = json.loads(RECORD.read_text(encoding="utf-8"))
+    kinds: dict[str, dict[str, float]] = json.loads(record.read_text(encoding="utf-8"))
     return kinds
 
 
@@ -52,7 +53,8 @@ class Recorder:
     Seconds are those of the clock, so that waiting counts, too. Files that did not run keep theirs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, record: Path = RECORD) -> None:
+        self._record = record
         self._files: Counter[str] = Counter()
         self._cases: defaultdict[str, list[float]] = defaultdict(list)
 
@@ -65,13 +67,13 @@ class Recorder:
         cases = {name: mean(seconds) for name, seconds in self._cases.items()}
         new = {FILES: dict(self._files), CASES: cases}
         kinds = {kind: self._merged(kind, new[kind]) for kind in (FILES, CASES)}
-        RECORD.write_text(json.dumps(kinds, indent=1) + "\n", encoding="utf-8")
+        self._record.write_text(json.dumps(kinds, indent=1) + "\n", encoding="utf-8")
 
     def _merged(self, kind: str, new: dict[str, float]) -> dict[str, float]:
         """Return the seconds of a kind, sorted by name."""
         kept = {
             name: seconds
-            for name, seconds in recorded()[kind].items()
+            for name, seconds in recorded(self._record)[kind].items()
             if file_of(name) not in self._files and (ROOT / file_of(name)).is_file()
         }
         long = {name: round(took, 2) for name, took in new.items() if took >= LEAST[kind]}
