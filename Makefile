@@ -55,7 +55,7 @@ test: $(READY)  ## run every test
 coverage: $(READY)  ## run every test and ask for 85 % of the lines and branches; takes longer
 	python -m pytest -n $(WORKERS) --cov --cov-report=term --cov-fail-under=85 $(ARGS)
 
-quick: $(READY)  ## run the tests of a minute and a half: no stages, stores or programs
+quick: $(READY)  ## run the tests of one minute: short ones, without stages, stores or programs
 	python -m pytest -n $(WORKERS) --quick -q $(ARGS)
 
 check: $(READY) docs  ## check style, types, import direction, the graph and the docs

@@ -1,4 +1,5 @@
 import functools
+import gc
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import durations
 import pytest
 import started
 from doc_commands import claims
@@ -28,34 +30,49 @@ COSTLY_FIXTURES = frozenset(
     ("prepared", "reported", "mlflow_template", "prefect_template", "browser", "compiler")
 )
 NUM_CASES = 2  # of every parametrised test
-DEAR = ("e2e", "team", "pipeline", "flows", "extension")  # rooms of long tests, which begin first
 ONE_RUN = "e2e"  # the room whose files share one run of the pipeline
 ONE_TEAM = "team"  # the room whose files share the servers
 CASES = pytest.StashKey[Counter[str]]()  # how many each test has, before any is left out
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers, let the long tests begin first: at the end nobody waits for them.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported now stays to the end: no collection of garbage needs to look at it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
-    And with ``--quick`` keep the first cases of every test alone.
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers, let the long files begin first: at the end nobody waits for them.
+
+    And with ``--quick`` keep the first cases of every short test alone.
     """
-    config.stash[CASES] = Counter(map(_test, items))
+    config.stash[CASES] = Counter(durations.test_of(item.nodeid) for item in items)
     if config.getoption("--quick"):
         kept = dict.fromkeys(_first_cases(items))
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = list(kept)
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: _room(item.path.relative_to(TESTS).parts[0]))
+        files: dict[str, set[str]] = {}
+        for item in items:
+            file = durations.file_of(item.nodeid)
+            files.setdefault(_scope(file), set()).add(file)
+        took = {scope: durations.of_files(names) for scope, names in files.items()}
+        items.sort(key=lambda item: -took[_scope(durations.file_of(item.nodeid))])
 
 
 def _first_cases(items: list[pytest.Item]) -> Iterator[pytest.Item]:
     seen: Counter[str] = Counter()
     for item in items:
-        name = _test(item)
+        name = durations.test_of(item.nodeid)
         seen[name] += 1
         is_costly = item.get_closest_marker("pipeline") is not None
         is_costly |= not COSTLY_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
-        if seen[name] <= NUM_CASES and not is_costly:
+        if seen[name] <= NUM_CASES and durations.is_quick(name) and not is_costly:
             yield item
 
 
@@ -68,32 +85,29 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if is_costly else None
 
 
-def _room(name: str) -> int:
-    return DEAR.index(name) if name in DEAR else len(DEAR)
-
-
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     started.watch()
+    if config.getoption("--record-durations") and not hasattr(config, "workerinput"):
+        if config.getoption("--quick"):
+            raise pytest.UsageError("--quick runs some tests of a file; record them all")
+        config.pluginmanager.register(durations.Recorder())
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """A test that is named as the one that runs a page's command has started it, all cases done."""
     yield
-    claimed = claims().get(_test(item), ())
+    claimed = claims().get(durations.test_of(item.nodeid), ())
     if claimed and _ends_its_test(item):
         for command in claimed:
             assert started.is_started(command.words), f"was not started here: {command}"
 
 
-def _test(item: pytest.Item) -> str:
-    return item.nodeid.partition("[")[0]
-
-
 def _ends_its_test(item: pytest.Item) -> bool:
     """Return whether an item is the last case of its test, and all the others were selected."""
-    cases = [other for other in item.session.items if _test(other) == _test(item)]
-    is_whole = len(cases) == item.config.stash[CASES][_test(item)]
+    name = durations.test_of(item.nodeid)
+    cases = [other for other in item.session.items if durations.test_of(other.nodeid) == name]
+    is_whole = len(cases) == item.config.stash[CASES][name]
     return is_whole and cases[-1] is item and not any("[" in arg for arg in item.config.args)
 
 
@@ -104,14 +118,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Rooms(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            if f"/{TESTS.name}/{ONE_TEAM}/" in f"/{file}":
-                return ONE_TEAM
-            is_shared = f"/{ONE_RUN}/" in f"/{file}" and _shares_the_run(file)
-            return ONE_RUN if is_shared else file
+            return _scope(durations.file_of(nodeid))
 
     config.option.loadscopereorder = False  # the order is that of the collection
     return Rooms(config, log)
+
+
+def _scope(file: str) -> str:
+    """Return the name of what one worker runs as a whole: a file, or files that share something."""
+    if file.startswith(f"{TESTS.name}/{ONE_TEAM}/"):
+        return ONE_TEAM
+    is_shared = file.startswith(f"{TESTS.name}/{ONE_RUN}/") and _shares_the_run(file)
+    return ONE_RUN if is_shared else file
 
 
 @functools.cache
@@ -126,6 +144,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--quick",
         action="store_true",
         help="the tests of 90 seconds: no stages, stores, programs; the first cases of every test",
+    )
+    parser.addoption(
+        "--record-durations",
+        action="store_true",
+        help="write tests/durations.json: what is quick, and which files begin first",
     )
     parser.addoption(
         "--record-golden",

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions, version
 from pathlib import Path
 
+import durations
 import pytest
 from packaging.specifiers import SpecifierSet
 from repository import ROOT
@@ -269,7 +270,9 @@ def test_every_folder_of_tests_is_a_room() -> None:
 def test_quick_takes_some_tests_of_every_room_and_no_whole_run() -> None:
     command = [sys.executable, "-m", "pytest", "--quick", "--collect-only", "-q", "tests"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    files = [line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line]
+    names = [line for line in done.stdout.splitlines() if "::" in line]
+    assert [name for name in names if not durations.is_quick(name)] == []
+    files = [durations.file_of(name) for name in names]
     counts = Counter(Path(file).relative_to("tests").parts[0] for file in files)
     own = [name for name in modules() if name.startswith("danceflow.")]
     packages = {name.split(".")[1] for name in own if name.count(".") == 2}
@@ -277,6 +280,26 @@ def test_quick_takes_some_tests_of_every_room_and_no_whole_run() -> None:
     assert {room: counts[room] for room in rooms if counts[room] < 5} == {}
     assert not counts.keys() & HOMES.keys()
     assert 500 < len(files) < 2000
+
+
+def test_durations_of_files_that_did_not_run_stay(tmp_path: Path) -> None:
+    record = tmp_path / "durations.json"
+    here, there = "tests/test_project.py", "tests/test_cli.py"
+    old = {here: 9.0, there: 3.0, "tests/test_gone.py": 5.0}
+    record.write_text(json.dumps({"files": old, "cases": {f"{there}::test_it": 1.0}}))
+    recorder = durations.Recorder(record)
+    for case, seconds in (("a", 2.0), ("b", 1.0)):
+        for when in ("setup", "call"):
+            report = pytest.TestReport(
+                f"{here}::test_it[{case}]", (here, 1, ""), {}, "passed", None, when, (),
+                duration=seconds,
+            )  # fmt: skip
+            recorder.pytest_runtest_logreport(report)
+    recorder.pytest_sessionfinish()
+    assert json.loads(record.read_text()) == {
+        "files": {there: 3.0, here: 6.0},
+        "cases": {f"{there}::test_it": 1.0, f"{here}::test_it": 1.5},
+    }
 
 
 def test_tests_find_the_repository_in_one_place() -> None:

@@ -1,26 +1,20 @@
-"""A tiny project with three capabilities, evaluated and reported once; tiny weights of metrics."""
+"""A tiny project with three capabilities, evaluated and reported once; tiny weights of metrics.
+
+pytest loads this file whatever it runs: what takes long to import waits in the fixtures.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from tiny_models import awake
-from tiny_project import small_data, write_project
-from torch import nn
 from training_record import CAPABILITIES, write_metrics
 
-from danceflow.data.buckets import read_bucket
-from danceflow.evaluate import stage as evaluate
-from danceflow.evaluate.metrics.lpips import _alexnet
-from danceflow.evaluate.task import Task, build_task
-from danceflow.fields import normal
-from danceflow.models.family import ModelFamily, open_family
-from danceflow.models.package import FROZEN_FOLDER, save_package
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
-from danceflow.report import stage as report
-from danceflow.worlds import prepare
-from danceflow.worlds.world import open_world
+
+if TYPE_CHECKING:
+    from danceflow.evaluate.task import Task
+    from danceflow.models.family import ModelFamily
 
 Project = tuple[Params, Paths]
 
@@ -28,6 +22,13 @@ Project = tuple[Params, Paths]
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Data, random teachers and a random student, not evaluated yet."""
+    from tiny_models import awake
+    from tiny_project import small_data, write_project
+
+    from danceflow.models.family import open_family
+    from danceflow.models.package import FROZEN_FOLDER, save_package
+    from danceflow.worlds import prepare
+
     root = tmp_path_factory.mktemp("evaluate") / "project"
     params, paths = write_project(root, small_data(CAPABILITIES)), Paths(root)
     prepare.run(params, paths)
@@ -43,6 +44,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="session")
 def reported(prepared: Project) -> Project:
     """The same, evaluated and reported."""
+    from danceflow.evaluate import stage as evaluate
+    from danceflow.report import stage as report
+
     params, paths = prepared
     for capability in CAPABILITIES:
         evaluate.run(params, paths, capability)
@@ -51,14 +55,21 @@ def reported(prepared: Project) -> Project:
 
 
 @pytest.fixture(scope="session")
-def family(prepared: Project) -> ModelFamily:
+def family(prepared: Project) -> "ModelFamily":
+    from danceflow.models.family import open_family
+    from danceflow.models.package import FROZEN_FOLDER
+
     params, paths = prepared
     return open_family(params.family.name, paths.teachers / FROZEN_FOLDER)
 
 
 @pytest.fixture(scope="session")
-def tasks(prepared: Project, family: ModelFamily) -> dict[str, Task]:
+def tasks(prepared: Project, family: "ModelFamily") -> "dict[str, Task]":
     """Two rows of every category and one of every variant, by capability."""
+    from danceflow.data.buckets import read_bucket
+    from danceflow.evaluate.task import build_task
+    from danceflow.worlds.world import open_world
+
     _, paths = prepared
     world = open_world("scenes")
     counts = {"standard": 2, "reworded": 1, "held_out_pair": 1}
@@ -71,6 +82,10 @@ def tasks(prepared: Project, family: ModelFamily) -> dict[str, Task]:
 @pytest.fixture(scope="session")
 def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """AlexNet's layers as torchvision names them, with random weights."""
+    import torch
+
+    from danceflow.evaluate.metrics.lpips import _alexnet
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         state = {f"features.{name}": value for name, value in _alexnet().state_dict().items()}
@@ -83,6 +98,10 @@ def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that takes uint8 images, as TorchScript."""
+    import torch
+    from torch import nn
+
+    from danceflow.fields import normal
 
     class Small(nn.Module):
         def __init__(self) -> None:
@@ -101,6 +120,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP model of random weights with its processor, as transformers saves both."""
+    import torch
     from tiny_models import clip_tokenizer
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
