@@ -62,7 +62,7 @@ check: $(READY) docs  ## check style, types, import direction, the graph and the
 	ruff check .
 	ruff format --check .
 	mypy
-	mypy benchmarks/*.py
+	mypy benchmarks/*.py deploy/sbom.py
 	lint-imports
 	danceflow check
 
@@ -70,8 +70,7 @@ audit: $(READY)  ## look every pinned version up among known vulnerabilities (ne
 	pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 sbom: $(READY)  ## write sbom.json: the software bill of materials, the same for the same pins
-	cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate \
-		--output-file sbom.json constraints.txt
+	python deploy/sbom.py sbom.json
 
 docs: $(READY)  ## build the site of the docs into site/
 	python docs/_site/reference.py
