@@ -233,7 +233,7 @@ REPLACED = {
 
 @pytest.mark.parametrize("part", MethodParts.model_fields)
 def test_every_part_that_a_file_replaces_reaches_the_method(part):
-    data = changed(read_yaml(ROOT / "params.yaml"), "distill.batch_size=32")
+    data = changed(read_yaml(ROOT / "params.yaml"), "distill.batch_size=32", "distill.noised={}")
     *before, last = [f"distill.{assignment}" for assignment in REPLACED[part]]
     assert last.startswith(f"distill.{part}=")
     own = method_of(parse_params(changed(data, *before), "before").distill)
@@ -307,11 +307,12 @@ def test_unknown_and_unfitting_parts_are_refused(name, overrides, message):
 )
 def test_substeps_where_a_teacher_has_no_answer_over_a_step_are_refused(assignments, reason):
     data = read_yaml(ROOT / "params.yaml")
-    given = ["substeps={t2i: 2}", *assignments]
+    given = ["substeps={t2i: 2}", "noised={}", *assignments]
     params = parse_params(changed(data, *(f"distill.{one}" for one in given)), "params.yaml")
     with pytest.raises(ConfigError, match=f"^distill.substeps: method '.*' {reason}"):
         method_of(params.distill)
-    plain = changed(data, "distill.substeps={t2i: 1}", *(f"distill.{a}" for a in assignments))
+    once = ["substeps={t2i: 1}", "noised={}", *assignments]
+    plain = changed(data, *(f"distill.{a}" for a in once))
     method_of(parse_params(plain, "params.yaml").distill)
 
 

@@ -42,6 +42,7 @@ COMMON = {
     "ema_decay": 0.9,
     "student": "full",
     "log_every": 1,
+    "noised": {},
 }
 GROUPED = {"group_size": 2}
 METHOD_CASES = {

@@ -52,6 +52,7 @@ CASES = {
     "uneven": {"batch_size": 5, "capabilities_per_update": "balanced"},
     "one sample": {"batch_size": 1, "capabilities_per_update": "one"},
     "stratified": {"coupling": "stratified"},
+    "noised": {"noised": {"t2i": 0.5, "local_edit": 0.25}},
     "normalised": {"loss_normalisation": 0.5, "num_updates": 3},
     "average": {"objective": "dmd-ema"},
     "budget": {"max_field_evaluations": 150, "num_updates": 9, "query": "curriculum"},
