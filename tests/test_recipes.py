@@ -45,6 +45,7 @@ TABLE = ROOT / "docs" / "howto" / "recipes.md"
 NAMED = ("capabilities", "teachers", "data.buckets")
 CHOSEN = (
     "data.input",
+    "distill.noised",
     "distill.substeps",
     "evaluate.judge",
     "evaluate.num_steps",
