@@ -42,7 +42,7 @@ KINDS = {"local_edit": CATEGORIES["local_edit"], "t2i": CATEGORIES["t2i"]}
 MAX_WORDS = 12  # that the embedded default's text encoder reads
 NUM_PAIRS = 8  # requests of each pair of categories
 NUM_DRAWS = 200  # some pairs of categories have no words short enough
-NUM_STEPS = 16
+NUM_STEPS = 16  # of whoever is no student
 LOG = logging.getLogger(__name__)
 OUT = Path(__file__).parents[1] / "docs" / "results" / "composition.json"
 
@@ -123,15 +123,24 @@ def score(kind: str, images: Tensor, asks: Sequence[Both]) -> dict[str, float]:
     return means | ({"kept": sum(kept) / len(kept)} if kind == "local_edit" else {})
 
 
-def answers(first: Student, second: Student | None, asks: Sequence[Both]) -> Tensor:
-    """Return the pictures of a model for joined requests, or of two for their halves in turn."""
+def answers(
+    first: Student, second: Student | None, asks: Sequence[Both], num_steps: int | None
+) -> Tensor:
+    """Return the pictures of a model for joined requests, or of two for their halves in turn.
+
+    Args:
+        first: asked for the whole, or for the first half.
+        second: asked for the second half; None: the first was asked for the whole.
+        asks: the requests.
+        num_steps: of an answer; None: as many as a student was made for.
+    """
     scenes = [both.first.source for both in asks]
     sources = [None if scene is None else to_picture(render([scene])[0]) for scene in scenes]
     if second is None:
-        images = first.run([both.prompt for both in asks], sources, 0, NUM_STEPS)
+        images = first.run([both.prompt for both in asks], sources, 0, num_steps)
     else:
-        half = first.run([both.first.prompt for both in asks], sources, 0, NUM_STEPS)
-        images = second.edit(half, [both.second.prompt for both in asks], 0, NUM_STEPS)
+        half = first.run([both.first.prompt for both in asks], sources, 0, num_steps)
+        images = second.edit(half, [both.second.prompt for both in asks], 0, num_steps)
     return torch.stack([to_pixels(image) for image in images])
 
 
@@ -164,21 +173,28 @@ def main() -> None:
     found: dict[str, dict[str, Mapping[str, float]]] = {}
     for kind in KINDS:
         asks = draw(kind)
-        arms: dict[str, tuple[Student, Student | None]] = {
+        mine: dict[str, tuple[Student, Student | None]] = {
             **{f"{name}, at once": (student, None) for name, student in students.items()},
             **{f"{name}, in turn": (student, student) for name, student in students.items()},
+        }
+        arms = {
+            **mine,
             "teachers, in turn": (own[kind], own["global_edit"]),
             **{f"teacher of {name}, at once": (one, None) for name, one in own.items()},
             "average of the weights, at once": (average, None),
         }
         for arm, (first, second) in arms.items():
             with torch.no_grad():
-                scores = score(kind, answers(first, second, asks), asks)
+                num_steps = None if arm in mine else NUM_STEPS
+                scores = score(kind, answers(first, second, asks, num_steps), asks)
             found.setdefault(kind, {})[arm] = {
                 key: round(value, 3) for key, value in scores.items()
             }
             LOG.info("%s, %s: %s", kind, arm, found[kind][arm])
-        write_json(OUT, {"requests_of_a_pair": NUM_PAIRS, "num_steps": NUM_STEPS, "found": found})
+        write_json(
+            OUT,
+            {"requests_of_a_pair": NUM_PAIRS, "num_steps_of_teachers": NUM_STEPS, "found": found},
+        )
 
 
 if __name__ == "__main__":
