@@ -26,6 +26,7 @@ from danceflow.registry.history import MAX_REASON, Approval, Change, now
 from danceflow.registry.promotion import Standing
 from flows import promote
 from flows.beginning import begin
+from flows.links import flow_page
 from flows.notify import News, tell
 from flows.parameters import Seconds
 
@@ -100,7 +101,7 @@ def decide(
         ConflictError: somebody else changed the champion meanwhile.
     """
     number, model = standing.version, params.tracking.registered_model
-    address = url_for("flow-run", flow_run.id) or "Prefect's page"
+    address = url_for("flow-run", flow_run.id) or flow_page(str(flow_run.id))
     asked = f"Version {number} of {model} passes the gate. Shall it become the champion?"
     _LOG.info("%s Answer at %s", asked, address)
     news = News("approval wanted", model, number, f"{asked} {address}", {"page": address})

@@ -124,7 +124,7 @@ def flow_environment() -> dict[str, str]:
     ``danceflow.ops.tracking.source_tags`` reads them.
     """
     number = str(flow_run.id)
-    return {"DANCEFLOW_FLOW_RUN": number, "DANCEFLOW_FLOW_PAGE": _flow_page(number)}
+    return {"DANCEFLOW_FLOW_RUN": number, "DANCEFLOW_FLOW_PAGE": flow_page(number)}
 
 
 def find(root: Path, settings: TrackingSettings, experiment: str | None) -> Links:
@@ -142,7 +142,7 @@ def find(root: Path, settings: TrackingSettings, experiment: str | None) -> Link
     except TrackingError as error:
         get_run_logger().warning("not linked with MLflow: %s", error)
         run = page = None
-    return Links(number, _flow_page(number), experiment, run, page, key)
+    return Links(number, flow_page(number), experiment, run, page, key)
 
 
 def tell(links: Links, settings: TrackingSettings) -> None:
@@ -206,7 +206,7 @@ def _run_of(store: Store, pointer: RunPointer) -> str | None:
     return None
 
 
-def _flow_page(number: str) -> str:
+def flow_page(number: str) -> str:
     """Return the address of a flow run's page.
 
     The project's own server is another one each time; `danceflow ui` shows its runs.

@@ -15,7 +15,8 @@ from danceflow.params.meaning import ANY_NAME, parameter_names
 from danceflow.params.yaml12 import read_value, read_yaml
 
 DEFAULTS = Path(__file__).with_name("defaults.json")
-_NUMBERS_BY_NAME = ("gate.min_retention",)  # what a capability lacks is another one's number
+# What a capability lacks is the default's number, of one that it does not have another one's.
+_NUMBERS_BY_NAME = ("gate.min_retention", "evaluate.num_steps")
 _PLAIN = re.compile(r"[A-Za-z][\w./+-]*")
 
 
@@ -30,7 +31,7 @@ def line_to_add(name: str) -> str | None:
         if _is_called([*above, last], known):
             return f"{last}: {_text(value)}"
         if known in _NUMBERS_BY_NAME and _is_called(above, known):
-            return f"{last}: {_text(next(iter(value.values())))}"
+            return f"{last}: {_text(value.get(last, next(iter(value.values()))))}"
     return None
 
 

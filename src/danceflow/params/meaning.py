@@ -104,6 +104,9 @@ def is_held(name: str, held: Sequence[str]) -> bool:
 
 def _named(node: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return what lies under the free names of a mapping, or None if it is none."""
+    for one in node.get("anyOf", ()):  # such as a number, or one for every capability
+        if (named := _named(one)) is not None:
+            return named
     found = next(iter(node.get("patternProperties", {}).values()), None)
     further = node.get("additionalProperties")
     return found or (further if isinstance(further, dict) else None)

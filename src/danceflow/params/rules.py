@@ -154,7 +154,8 @@ def _rule_steps(sections: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(path, unknown_name("capability", name, known))
     for name in known:
         if name not in given:
-            yield Problem(f"evaluate.num_steps.{name}", "is missing: every capability needs one")
+            place = f"evaluate.num_steps.{name}"
+            yield Problem(place, missing(place, "is missing, and every capability needs one"))
 
 
 def _rule_processes(sections: Mapping[str, Any]) -> Iterator[Problem]:
