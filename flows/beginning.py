@@ -4,11 +4,9 @@ import logging
 from pathlib import Path
 
 import httpx
-from prefect import get_run_logger
 
 from danceflow.errors import DanceflowError
 from danceflow.paths import find_root
-from flows.dvc_graph import remove_temporaries
 from flows.home import stay_home
 from flows.processes import end_with_parent
 
@@ -71,17 +69,3 @@ def begin(root: Path | None) -> Path:
     for name in _AWAY_LOGGERS:
         logging.getLogger(name).addFilter(_AWAY)
     return find_root(Path.cwd()) if root is None else root.resolve()
-
-
-def tidy(root: Path) -> None:
-    """Remove what killed commands left in DVC's cache, and say so in one line.
-
-    Raises:
-        DvcError: DVC cannot read the repository.
-    """
-    if left := remove_temporaries(root):
-        get_run_logger().info(
-            "removed %d temporary files of killed commands from DVC's cache (%.1f MB)",
-            len(left),
-            sum(left.values()) / 1e6,
-        )

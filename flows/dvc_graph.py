@@ -6,7 +6,7 @@ Whether a stage is stale, what its outputs hash to and where they are cached is 
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,24 @@ def remove_temporaries(root: Path, num_days: float | None = None) -> dict[Path, 
     """
     with open_repository(root) as repo:
         return dvc_temporaries.remove_left(Path(repo.cache.local_cache_dir), num_days)
+
+
+def tidy(root: Path, report: Callable[[str], object]) -> None:
+    """Remove what killed commands left in DVC's cache, and say so in one line.
+
+    Args:
+        root: a folder of the DVC repository.
+        report: takes the line.
+
+    Raises:
+        DvcError: DVC cannot read the repository.
+    """
+    if left := remove_temporaries(root):
+        size = sum(left.values()) / 1e6
+        report(
+            f"removed {len(left)} temporary files of killed commands from DVC's cache "
+            f"({size:.1f} MB)"
+        )
 
 
 def checkout_sources(root: Path) -> None:

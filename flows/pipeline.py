@@ -27,7 +27,7 @@ from danceflow.params.sections import Params
 from danceflow.paths import Paths
 from danceflow.registry.promotion import Standing
 from flows import approval, dvc_graph, dvc_remote, dvc_stage, home, links, promote, sync
-from flows.beginning import begin, tidy
+from flows.beginning import begin
 from flows.dvc_graph import StageNode
 from flows.dvc_stage import Outcome, StageFailedError, StageResult, StageStoppedError
 from flows.experiment import Experiment, check_raw, experiment, plan
@@ -308,7 +308,7 @@ def _run_stages(
 
     After a failure nothing new starts; what runs beside it may end, and is not lost.
     """
-    tidy(root)
+    dvc_graph.tidy(root, get_run_logger().info)
     changed = dvc_graph.changed_stages(root, settings.thawed)
     up_to_date: set[str] = set()
     futures: dict[str, PrefectFuture[StageResult]] = {}

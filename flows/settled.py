@@ -1,5 +1,6 @@
 """A run that has nothing to execute: it asks DVC and the registry, and needs no Prefect server."""
 
+import logging
 from pathlib import Path
 
 from danceflow.params.read import load_params
@@ -8,6 +9,8 @@ from flows import dvc_graph, promote
 from flows.dvc_stage import Outcome, StageResult
 from flows.experiment import check_raw
 from flows.result import PipelineResult
+
+_LOG = logging.getLogger(__name__)
 
 
 def settled(root: Path) -> PipelineResult | None:
@@ -29,6 +32,7 @@ def settled(root: Path) -> PipelineResult | None:
     nodes = dvc_graph.stage_graph(root)
     if dvc_graph.changed_stages(root):
         return None
+    dvc_graph.tidy(root, _LOG.info)
     stages = tuple(
         StageResult(node.name, Outcome.FROZEN if node.frozen else Outcome.UNCHANGED, 0.0)
         for node in nodes

@@ -38,7 +38,7 @@ from danceflow.report.metrics import metrics_of
 from danceflow.report.tables.cells import CELL_FILE, CellRecord, scores_of, write_cell
 from danceflow.stages import STAGES
 from flows import dvc_graph, dvc_stage, links
-from flows.beginning import begin, tidy
+from flows.beginning import begin
 from flows.cells import (
     PlannedCell,
     SweepFailedError,
@@ -154,7 +154,7 @@ def run_sweep(
     sweep, cells = plan_cells(root, file)
     limit = sweep.parallel if parallel is None else parallel
     log = get_run_logger()
-    tidy(root)
+    dvc_graph.tidy(root, get_run_logger().info)
     tree = snapshot(root)
     targets = sweep.targets or ()
     code = code_of(root, tree)

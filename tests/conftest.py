@@ -143,7 +143,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="the tests of 90 seconds: no stages, stores, programs; the first cases of every test",
+        help="the tests of one minute: short ones, without stages, stores or programs",
     )
     parser.addoption(
         "--record-durations",
