@@ -8,6 +8,7 @@ import pytest
 from checkout import outcomes
 
 from danceflow.ops.tracking import open_store
+from flows import dvc_temporaries
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 
@@ -24,8 +25,13 @@ def registry_of(checkout) -> tuple[int, int]:
 def test_after_the_flow_neither_the_flow_nor_dvc_repro_executes_anything(finished) -> None:
     checkout = finished.checkout
     lock = checkout.lock
+    left = checkout.root / ".dvc" / "cache" / "files" / "md5" / "00"
+    left.mkdir(parents=True, exist_ok=True)
+    left /= f".{dvc_temporaries._machine()}.1-1.{'x' * 22}.tmp"  # by a process that has gone
+    left.touch()
     nobody = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}  # nothing to run, nothing to ask it
     again = outcomes(checkout.run("danceflow", "run", environment=nobody))
+    assert not left.exists()
     assert again.keys() == outcomes(finished.table).keys()
     assert set(again.values()) <= {"unchanged", "frozen"}
     assert checkout.dvc("repro") == []
