@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from shaped_rows import shaped_data, write_rows
 from tiny_project import small_data
 
+from danceflow.data.buckets import read_bucket
 from danceflow.errors import ConfigError, WeightsError
 from danceflow.models.package import read_manifest, write_manifest
 from danceflow.models.teachers import Teachers
-from danceflow.ops import determinism
+from danceflow.ops import determinism, keys
 from danceflow.params.read import parse_params
 from danceflow.params.sections import Params
 from danceflow.paths import Paths
@@ -236,6 +238,27 @@ def test_an_adapter_stands_on_the_teacher_that_it_learned_on(made: Paths, tmp_pa
     assert Teachers(paths.teachers, "sd3", ["local"], "cpu").base == "base"
     with pytest.raises(WeightsError, match="one network, here first on base, second on local"):
         Teachers(paths.teachers, "sd3", ["first", "second"], "cpu")
+
+
+def test_a_teacher_is_added_on_rows_that_were_brought_and_changed(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    write_rows(paths.raw / "pets")
+    data = shaped_data(("1:1",))
+    data["family"]["text_encoder"] |= {"num_updates": 1, "batch_size": 4}
+    for teacher in data["teachers"].values():
+        teacher |= {"num_samples": 8, "num_updates": 1, "batch_size": 4, "warmup": 0}
+        teacher["category_weights"] = {}
+    params = parse_params(data, "test")
+    prepare.run(params, paths)
+    module.run(params, paths)
+    table = paths.raw / "pets" / "pets.csv"
+    for name, prompt in (("first", "two red squares"), ("second", "two green squares")):
+        table.write_text(table.read_text().replace("two red squares", prompt))
+        more = {**params.teachers, name: params.teachers["base"]}
+        assert module.add(params.model_copy(update={"teachers": more}), paths) == [name]
+        params = params.model_copy(update={"teachers": more})
+        there = Paths(keys.teachers_data(params).folder(paths))
+        assert prompt in set(read_bucket(there.bucket("t2i"), "train")["prompt"])
 
 
 def test_a_teacher_that_stays_is_whole(made: Paths, tmp_path: Path, trained: list[str]) -> None:

@@ -102,8 +102,7 @@ def _add(params: "Params", paths: Paths, manifest: Mapping[str, Any]) -> list[st
     trained = {name: _kept(paths, name, manifest) for name in manifest["teachers"]}
     added = [name for name in params.teachers if name not in trained]
     data = Paths(keys.teachers_data(params).touched(paths))
-    if not data.data_report.exists():
-        prepare.run(params, data)
+    prepare.run(_with_input_of(params, paths), data)
     stands_for = fingerprint(parts)
     for name in added:
         trained[name] = train_teacher(params, paths, data, family, name, trained, stands_for)
@@ -116,6 +115,14 @@ def _add(params: "Params", paths: Paths, manifest: Mapping[str, Any]) -> list[st
         report["teachers"][name]["curve"] = _curve(trained[name] / "curve.jsonl")
     write_json(paths.teachers_report, report)
     return added
+
+
+def _with_input_of(params: "Params", paths: Paths) -> "Params":
+    """Return the parameters with the rows of a checkout, wherever they are prepared."""
+    if params.data.input is None or not (place := paths.root / params.data.input.path).exists():
+        return params
+    there = params.data.input.model_copy(update={"path": str(place)})
+    return params.model_copy(update={"data": params.data.model_copy(update={"input": there})})
 
 
 def _kept(paths: Paths, name: str, manifest: Mapping[str, Any]) -> Path:
