@@ -50,8 +50,8 @@ def test_a_file_brings_back_recipe_source_and_mask() -> None:
 
 def test_other_tools_read_prompt_and_numbers() -> None:
     texts = decode(with_recipe(RED, RECIPE)).text
-    prompt, values = texts["parameters"].split("\n")
-    assert prompt == RECIPE.prompt
+    prompt, negative, values = texts["parameters"].split("\n")
+    assert (prompt, negative) == (RECIPE.prompt, "Negative prompt:")
     named = dict(item.split(": ") for item in values.split(", "))
     assert named == {
         "Steps": "16",
@@ -120,6 +120,6 @@ def test_every_prompt_survives(prompt: str) -> None:
     assert carried.recipe.prompt == prompt
 
 
-def test_a_name_with_commas_does_not_break_the_line_of_values() -> None:
+def test_a_name_with_commas_and_colons_does_not_break_the_line_of_values() -> None:
     told = as_a1111(RECIPE.model_copy(update={"model": "a, b: c"}))
-    assert told.splitlines()[-1].endswith("Model: a  b: c v3")
+    assert told.splitlines()[-1].endswith("Model: a  b  c v3")

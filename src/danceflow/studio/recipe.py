@@ -149,7 +149,10 @@ def embedded(text: str) -> Image.Image:
 
 
 def as_a1111(recipe: Recipe) -> str:
-    """Return a recipe as Automatic1111 writes it: the prompt, then names and values."""
+    """Return a recipe as Automatic1111 writes it: the prompts, then names and values.
+
+    The negative prompt is empty: ComfyUI reads nothing of a text that has no line of it.
+    """
     values: Mapping[str, Any] = {
         "Steps": recipe.steps,
         "Sampler": "Euler",
@@ -157,10 +160,10 @@ def as_a1111(recipe: Recipe) -> str:
         "Seed": recipe.seed,
         "Size": recipe.size,
         "Model hash": recipe.digest[:10],
-        "Model": recipe.told_model.replace(",", " "),
+        "Model": recipe.told_model.replace(",", " ").replace(":", " "),
     }
     told = ", ".join(f"{name}: {value}" for name, value in values.items() if value != "")
-    return f"{recipe.prompt}\n{told}"
+    return f"{recipe.prompt}\nNegative prompt:\n{told}"
 
 
 def as_comfy(recipe: Recipe) -> dict[str, Any]:
