@@ -336,14 +336,6 @@ def test_noised_states_beside_another_rollout_are_refused(assignments, reason):
             method_of(params.distill)
 
 
-def test_noised_states_and_substeps_of_one_capability_are_refused():
-    data = read_yaml(ROOT / "params.yaml")
-    both = changed(data, "distill.noised={t2i: 0.5}", "distill.substeps={t2i: 2}")
-    with pytest.raises(ConfigError, match=r"distill\.noised\.t2i: a noised state lies between"):
-        parse_params(both, "params.yaml")
-    parse_params(changed(both, "distill.substeps={local_edit: 2}"), "params.yaml")
-
-
 def test_more_queries_than_steps_is_refused_by_name():
     method = resolve_method("danceopd", num_queries=5)
     with pytest.raises(ValueError, match="num_queries is 5, but a rollout of num_steps 4"):

@@ -198,6 +198,20 @@ def test_the_grid_falls_from_one_to_zero(family, num_steps) -> None:
     assert (grid.diff() < 0).all()
 
 
+def test_another_shift_is_another_grid_of_the_same_parts(family) -> None:
+    try:
+        lower, higher = (family.shifted(shift) for shift in (1.0, 4.0))
+    except WeightsError as error:
+        assert "shifts its sigmas by the picture's size" in str(error)  # noqa: PT017
+        return
+    assert (lower.grid(4)[1:-1] < higher.grid(4)[1:-1]).all()
+    assert torch.equal(lower.shifted(4.0).grid(4), higher.grid(4))
+    assert all(
+        a is b
+        for a, b in zip(*(f.frozen_networks().values() for f in (lower, family)), strict=True)
+    )
+
+
 def test_a_grid_needs_a_step(family) -> None:
     with pytest.raises(ValueError, match="at least 1 step"):
         family.grid(0)

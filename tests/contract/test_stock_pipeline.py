@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_models import PROMPTS, shake, stock_pipeline
 
 from danceflow.errors import WeightsError
@@ -89,6 +90,17 @@ def test_grids_are_the_stock_pipelines(stock, num_steps: int) -> None:
     pipeline, family, _ = stock
     images_of(pipeline, torch.zeros(2, 4, 8, 8), 1.0, "latent", num_steps)
     assert torch.equal(family.grid(num_steps), pipeline.scheduler.sigmas)
+
+
+def test_a_shifted_grid_is_that_of_the_scheduler_with_this_shift(stock) -> None:
+    pipeline, family, _ = stock
+    if pipeline.scheduler.config.use_dynamic_shifting:
+        with pytest.raises(WeightsError, match=r"picture's size.*set distill\.shift to null"):
+            family.shifted(1.5)
+        return
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, shift=1.5)
+    scheduler.set_timesteps(5)
+    assert torch.equal(family.shifted(1.5).grid(5), scheduler.sigmas)
 
 
 def test_a_stock_grid_is_not_the_shifted_grid(stock_folder: Path) -> None:

@@ -97,6 +97,11 @@ class ToyFamily:
         resized.image_size, resized.latent_shape = (height, width), (3, height, width)
         return resized
 
+    def shifted(self, shift: float) -> "ToyFamily":
+        changed = copy.copy(self)
+        changed.shift = shift
+        return changed
+
     def editing(self) -> "ToyFamily":
         return self
 
@@ -139,7 +144,7 @@ class ToyFamily:
         return noise_BCHW - clean_BCHW
 
     def grid(self, num_steps: int) -> Tensor:
-        return shifted_grid(num_steps, 1.0)
+        return shifted_grid(num_steps, self.shift)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         return images_B3HW * 2 - 1

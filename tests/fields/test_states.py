@@ -93,6 +93,21 @@ def test_noised_samples_of_a_batch_are_noised_data_and_cost_no_evaluation():
     assert torch.equal(found.sigma_next[which], GRID[index + 1])
 
 
+def test_noised_samples_at_steps_have_the_sigmas_of_the_rollout():
+    num_samples = 4000
+    at_steps = torch.arange(num_samples) % 2 == 0
+    rows = torch.ones(num_samples, dtype=torch.bool)
+    levels = shifted_grid(32, 3.0)[:-1]
+    asked = request(num_samples, clean=lambda kind: torch.zeros(num_samples, *SHAPE))
+    both = OnPolicy().collect(replace(asked, noised=Noised(rows, levels, at_steps)), "low", 1)
+    between = OnPolicy().collect(replace(asked, noised=Noised(rows, levels)), "low", 1)
+    assert torch.equal(both.sigma[at_steps], GRID[both.index[at_steps]])
+    counts = both.index[at_steps].bincount() / at_steps.sum()
+    assert counts.tolist() == pytest.approx([1 / (len(GRID) - 1)] * (len(GRID) - 1), abs=0.03)
+    for name in ("z", "sigma", "sigma_next", "index"):
+        assert torch.equal(getattr(both, name)[~at_steps], getattr(between, name)[~at_steps])
+
+
 def test_sigmas_of_noised_samples_are_uniform_in_the_number_of_the_level():
     levels = shifted_grid(32, 3.0)[:-1]
     num_samples = 4000

@@ -1,6 +1,7 @@
 """What is exported is loaded back by the stock classes, and gives the student's picture."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from danceflow.models.bring import bring_teachers
 from danceflow.models.export import COMFYUI_FILE, FORMATS
 from danceflow.models.family import ModelFamily, open_family
 from danceflow.models.pack import save_adapter_package
-from danceflow.models.package import load_package, save_package
+from danceflow.models.package import load_package, read_manifest, save_package, write_manifest
 from danceflow.models.teachers import Teachers
 
 STEPS = 2
@@ -236,6 +237,16 @@ def test_the_pipeline_is_loaded_as_a_whole(made: Made, tmp_path: Path) -> None:
     assert all("_name_or_path" not in json.loads(f.read_text()) for f in tmp_path.rglob("*.json"))
     # A pipeline that was exported is a base that teachers can be brought on.
     assert open_family(made.case.family, tmp_path).name == made.case.family
+
+
+def test_the_pipeline_has_the_students_shift(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.package, tmp_path / "student")
+    meta = read_manifest(tmp_path / "student")
+    del meta["files"]
+    write_manifest(tmp_path / "student", {**meta, "shift": 1.5})
+    FORMATS["pipeline"](tmp_path / "student", tmp_path / "pipeline")
+    config = json.loads((tmp_path / "pipeline/scheduler/scheduler_config.json").read_text())
+    assert config["shift"] == 1.5
 
 
 def test_a_student_that_was_trained_whole_has_no_adapter(tmp_path: Path) -> None:

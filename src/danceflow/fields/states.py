@@ -152,10 +152,13 @@ class Noised:
     Attributes:
         rows: [B] bool, which of the batch they are.
         levels: [L] sigmas from 1 on, of which the last is the lowest; a state's is drawn between.
+        at_steps: [B] bool, those whose sigma is one that a step of the rollout begins at; None: no
+            one's.
     """
 
     rows: Tensor
     levels: Tensor
+    at_steps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -379,7 +382,8 @@ def _with_noised(
     """Return states, sigmas and rollout indices [B, K, ...] with the noised rows in their places.
 
     Their sigmas are uniform in the number of the level, interpolated between two levels; an index
-    is that of the rollout's step which a sigma lies in.
+    is that of the rollout's step which a sigma lies in. Those at steps have that step's own sigma,
+    and the step is uniform.
     """
     rows, levels = those.rows.to(z.device), those.levels.to(z)
     seeds = [
@@ -387,12 +391,18 @@ def _with_noised(
     ]
     if not seeds:
         return z, sigma, index
-    place = uniform(derive_seeds(seeds, "sigma"), (z.shape[1],)).to(z) * (len(levels) - 1)
+    drawn = uniform(derive_seeds(seeds, "sigma"), (z.shape[1],)).to(z)
+    place = drawn * (len(levels) - 1)
     below = place.long().clamp_max(len(levels) - 2)
     found = torch.lerp(levels[below], levels[below + 1], place - below)
     noise = normal(request.shape, derive_seeds(seeds, "noise")).to(z)
     clean = request.clean("data").to(z)
     steps = (request.grid[1:-1, None, None] >= found).sum(dim=0)
+    if those.at_steps is not None:
+        at_steps = those.at_steps.to(z.device)[rows][:, None]
+        last = len(request.grid) - 2
+        steps = torch.where(at_steps, (drawn * (last + 1)).long().clamp_max(last), steps)
+        found = torch.where(at_steps, request.grid[steps], found)
     return (
         z.index_put((rows,), noised(clean, noise, found)),
         sigma.index_put((rows,), found),

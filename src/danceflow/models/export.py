@@ -27,6 +27,7 @@ from danceflow.models.bases import (
 from danceflow.models.families.pipeline_folder import FROZEN_FILE, PIPELINE_FILE
 from danceflow.models.family import ModelFamily, family_class, open_family
 from danceflow.models.package import read_manifest
+from danceflow.models.steps import on_grid
 from danceflow.models.weights import CONFIG_FILE, read_json
 
 COMFYUI_FILE = "comfyui_lora.safetensors"
@@ -139,6 +140,7 @@ def write_pipeline(package: Path, place: Path) -> None:
         frozen = package / FROZEN_FOLDER
         family = open_family(meta["family"], frozen)
         network = family.load_backbone(package / BACKBONE_FOLDER)
+    family = on_grid(family, meta.get("shift"))
     name, network, scheduler = family.for_pipeline(network)
     family.save_backbone(network, place / BACKBONE_FOLDER)
     (place / "scheduler").mkdir()

@@ -44,6 +44,14 @@ class ModelFamily(Protocol):
         """
         ...
 
+    def shifted(self, shift: float) -> "ModelFamily":
+        """Return this family, sharing its frozen parts, with another shift of the sigma grid.
+
+        Raises:
+            WeightsError: if its scheduler shifts the grid by the picture's size.
+        """
+        ...
+
     def editing(self) -> "ModelFamily":
         """Return this family with a backbone that takes a source; one that does is itself.
 

@@ -39,6 +39,7 @@ from danceflow.models.bases import (
 )
 from danceflow.models.family import ModelFamily, open_family
 from danceflow.models.memory import Memory
+from danceflow.models.steps import on_grid
 from danceflow.ops.files import file_digests, sha256
 from danceflow.paths import MANIFEST
 
@@ -122,6 +123,7 @@ def load_package(
         family = beside.family.sized(*meta["image_sizes"][0])
     else:
         family = open_family(meta["family"], folder / FROZEN_FOLDER)
+    family = on_grid(family, meta.get("shift"))
     family.to(memory.device)
     memory = replace(memory, dtype="float32")
     backbone = memory.place(family.load_backbone(folder / BACKBONE_FOLDER), waits=True)
@@ -138,7 +140,7 @@ def _on_base(
         base = SharedBase(beside.family, network)
     else:
         base = shared_base(folder, meta, memory)
-    family = base.family.sized(*meta["image_sizes"][0])
+    family = on_grid(base.family.sized(*meta["image_sizes"][0]), meta.get("shift"))
     student = base.student(folder / ADAPTER_FOLDER)
     return Package(family, student, torch.device(memory.device), meta, base.reading)
 

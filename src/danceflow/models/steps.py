@@ -1,9 +1,10 @@
-"""The solver steps that a student is made for, as its manifest tells them."""
+"""The solver steps and the sigma grid that a student is made for, as its manifest tells them."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from danceflow.models.family import ModelFamily
     from danceflow.params.sections import Params
 
 GENERATE = "generate"
@@ -30,3 +31,12 @@ def steps_of(meta: Mapping[str, Any], *, is_edit: bool) -> int:
     """Return the steps that a student's manifest recommends for an answer."""
     steps = meta["num_steps"]
     return int(steps[EDIT if is_edit else GENERATE] if isinstance(steps, Mapping) else steps)
+
+
+def on_grid(family: "ModelFamily", shift: float | None) -> "ModelFamily":
+    """Return a family with the shift of a student's sigma grid; None: the family's own.
+
+    Raises:
+        WeightsError: a shift for a family whose scheduler shifts by the picture's size.
+    """
+    return family if shift is None else family.shifted(shift)

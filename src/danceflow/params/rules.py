@@ -125,10 +125,6 @@ def _rule_distill(sections: Mapping[str, Any]) -> Iterator[Problem]:
             if name not in sections["capabilities"]:
                 text = unknown_name("capability", name, sections["capabilities"])
                 yield Problem(f"distill.{key}.{name}", text)
-    for name, share in distill.noised.items():
-        if share and distill.substeps.get(name, 1) > 1:
-            text = "a noised state lies between the rollout's, where no step of a teacher begins"
-            yield Problem(f"distill.noised.{name}", text)
     if "teachers" not in sections:
         return
     starts = {MERGE, *sections["teachers"]}

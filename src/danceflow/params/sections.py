@@ -316,6 +316,9 @@ class DistillParams(MethodParts):
     """Decay of each capability's mean loss, which divides its loss; null: none."""
     num_steps: PositiveCount
     """Steps of the student's rollout."""
+    shift: Annotated[float, Field(gt=0)] | None
+    """Shift of the student's sigma grid, on which it is rolled out and answers, and its teachers
+    with it; null: the teachers' own."""
     substeps: Mapping[str, PositiveCount]
     """By capability, the steps in which its teacher goes along one step of the rollout; the student
     learns their mean velocity. 1, and where none is named: its velocity at the state."""
@@ -324,8 +327,9 @@ class DistillParams(MethodParts):
     state alone."""
     noised: Mapping[str, Fraction]
     """By capability, the share of its samples whose states are noised pictures of the data, also
-    between the sigmas of the rollout; the others' are the student's own. 0 where none is named. A
-    method without a rollout has noised states alone, or none."""
+    between the sigmas of the rollout (at them alone while the teacher takes substeps); the others'
+    are the student's own. 0 where none is named. A method without a rollout has noised states
+    alone, or none."""
     student: Literal["full", "lora"]
     """Whether all weights are trained, or a LoRA adapter."""
     lora_rank: PositiveCount

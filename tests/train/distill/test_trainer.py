@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_project import small_params
+from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from training_record import read_metrics
 
@@ -15,12 +16,12 @@ from danceflow.capability import asked
 from danceflow.data.cached_rows import CachedRows, ConditionCache
 from danceflow.data.shards import MappedTable
 from danceflow.errors import TrainingError, WeightsError
-from danceflow.fields import CountingField
+from danceflow.fields import Condition, CountingField, VelocityField, shifted_grid
 from danceflow.method import METHODS, method_of
 from danceflow.models import memory
 from danceflow.models.adapters.lora import load_adapter, merge_adapter
 from danceflow.models.memory import WaitingField
-from danceflow.models.package import read_manifest
+from danceflow.models.package import load_package, read_manifest
 from danceflow.models.start import start_backbone
 from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
@@ -314,6 +315,52 @@ def test_substeps_change_nothing_before_their_share_of_the_training(
     assert plain["t2i"][3] != late["t2i"][3]
     # The other capability's teacher takes none: its answers at the fourth update are the same.
     assert plain["local_edit"][:4] == late["local_edit"][:4]
+
+
+def test_noised_states_stand_at_steps_while_the_teacher_takes_substeps(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trainer(
+        made,
+        teachers,
+        tmp_path,
+        capabilities_per_update="all",
+        noised=dict.fromkeys(CAPABILITIES, 1.0),
+        substeps={"t2i": 2},
+    )
+    asked = {name: CountingField(field) for name, field in found.teachers.items()}
+    visited: dict[str, set[float]] = {name: set() for name in CAPABILITIES}
+
+    def noting(name: str, inner: CountingField) -> VelocityField:
+        def field(z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+            visited[name] |= set(sigma.tolist())
+            return inner(z, sigma, condition)
+
+        return field
+
+    found.teachers = {name: noting(name, inner) for name, inner in asked.items()}
+    found.train()
+    assert asked["t2i"].num_evaluations == 2 * asked["local_edit"].num_evaluations > 0
+    fine = teachers.family.grid(2 * found.config.num_steps).tolist()
+    assert visited["t2i"] <= set(fine)
+    assert not visited["local_edit"] <= set(fine)
+
+
+def test_a_student_has_the_shift_of_its_own_grid(
+    made: Paths, teachers: Teachers, tmp_path: Path
+) -> None:
+    found = trained(made, teachers, tmp_path / "work", shift=1.5)
+    (grid,) = found.grids.values()
+    assert torch.equal(grid, shifted_grid(found.config.num_steps, 1.5))
+    student = tmp_path / "student"
+    student.mkdir()
+    found.package(student, {"num_steps": 4, "image_sizes": found.sizes, "teachers_digest": "1"})
+    teachers.digest = "1"
+    for beside in (None, teachers):
+        assert torch.equal(
+            load_package(student, "cpu", beside).family.grid(4), shifted_grid(4, 1.5)
+        )
+    assert not torch.equal(teachers.family.grid(4), shifted_grid(4, 1.5))
 
 
 def test_a_rollout_that_serves_several_updates_saves_evaluations(

@@ -106,6 +106,20 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
     return config
 
 
+def shifted_scheduler(config: Mapping[str, Any], shift: float) -> dict[str, Any]:
+    """Return a scheduler's config with another shift of its sigmas.
+
+    Raises:
+        WeightsError: if it shifts them by the picture's size.
+    """
+    if config.get("use_dynamic_shifting"):
+        raise WeightsError(
+            "this pipeline's scheduler shifts its sigmas by the picture's size, so that no one "
+            f"shift ({shift:g}) can be given: set distill.shift to null"
+        )
+    return {**config, "shift": shift}
+
+
 def scheduler_grid(config: Mapping[str, Any], num_steps: int, num_tokens: int) -> Tensor:
     """Return the sigmas that ``StableDiffusion3Pipeline`` visits, [num_steps + 1] float32.
 

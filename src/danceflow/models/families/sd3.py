@@ -40,6 +40,7 @@ from danceflow.models.families.pipeline_folder import (
     read_transformer_config,
     read_vae_factor,
     scheduler_grid,
+    shifted_scheduler,
 )
 from danceflow.models.families.sd3_names import comfy_names, diffusers_names
 from danceflow.models.frozen.codec import Codec, PixelCodec, load_codec, vae_factor
@@ -246,6 +247,18 @@ class Sd3Family:
         resized = copy.copy(self)
         resized._set_size(height, width)
         return resized
+
+    def shifted(self, shift: float) -> "Sd3Family":
+        """Return this family, sharing its frozen parts, with another shift of the sigma grid.
+
+        Raises:
+            WeightsError: if its scheduler shifts the grid by the picture's size.
+        """
+        changed = copy.copy(self)
+        changed.shift = shift
+        if self.scheduler is not None:
+            changed.scheduler = shifted_scheduler(self.scheduler, shift)
+        return changed
 
     def editing(self) -> "Sd3Family":
         """Return this family with source channels and mask beside the state's: it can edit.

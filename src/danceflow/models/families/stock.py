@@ -8,7 +8,7 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -38,6 +38,7 @@ from danceflow.models.families.pipeline_folder import (
     read_scheduler,
     read_transformer_config,
     read_vae_factor,
+    shifted_scheduler,
 )
 from danceflow.models.frozen.codec import Codec, vae_factor
 from danceflow.models.frozen.reading import Reading
@@ -297,6 +298,17 @@ class StockFamily(ABC):
         resized = copy.copy(self)
         resized._set_size(height, width)
         return resized
+
+    def shifted(self, shift: float) -> Self:
+        """Return this family, sharing its frozen parts, with another shift of the sigma grid.
+
+        Raises:
+            WeightsError: if its scheduler shifts the grid by the picture's size.
+        """
+        changed = copy.copy(self)
+        scheduler = shifted_scheduler(self.settings.scheduler, shift)
+        changed.settings = replace(self.settings, scheduler=scheduler)
+        return changed
 
     @property
     def side(self) -> int:

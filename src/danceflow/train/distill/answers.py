@@ -36,6 +36,10 @@ class Answers:
                 for name, count in self.substeps.items()
             }
 
+    def stepped(self, progress: float) -> frozenset[str]:
+        """Return the capabilities whose teachers take substeps at a share of the training."""
+        return frozenset(self.substeps if progress >= self.substeps_from else ())
+
     def at(
         self, progress: float, shape: Iterable[int], teachers: Mapping[str, VelocityField]
     ) -> Mapping[str, VelocityField]:
@@ -46,10 +50,10 @@ class Answers:
             shape: (C, H, W) of the states.
             teachers: what is asked at a state, by capability; its evaluations are counted there.
         """
-        if progress < self.substeps_from:
-            return teachers
-        grids = self.grids[tuple(shape)]
+        grids, stepped = self.grids[tuple(shape)], self.stepped(progress)
         return {
-            name: SteppedField(field, grids[name], self.substeps[name]) if name in grids else field
+            name: SteppedField(field, grids[name], self.substeps[name])
+            if name in stepped
+            else field
             for name, field in teachers.items()
         }

@@ -7,6 +7,7 @@ from danceflow.data.buckets import VALIDATION, read_bucket
 from danceflow.evaluate.grids import image_grid
 from danceflow.evaluate.quick import quick_batch
 from danceflow.fields import VelocityField
+from danceflow.models.steps import on_grid
 from danceflow.models.teachers import Teachers
 from danceflow.ops.files import atomic_file
 from danceflow.ops.group import current
@@ -48,7 +49,7 @@ class Observer:
             name: quick_batch(
                 read_bucket(paths.bucket(config.bucket), VALIDATION),
                 open_world(params.data.world),
-                teachers.family,
+                on_grid(teachers.family, params.distill.shift),
                 params.distill.evaluate_samples,
                 params.run.seed,
                 params.run.device,

@@ -36,6 +36,7 @@ from danceflow.models.memory import Memory, recompute_activations
 from danceflow.models.pack import save_adapter_package
 from danceflow.models.package import save_package
 from danceflow.models.start import start_student
+from danceflow.models.steps import on_grid
 from danceflow.models.teachers import Teachers
 from danceflow.ops.group import current, each_for_itself
 from danceflow.ops.tracking import Tracker
@@ -91,7 +92,8 @@ class Trainer:
         """Build the student and resume from ``work`` if a checkpoint is there."""
         self.params, self.config, self.method = params, params.distill, method
         self.sizes = sizes_by_rows(caches.values())
-        self.families = {size: teachers.family.sized(*size) for size in self.sizes}
+        family = on_grid(teachers.family, self.config.shift)
+        self.families = {size: family.sized(*size) for size in self.sizes}
         self.family = self.families[self.sizes[0]]
         self.tracker, self.observer, self.work = tracker, observer, work
         self.group, self.loaded = current(), teachers
@@ -358,6 +360,8 @@ class Trainer:
             if item.clean is not None
         ]
         noised = torch.tensor([is_one for item in drawn for is_one in item.noised])
+        stepped = self.answers.stepped(progress)
+        at_steps = torch.tensor([item.capability in stepped for item in drawn for _ in item.noised])
         queries = self.method.collect(
             StateRequest(
                 student=self.rollout_field,
@@ -369,7 +373,7 @@ class Trainer:
                 progress=progress,
                 runs=runs,
                 whole=(whole, places),
-                noised=Noised(noised, self.levels[size]) if noised.any() else None,
+                noised=Noised(noised, self.levels[size], at_steps) if noised.any() else None,
             )
         )
         parts = queries.parts([len(item.samples) for item in drawn])
@@ -449,9 +453,13 @@ class Trainer:
     def package(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write the averaged student to ``folder``: its network, or its adapter and its base."""
         meta = json.loads(json.dumps(meta))
+        if self.config.shift is not None:
+            meta["shift"] = self.config.shift
+        # Frozen parts are the teachers', which others may share; what differs, the manifest tells.
+        family = self.loaded.family.sized(*self.sizes[0])
         if self.config.student == "full":
-            save_package(folder, self.family, self.backbone, meta)
+            save_package(folder, family, self.backbone, meta)
             return
         shares = asked(self.params).start
         meta |= {"dtype": self.params.run.dtype}
-        save_adapter_package(folder, self.family, self.backbone, self.loaded, shares, meta)
+        save_adapter_package(folder, family, self.backbone, self.loaded, shares, meta)
