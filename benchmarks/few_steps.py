@@ -1,18 +1,20 @@
-"""What an answer in few steps keeps: student and guided teachers, in 16 steps down to 1.
+"""What an answer in few steps keeps, of students that were made for it and of one that was not.
 
-    python benchmarks/few_steps.py CHECKOUT [--steps 16 8 4 3 2 1] [--seeds 0] [--rows 40]
+    python benchmarks/few_steps.py CHECKOUT WORK [--seeds 0 1 2] [--arms plain shifted stepped]
 
-CHECKOUT holds the prepared rows, the teachers and the student (`make run` makes them); nothing is
-written there. Every field answers the same prompts with the same noise, standard and reworded ones.
-What is kept is the student's mean score over that of the capability's own guided teacher in the
-first number of steps. Milliseconds are of processor time on one thread, for one picture, decoded:
-the least of some tries. Writes docs/results/few-steps.json after every score, and takes up what is
-there.
+CHECKOUT holds the prepared rows, the caches and the teachers of the embedded default (`make run`
+makes them); its student is replaced. For every seed and arm a student is trained with the default's
+field evaluations, and kept below WORK; one that lies there is taken up. Every field then answers
+the same test prompts with the same noise, standard and reworded ones, in 16 steps down to 1. An
+answer's grid is the student's own; the plain students and the teachers answer on the shifted one as
+well. Milliseconds are of processor time on one thread, for one picture, decoded: the least of some
+tries. Writes docs/results/few-steps.json after every score, and takes up what is there.
 """
 
 import argparse
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,83 +29,121 @@ from danceflow.evaluate.records import STANDARD
 from danceflow.evaluate.result import result_of
 from danceflow.evaluate.task import Task
 from danceflow.fields import GuidedField, sample
+from danceflow.models.family import ModelFamily
 from danceflow.models.package import load_package
 from danceflow.models.teachers import Teachers
-from danceflow.ops.files import sha256, write_json
+from danceflow.ops.files import write_json
 from danceflow.ops.runtime import set_logging_up
 from danceflow.params.read import override, parse_params
 from danceflow.params.sections import Params
 from danceflow.params.yaml12 import read_yaml
-from danceflow.paths import MANIFEST, Paths
+from danceflow.paths import Paths
+from danceflow.train.distill import stage
 
 LOG = logging.getLogger(__name__)
 OUT = Path(__file__).parents[1] / "docs" / "results" / "few-steps.json"
+EVALUATIONS = 343_300
+SHIFT = 2.0
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "shifted": {"distill.shift": SHIFT},
+    "stepped": {
+        "distill.shift": SHIFT,
+        "distill.substeps": {"t2i": 4},
+        "distill.substeps_from": 0.6,
+        "distill.max_field_evaluations": EVALUATIONS,
+    },
+}
+STEPS = (16, 8, 4, 3, 2, 1)
 REWORDED = "reworded"
 TRIES = 7
 
 
 def main() -> None:
-    """Score and write."""
+    """Train, score and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=Path)
-    parser.add_argument("--steps", type=int, nargs="+", default=[16, 8, 4, 3, 2, 1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rows", type=int, default=40)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     set_logging_up()
     paths = Paths(arguments.checkout.resolve())
-    changes = {
-        "run.num_threads": 1,
-        "evaluate.num_samples": arguments.rows,
-        "evaluate.seeds": arguments.seeds,
-    }
-    params = parse_params(override(read_yaml(paths.params), changes), f"{paths.params}, changed")
-    asked = {"student": sha256(paths.student / MANIFEST), "rows": arguments.rows}
-    asked["seeds"] = arguments.seeds
-    found = read_record(OUT, asked)
+    params = params_of(paths, {})
     names = [config.teacher for config in params.capabilities.values()]
     teachers = Teachers(paths.teachers, params.family.name, names, "cpu")
-    package = load_package(paths.student, "cpu", teachers)
+    found = json.loads(OUT.read_text()) if OUT.is_file() else {"scores": {}, "cpu_ms": {}}
+    fields = {
+        name: teachers.field(config.teacher, config.guidance)
+        for name, config in params.capabilities.items()
+    }
+    for label, family in on_grids("teacher", teachers.family).items():
+        answer(params, paths, family, fields, label, found)
+    for arm in arguments.arms:
+        for seed in arguments.seeds:
+            place = arguments.work / f"{arm}-{seed}"
+            if not place.is_dir():
+                stage.run(params_of(paths, ARMS[arm] | {"distill.seed": seed}), paths)
+                shutil.copytree(paths.student, place)
+            package = load_package(place, "cpu")
+            student = package.family.guided(package.field, params.evaluate.guidance)
+            label = f"{arm}, seed {seed}"
+            grids = on_grids(label, package.family) if arm == "plain" else {label: package.family}
+            for told, family in grids.items():
+                answer(params, paths, family, dict.fromkeys(fields, student), told, found)
+
+
+def params_of(paths: Paths, changes: dict[str, Any]) -> Params:
+    """Return the checkout's parameters, changed; three noise seeds would cost three times."""
+    always = {"run.num_threads": 1, "evaluate.seeds": [0], "tracking.enabled": False}
+    data = override(read_yaml(paths.params), always | changes)
+    return parse_params(data, f"{paths.params}, changed")
+
+
+def on_grids(label: str, family: ModelFamily) -> dict[str, ModelFamily]:
+    """Return a family with its own grid and with the shifted one."""
+    return {label: family, f"{label}, answers shifted": family.shifted(SHIFT)}
+
+
+def answer(
+    params: Params,
+    paths: Paths,
+    family: ModelFamily,
+    fields: dict[str, GuidedField],
+    label: str,
+    found: dict[str, Any],
+) -> None:
+    """Score every capability's field in all numbers of steps, and write what is found."""
+    scores = found["scores"].setdefault(label, {})
     for name, config in params.capabilities.items():
         dataset = read_bucket(paths.bucket(config.bucket), SPLIT)
-        task = task_of(params, name, dataset, package.family)
+        task = task_of(params, name, dataset, family)
         task = task.select(task.where(STANDARD, REWORDED))
-        fields = {
-            "student": package.family.guided(package.field, params.evaluate.guidance),
-            "teacher": teachers.field(config.teacher, config.guidance),
-        }
-        scores = found["capabilities"].setdefault(name, {})
-        for steps in arguments.steps:
-            for who, field in fields.items():
-                if str(steps) in scores.setdefault(who, {}):
-                    continue
-                scores[who][str(steps)] = scored(params, task, field, who, steps)
-                write_json(OUT, found)
-                LOG.info("%s %s %s %s", name, who, steps, scores[who][str(steps)])
-    write_json(OUT, found)
+        for steps in STEPS:
+            if str(steps) in scores.setdefault(name, {}):
+                continue
+            field = fields[name]
+            settings = params.evaluate.model_copy(update={"num_steps": steps})
+            result = result_of(task, finite_images(task, field, settings, label))
+            scores[name][str(steps)] = {
+                "standard": round(result.score, 4),
+                "reworded": round(result.variants[REWORDED], 4),
+                "passes": steps * field.cost,
+            }
+            who = label.split(",", maxsplit=1)[0]
+            took = found["cpu_ms"].setdefault(who, {}).setdefault(name, {})
+            if str(steps) not in took:
+                took[str(steps)] = round(milliseconds(task, field, steps), 2)
+            write_json(OUT, found)
+            LOG.info("%s, %s in %d: %s", label, name, steps, scores[name][str(steps)])
 
 
-def read_record(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what was measured before with the same student and rows."""
-    if path.is_file() and (found := json.loads(path.read_text()))["asked"] == asked:
-        return dict(found)
-    return {"asked": asked, "capabilities": {}}
-
-
-def scored(params: Params, task: Task, field: GuidedField, who: str, steps: int) -> dict[str, Any]:
-    """Return a field's mean scores in a number of steps, and what an answer takes."""
-    config = params.evaluate.model_copy(update={"num_steps": steps})
-    result = result_of(task, finite_images(task, field, config, who))
+def milliseconds(task: Task, field: GuidedField, steps: int) -> float:
+    """Return what an answer takes."""
     one = task.select([0]).parts[0]
     grid, condition = one.family.grid(steps), one.condition
-    milliseconds = least(lambda: one.family.decode(sample(field, one.noise[:1], condition, grid)))
-    return {
-        "standard": round(result.score, 4),
-        "reworded": round(result.variants[REWORDED], 4),
-        "passes": steps * field.cost,
-        "cpu_ms": round(milliseconds, 2),
-    }
+    return least(lambda: one.family.decode(sample(field, one.noise[:1], condition, grid)))
 
 
 def least(act: Callable[[], object]) -> float:
