@@ -50,6 +50,7 @@ from danceflow.params.sections import Params
 from danceflow.params.yaml12 import read_yaml
 from danceflow.paths import Paths
 from danceflow.scenes import prompts
+from danceflow.scenes.world import STYLES
 from danceflow.train.distill.rows import Drawn
 from danceflow.train.distill.trainer import Trainer
 from danceflow.train.state import Ema
@@ -80,9 +81,7 @@ def said_otherwise(prompt: str, category: str, wording: int, *, usual: bool) -> 
 def of_category(category: str) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Return the wordings that a row of a category may have; a change of style has its own."""
     name = prompts._SAME_WORDS.get(category, category)
-    return (
-        [WORDINGS[name]] if name in WORDINGS else [WORDINGS[style] for style in STYLES[1:]]
-    )
+    return [WORDINGS[one] for one in ([name] if name in WORDINGS else STYLES[1:])]
 
 
 def without_words(prompt: str, draws: random.Random) -> str:
