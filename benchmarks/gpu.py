@@ -22,6 +22,7 @@ import gc
 import importlib.metadata
 import inspect
 import json
+import math
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
     from danceflow.params.sections import Params
     from danceflow.plan.architecture import Architecture
+    from danceflow.plan.cost import Plan
+    from danceflow.plan.devices import Device
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results" / "gpu.json"
@@ -257,13 +260,11 @@ def measure(row: Row, folder: Path, device: str, *, small: bool) -> dict[str, An
         part: sum(update.evaluations[part] for update in updates) / len(updates)
         for part in updates[0].evaluations
     }
-    plan = plan_training(
-        training_of(params, is_brought=True), network, device_of(planned_device(device))
-    )
-    planned = sum(
-        taken * evaluations[part] / plan.per_update[part]
-        for part, taken in plan.update_seconds.items()
-        if taken
+    training, machine = training_of(params, is_brought=True), device_of(planned_device(device))
+    plan = plan_training(training, network, machine)
+    planned = planned_seconds(plan, evaluations)
+    ideal = planned_seconds(
+        plan_training(training, network, with_constants(machine, (1.0, 0.0, 0.0))), evaluations
     )
     held = sum(
         item.num_bytes
@@ -284,11 +285,42 @@ def measure(row: Row, folder: Path, device: str, *, small: bool) -> dict[str, An
         "reserved_bytes": memory.reserved(),
         "planned_on": plan.device.name,
         "share_of_peak": {
-            "measured": plan.device.utilisation * planned / seconds,
-            "planned": plan.device.utilisation,
+            "measured": ideal / seconds,
+            "planned": ideal / planned,
         },
         "parameters": plan.network.parameters,
     }
+
+
+def planned_seconds(plan: "Plan", evaluations: Mapping[str, float]) -> float:
+    """Return the plan's seconds of an update that made so many field evaluations.
+
+    Args:
+        plan: of the training.
+        evaluations: by part of the ledger.
+    """
+    return sum(
+        taken * evaluations[part] / plan.per_update[part]
+        for part, taken in plan.update_seconds.items()
+        if taken
+    )
+
+
+def with_constants(device: "Device", constants: Sequence[float]) -> "Device":
+    """Return a machine by which time is told otherwise.
+
+    Args:
+        device: a machine of the plan.
+        constants: seconds of arithmetic at the peaks, of a call of a module, and what a linear
+            module of fewer bits takes more, each as many times as they would be at 1.
+    """
+    arithmetic, call, quantised = constants
+    return replace(
+        device,
+        utilisation=1 / arithmetic if arithmetic else math.inf,
+        call_seconds=call,
+        quantised_call_seconds=quantised,
+    )
 
 
 def accept_limits() -> None:

@@ -70,13 +70,20 @@ def write_teachers(
     network = _random(family.empty_backbone(), generator, device)
     family.save_backbone(network, folder / BASE)
     for seed, (name, rank) in enumerate(adapters.items()):
-        factors = add_student_adapter(family, network, rank, float(rank), seed)
-        with torch.no_grad():
-            for up in factors[1::2]:
-                up.normal_(std=_UP)
-        save_adapter(network, folder / name)
-        network.delete_adapters(STUDENT)  # type: ignore[operator]
+        random_adapter(family, network, folder / name, rank, seed)
     (folder / MANIFEST).write_bytes(manifest)
+
+
+def random_adapter(
+    family: ModelFamily, network: nn.Module, folder: Path, rank: int, seed: int
+) -> None:
+    """Write a LoRA adapter of random factors for a network, which stays as it is."""
+    factors = add_student_adapter(family, network, rank, float(rank), seed)
+    with torch.no_grad():
+        for up in factors[1::2]:
+            up.normal_(std=_UP)
+    save_adapter(network, folder)
+    network.delete_adapters(STUDENT)  # type: ignore[operator]
 
 
 def _write_frozen(folder: Path, architecture: Architecture, size: int) -> ModelFamily:

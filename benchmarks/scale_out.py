@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/scale_out.py --out docs/results/scale-out.json
 
-Nothing is measured here: operations are counted, speeds are assumed (docs/scale.md).
+Nothing is measured here: operations are counted, speeds are estimates (docs/scale.md).
 """
 
 import argparse
@@ -80,6 +80,7 @@ def main() -> None:
             "inside_bytes_per_second": INSIDE_BYTES_PER_SECOND,
             "between_bytes_per_second": BETWEEN_BYTES_PER_SECOND,
             "utilisation": device_of("h100").utilisation,
+            "call_us": round(1e6 * device_of("h100").call_seconds, 3),
         },
         "plans": list(plans()),
     }

@@ -1,6 +1,7 @@
 """What the benchmarks decide before and after they measure."""
 
 import importlib
+import json
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from repository import ROOT
 from danceflow.models.memory import compile_blocks
 from danceflow.params.read import load_params
 from danceflow.plan.architecture import published_architecture
+from danceflow.plan.devices import device_of
 
 
 @pytest.fixture
@@ -149,3 +151,75 @@ def test_blocks_are_compiled_by_a_torch_that_knows_no_limit(
         compile_blocks(network, backend="eager")
         assert torch.equal(network.blocks[0](given), expected)
         assert torch._dynamo.config.recompile_limit > 1
+
+
+def test_the_plans_time_is_what_a_gpu_took(gpu: ModuleType) -> None:
+    """Within 25 % of every row, those included that the constants were not fitted on."""
+    model = importlib.import_module("time_model")
+    record = json.loads((ROOT / "docs" / "results" / "gpu.json").read_text())
+    told = json.loads((ROOT / "docs" / "results" / "time-model.json").read_text())
+    found = model.compared(record)
+    assert found["fitted"] == pytest.approx(told["fitted"])
+    assert len(told["rows"]) == 6
+    for row, again in zip(told["rows"], found["rows"], strict=True):
+        assert again == pytest.approx(row)
+        assert row["planned_of_measured"] == pytest.approx(1, abs=gpu.NEAR)
+        assert row["of_others_of_measured"] == pytest.approx(1, abs=gpu.NEAR)
+    device = device_of("h200")
+    used = {
+        "utilisation": device.utilisation,
+        "call_us": 1e6 * device.call_seconds,
+        "quantised_call_us": 1e6 * device.quantised_call_seconds,
+    }
+    assert {name: float(f"{value:.2g}") for name, value in told["fitted"].items()} == used
+
+
+SMALL_STOCK = {
+    "num_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": 16,
+    "pos_embed_max_size": 4,
+    "sample_size": 4,
+    "dual_attention_layers": (0,),
+}
+
+
+def test_a_stock_pipeline_is_compared_with_common_practice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same student, samples and places of the rollout; the smallest sizes of all."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    practice = importlib.import_module("practice")
+    changes = {
+        **practice.STOCK,
+        "run.num_threads": 1,
+        "distill.lora_rank": 4,
+        "distill.num_steps": 4,
+        "distill.batch_size": 2,
+    }
+    found = practice.stock(
+        tmp_path,
+        1,
+        size=32,
+        fewer=2,
+        changes=changes,
+        transformer={**practice.TRANSFORMER, **SMALL_STOCK},
+    )
+    assert found["tokens"] == 2 * 2 + 77 + 256
+    assert found["parameters"]["all"] == sum(
+        count for part, count in found["parameters"].items() if part != "all"
+    )
+    spent = found["evaluations_per_update"]
+    # Two samples: four steps each, two guided teacher passes, and forward and backward as three.
+    assert spent["common practice"] == spent["with cached encodings"] == [2 * (4 + 2 + 3)]
+    # Only a whole rollout costs more evaluations than ours: all ask at the same places.
+    assert spent["and a rollout to the asked state"] == spent["danceflow in 4 steps"]
+    assert spent["danceflow in 2 steps"][0] <= 2 * (1 + 2 + 3)
+    for own in ("danceflow in 4 steps", "danceflow in 2 steps"):
+        for other, ratio in found["times_as_fast_as"][own].items():
+            rates = found["images_per_second"]
+            assert ratio == pytest.approx(rates[own] / rates[other])
+            assert found["by_evaluations_alone"][own][other] == spent[other][0] / spent[own][0]

@@ -48,6 +48,11 @@ def test_depth_is_the_mean_of_what_is_drawn(options) -> None:
     found = drawn(method, 10)
     error = float(found.std()) / NUM_SAMPLES**0.5
     assert expected_depth(method, 10) == pytest.approx(float(found.mean()), abs=4 * error + 0.02)
+    if method.coupling == "independent":
+        deepest = found.reshape(-1, 4).amax(dim=1)
+        error = float(deepest.std()) / len(deepest) ** 0.5
+        planned = expected_depth(method, 10, 4)
+        assert planned == pytest.approx(float(deepest.mean()), abs=4 * error + 0.02)
 
 
 def test_known_values() -> None:

@@ -307,3 +307,25 @@ def test_weightless_means_weightless() -> None:
     model = published()["models"]["qwen-image"]
     network_of("qwen_image", model["transformer"], 8, edits=False)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+@pytest.mark.parametrize(("name", "shape"), [("sd3", "stock"), ("flux2", "klein")])
+def test_a_pass_calls_as_many_modules_as_are_counted(opened, name: str, shape: str) -> None:
+    family = opened(name, shape)
+    backbone = awake(family)
+    network = sizes(family, backbone)
+    called = []
+    for rank in (None, 2):
+        if rank is not None:
+            add_student_adapter(family, backbone, rank, float(rank), 0)
+        kinds = (nn.Linear, nn.Conv2d)
+        modules = [module for module in backbone.modules() if isinstance(module, kinds)]
+        hooks = [m.register_forward_pre_hook(lambda *_: called.append(1)) for m in modules]
+        z, condition, _ = state(family, sources=0)
+        called.clear()
+        with torch.no_grad():
+            family.field(backbone)(z, torch.tensor([0.5]), condition)
+        for hook in hooks:
+            hook.remove()
+        assert len(called) + len(network.attentions) == network.calls(rank)
+    assert network.block_modules < len(network.linears)

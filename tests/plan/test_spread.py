@@ -6,7 +6,7 @@ import pytest
 
 from danceflow.plan.architecture import published_architecture
 from danceflow.plan.cost import Plan, plan_training
-from danceflow.plan.devices import device_of
+from danceflow.plan.devices import Device, device_of
 from danceflow.plan.show import REFERENCE, as_text
 from danceflow.plan.spread import (
     BETWEEN_BYTES_PER_SECOND,
@@ -15,10 +15,12 @@ from danceflow.plan.spread import (
     exchange_seconds,
 )
 
+H100 = device_of("h100")
 
-def plan(model: str, num_processes: int, **changes) -> Plan:
+
+def plan(model: str, num_processes: int, device: Device = H100, **changes) -> Plan:
     training = replace(REFERENCE, num_processes=num_processes, **changes)
-    return plan_training(training, published_architecture(model, edits=True), device_of("h100"))
+    return plan_training(training, published_architecture(model, edits=True), device)
 
 
 def items(found: Plan) -> dict[str, float]:
@@ -42,10 +44,15 @@ def test_a_sum_goes_round_in_machines_and_then_between_them() -> None:
 
 
 def test_hours_shrink_with_the_processes_and_adapters_stay_whole() -> None:
-    one, eight = plan("z-image-omni", 1, batch_size=32), plan("z-image-omni", 8, batch_size=32)
+    never_waits = replace(H100, call_seconds=0.0)
+    one, eight = (plan("z-image-omni", n, never_waits, batch_size=32) for n in (1, 8))
     exchange = eight.num_updates * eight.exchange_seconds / 3600
     assert eight.hours == pytest.approx(one.hours / 8 + exchange)
     assert eight.cache_hours == pytest.approx(one.cache_hours / 8)
+    slower = plan("z-image-omni", 8, batch_size=32)  # calls are shared out by none
+    calls = sum(slower.update_seconds.values()) - sum(eight.update_seconds.values())
+    assert calls > 0
+    assert slower.call_seconds == pytest.approx(calls)
     added = items(eight).keys() - items(one).keys()
     assert added == {"gradients in one piece, for the all-reduce"}
     (name,) = (name for name in items(one) if name.startswith("activations"))

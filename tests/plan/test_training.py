@@ -1,9 +1,13 @@
 """Expected field evaluations against the ledger of real trainings."""
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tiny_project import Blind, as_a_stage_runs, cached_project, small_params
 
 from danceflow.data.cached_rows import ConditionCache
@@ -12,7 +16,13 @@ from danceflow.models.teachers import Teachers
 from danceflow.ops.tracking.tracker import NoTracker
 from danceflow.paths import Paths
 from danceflow.plan.cost import Plan, plan_recipe
-from danceflow.plan.training import evaluations, rows_together, training_of
+from danceflow.plan.training import (
+    batches,
+    evaluations,
+    rollout_passes,
+    rows_together,
+    training_of,
+)
 from danceflow.train.distill import trainer as distill
 from danceflow.train.distill.budget import PARTS
 
@@ -35,8 +45,10 @@ def teachers(made: Paths) -> Teachers:
     return Teachers(made.teachers, "sd3", ["base", "local"], "cpu")
 
 
-def both(made: Paths, teachers: Teachers, work: Path, **changes) -> tuple[dict[str, int], Plan]:
-    """What a real training has spent, and what was planned for it."""
+def both(
+    made: Paths, teachers: Teachers, work: Path, **changes
+) -> tuple[dict[str, int], Counter[str], Plan]:
+    """What a real training has spent, how often it called networks, and what was planned for it."""
     params = small_params(CAPABILITIES, **{f"distill__{k}": v for k, v in changes.items()})
     caches = {name: ConditionCache(made.cache(name)) for name in params.capabilities}
     work.mkdir(parents=True)
@@ -49,10 +61,35 @@ def both(made: Paths, teachers: Teachers, work: Path, **changes) -> tuple[dict[s
         NoTracker(),
         Blind(),  # type: ignore[arg-type]
     )
+    calls: Counter[str] = Counter()
+
+    def noted(is_student: bool) -> Any:
+        def note(*_: object) -> None:
+            trained = "training" if torch.is_grad_enabled() else "rollout"
+            calls[trained if is_student else "teachers"] += 1
+
+        return note
+
+    hooks = [trainer.backbone.register_forward_pre_hook(noted(True))]
+    hooks += [
+        network.register_forward_pre_hook(noted(False)) for network in teachers.backbones.values()
+    ]
     trainer.train()
+    for hook in hooks:
+        hook.remove()
     plan = plan_recipe(params)
     assert plan.num_updates == trainer.step
-    return trainer.ledger.spent, plan
+    return trainer.ledger.spent, calls, plan
+
+
+def planned_calls(plan: Plan) -> dict[str, float]:
+    """How often a training is planned to call networks."""
+    each = {
+        "rollout": rollout_passes(plan.training, plan.tokens),
+        "training": sum(cost.passes for cost in plan.evaluations),
+        "teachers": sum(sum(cost.teacher_passes.values()) for cost in plan.evaluations),
+    }
+    return {part: plan.num_updates * count for part, count in each.items() if count}
 
 
 EXACT = [
@@ -84,8 +121,9 @@ EXACT = [
 
 @pytest.mark.parametrize("changes", EXACT, ids=str)
 def test_what_is_not_drawn_is_planned_exactly(made, teachers, tmp_path, changes) -> None:
-    spent, plan = both(made, teachers, tmp_path / "work", **changes)
+    spent, calls, plan = both(made, teachers, tmp_path / "work", **changes)
     assert plan.total == pytest.approx(spent)
+    assert planned_calls(plan) == pytest.approx(calls)
     if changes["method"] != "merge":
         assert sum(spent.values()) > 0
 
@@ -102,7 +140,7 @@ DRAWN = [
 @pytest.mark.parametrize("changes", DRAWN, ids=str)
 def test_what_is_drawn_is_planned_up_to_chance(made, teachers, tmp_path, changes) -> None:
     """40 updates of 8 samples: depth and route are drawn, the trained states are not."""
-    spent, plan = both(
+    spent, calls, plan = both(
         made, teachers, tmp_path / "work", batch_size=8, num_updates=40, log_every=40, **changes
     )
     total = plan.total
@@ -111,6 +149,11 @@ def test_what_is_drawn_is_planned_up_to_chance(made, teachers, tmp_path, changes
     # The depth of 320 samples, of standard deviation 1 at most; the route of 40 updates.
     assert total["rollout"] == pytest.approx(spent["rollout"], abs=4 * 320**0.5)
     assert total["teachers"] == pytest.approx(spent["teachers"], abs=4 * 8 * 40**0.5 / 2)
+    planned = planned_calls(plan)
+    assert planned["rollout"] == pytest.approx(calls["rollout"], abs=4 * 40**0.5)
+    # With R updates per rollout the first ones have fewer states.
+    assert planned["training"] == pytest.approx(calls["training"], abs=1)
+    assert planned["teachers"] == pytest.approx(calls["teachers"], abs=1)
     assert sum(plan.per_update.values()) * 40 == pytest.approx(sum(spent.values()), rel=0.1)
 
 
@@ -123,6 +166,17 @@ def test_the_largest_backward_pass_has_whole_samples() -> None:
     data = {"distill__batch_size": 600, "distill__num_queries": 3}
     training = training_of(small_params(CAPABILITIES, **data), is_brought=False)
     assert {rows_together(training, skill) for skill in training.skills} == {255}
+
+
+def test_processes_share_out_batches_and_large_ones_are_split() -> None:
+    data = {"distill__batch_size": 600, "distill__capabilities_per_update": "all"}
+    training = training_of(small_params(CAPABILITIES, **data), is_brought=False)
+    skill = training.skills[0]
+    assert (batches(training, skill), rows_together(training, skill)) == (2, 256)
+    assert batches(replace(training, num_processes=2), skill) == 2 / 2  # one of two has all of it
+    assert batches(replace(training, num_processes=8), skill) == 4 / 8
+    apart = replace(training, together=False, num_processes=8)
+    assert batches(apart, skill) == 1
 
 
 def test_a_starts_and_bases_names_are_those_of_the_recipe() -> None:

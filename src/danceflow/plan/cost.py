@@ -19,6 +19,7 @@ from danceflow.plan.memory import (
     memory_items,
     moment_items,
     skill_tokens,
+    stands_on_base,
 )
 from danceflow.plan.network import Network
 from danceflow.plan.spread import busiest_share, exchange_seconds
@@ -28,6 +29,7 @@ from danceflow.plan.training import (
     Workload,
     evaluations,
     num_updates,
+    rollout_passes,
     training_of,
     warm_up,
 )
@@ -59,6 +61,7 @@ class Plan:
         forward_flops: operations of one of the student's evaluations, by capability.
         training_flops: operations of its forward and backward pass, by capability.
         update_seconds: of an update, by part of the ledger; of the process with most samples.
+        call_seconds: those of them that calls of modules take beside their arithmetic.
         exchange_seconds: of an update, to sum gradients over all processes.
         cache_seconds: of the teacher samples in the caches.
     """
@@ -77,6 +80,7 @@ class Plan:
     forward_flops: Mapping[str, float]
     training_flops: Mapping[str, float]
     update_seconds: Mapping[str, float]
+    call_seconds: float
     exchange_seconds: float
     cache_seconds: float
 
@@ -183,26 +187,36 @@ def plan_training(training: Workload, architecture: Architecture, device: Device
     )
     costs = evaluations(training)
     tokens = {s.name: skill_tokens(training, architecture, s) for s in training.skills}
-    half = BYTES[training.dtype]
-    student = 4 if training.rank is None else half
-    seconds = dict.fromkeys(PARTS, 0.0)
+    half, rank = BYTES[training.dtype], training.rank
+    student = FLOAT if rank is None else half
+    seconds, calls = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+    # A backward pass starts its kernels without Python: it counts as another forward pass.
+    trained_passes = 3 if training.recomputed else 2
+    own = _call_seconds(training, network, device, rank, on_base=rank is not None)
+    calls["rollout"] = rollout_passes(training, tokens) * own
     forward, backward = {}, {}
     for skill in training.skills:
         at = tokens[skill.name]
-        forward[skill.name] = network.forward_flops(at, training.rank)
-        backward[skill.name] = network.training_flops(
-            at, training.rank, recomputed=training.recomputed
-        )
+        forward[skill.name] = network.forward_flops(at, rank)
+        backward[skill.name] = network.training_flops(at, rank, recomputed=training.recomputed)
     for cost in costs:
-        name, fast, slow = cost.skill.name, device.speed(half), device.speed(student)
-        seconds["rollout"] += cost.rollout * forward[name] / slow
-        seconds["average"] += cost.average * forward[name] / slow
-        seconds["training"] += cost.states * backward[name] / slow
+        name = cost.skill.name
+        adapter = network.adapter_flops(tokens[name], rank)
+        ahead = device.seconds(forward[name], adapter, student)
+        back = device.seconds(backward[name], (1 + trained_passes) * adapter, student)
+        seconds["rollout"] += cost.rollout * ahead
+        seconds["average"] += cost.average * ahead
+        seconds["training"] += cost.states * back
+        calls["average"] += cost.passes * own if cost.average else 0.0
+        calls["training"] += cost.passes * trained_passes * own
         for teacher, count in cost.teachers.items():
-            rank = training.adapters.get(teacher)
-            seconds["teachers"] += count * network.forward_flops(tokens[name], rank) / fast
+            its, on_base = training.adapters.get(teacher), stands_on_base(training, teacher)
+            each = _teacher_seconds(network, device, tokens[name], its, half)
+            seconds["teachers"] += count * each
+            each = _call_seconds(training, network, device, its, on_base=on_base)
+            calls["teachers"] += cost.teacher_passes[teacher] * each
     per_update = sum(sum(cost.parts.values()) for cost in costs)
-    rank = training.rank
+    share = busiest_share(training)
     trained = network.parameters if rank is None else network.adapter_parameters(rank)
     return Plan(
         architecture=architecture,
@@ -218,20 +232,53 @@ def plan_training(training: Workload, architecture: Architecture, device: Device
         tokens=tokens,
         forward_flops=forward,
         training_flops=backward,
-        update_seconds={part: busiest_share(training) * s for part, s in seconds.items()},
+        update_seconds={part: share * seconds[part] + calls[part] for part in PARTS},
+        call_seconds=sum(calls.values()),
         exchange_seconds=exchange_seconds(training, FLOAT * trained),
         cache_seconds=sum(
-            _cache_flops(training, network, skill, tokens[skill.name]) for skill in training.skills
+            _cache_seconds(training, network, device, skill, tokens[skill.name])
+            for skill in training.skills
         )
-        / device.speed(half)
         / training.num_processes,
     )
 
 
-def _cache_flops(training: Workload, network: Network, skill: Skill, tokens: "Tokens") -> float:
-    """Return the operations of a capability's teacher samples."""
-    count = min(training.cache_samples, skill.num_rows) * training.cache_steps * skill.cost
-    return count * network.forward_flops(tokens, training.adapters.get(skill.teacher))
+def _call_seconds(
+    training: Workload, network: Network, device: Device, rank: int | None, *, on_base: bool
+) -> float:
+    """Return what a pass takes beside its arithmetic.
+
+    Args:
+        training: says how the base is held.
+        network: whose modules are called.
+        device: where.
+        rank: of the adapter that is active, if any.
+        on_base: whether the network is the shared base.
+    """
+    seconds = device.call_seconds * network.calls(rank)
+    if on_base and training.bits != "float":
+        seconds += device.quantised_call_seconds * network.block_modules
+    return seconds
+
+
+def _teacher_seconds(
+    network: Network, device: Device, tokens: "Tokens", rank: int | None, num_bytes: int
+) -> float:
+    """Return how long the arithmetic of a teacher at one state takes."""
+    flops = network.forward_flops(tokens, rank)
+    return device.seconds(flops, network.adapter_flops(tokens, rank), num_bytes)
+
+
+def _cache_seconds(
+    training: Workload, network: Network, device: Device, skill: Skill, tokens: "Tokens"
+) -> float:
+    """Return how long a capability's teacher samples take; guidance makes no further passes."""
+    samples = min(training.cache_samples, skill.num_rows)
+    rank, on_base = training.adapters.get(skill.teacher), stands_on_base(training, skill.teacher)
+    each = _teacher_seconds(network, device, tokens, rank, BYTES[training.dtype])
+    calls = _call_seconds(training, network, device, rank, on_base=on_base)
+    passes = -(-samples // training.cache_batch)
+    return training.cache_steps * (samples * skill.cost * each + passes * calls)
 
 
 def _check_size(training: Workload, architecture: Architecture) -> None:
@@ -311,6 +358,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
             "utilisation": device.utilisation,
             "measured": device.is_measured,
             "seconds_per_update": dict(plan.update_seconds),
+            "call_seconds_per_update": plan.call_seconds,
             "exchange_seconds_per_update": plan.exchange_seconds,
             "num_processes": training.num_processes,
             "hours": plan.hours,

@@ -11,8 +11,11 @@ _NUM_POINTS = 512
 _NUM_PROGRESS = 64
 
 
-def expected_depth(method: Method, num_steps: int) -> float:
+def expected_depth(method: Method, num_steps: int, num_samples: int = 1) -> float:
     """Return the student's expected evaluations per sample in the rollout of an update.
+
+    Of several samples those of the one that goes deepest: how often the network is called for them
+    all. They draw independently of each other.
 
     A rollout of a sample ends at its deepest query, and goes one step further where the objective
     needs successors; a warm start saves the steps before it. Averaged over the whole training, for
@@ -21,28 +24,30 @@ def expected_depth(method: Method, num_steps: int) -> float:
     Args:
         method: with states from a rollout; noised states cost none.
         num_steps: N, the steps of the rollout.
+        num_samples: that are rolled out together.
     """
     if not isinstance(method.states, OnPolicy) or not method.trains:
         return 0.0
-    below = _below(method, num_steps)  # P(deepest < index), index 0..N
+    below = _below(method, num_steps, num_samples)  # P(deepest < index), index 0..N
     probability = below.diff()
     depth = torch.arange(num_steps, dtype=torch.float64) + float(method.objective.needs_successors)
     return float((probability * (depth - method.states.warm_start).clamp_min(0)).sum())
 
 
-def _below(method: Method, num_steps: int) -> Tensor:
-    """Return P(the deepest of all rounds' queries < index), [N + 1] float64."""
-    num_queries, rounds = method.queries_per_sample(num_steps), method.updates_per_rollout
+def _below(method: Method, num_steps: int, num_samples: int) -> Tensor:
+    """Return P(the deepest of all samples' and rounds' queries < index), [N + 1] float64."""
+    num_queries = method.queries_per_sample(num_steps)
+    draws = num_samples * method.updates_per_rollout
     if method.query == "stratified":
         # One query in each of K runs of indices: the deepest is uniform in the last run.
         first = (num_queries - 1) * num_steps // num_queries
         below = (torch.arange(num_steps + 1, dtype=torch.float64) - first) / (num_steps - first)
-        return below.clamp_min(0).pow(rounds)
+        return below.clamp_min(0).pow(draws)
     progress = (torch.arange(_NUM_PROGRESS, dtype=torch.float64) + 0.5) / _NUM_PROGRESS
     # Most queries have one distribution, whatever the progress.
     shapes = dict.fromkeys(map(SHAPES[method.query], progress.tolist()))
     each = [
-        _all_below(beta_index_probabilities(*shape, num_steps), num_queries).pow(rounds)
+        _all_below(beta_index_probabilities(*shape, num_steps), num_queries).pow(draws)
         for shape in shapes
     ]
     return torch.stack(each).mean(0)

@@ -202,6 +202,11 @@ def _on_base(training: Workload) -> set[str | None]:
     return {*training.adapters, training.base}
 
 
+def stands_on_base(training: Workload, teacher: str) -> bool:
+    """Return whether a teacher is the network that adapters share, or an adapter on it."""
+    return teacher in _on_base(training)
+
+
 def _averages(training: Workload) -> int:
     """Return the float32 networks that are made for an average of teachers, beside the result."""
     copied = _on_base(training) if training.adapters else set()

@@ -94,11 +94,20 @@ class Network:
             recomputed: whether activations are computed again in the backward pass.
         """
         linear, attention = self._linear_flops(tokens, None), self.attention_flops(tokens)
-        adapter = 0.0 if rank is None else self._linear_flops(tokens, rank) - linear
+        adapter = self.adapter_flops(tokens, rank)
         trained = linear if rank is None else 2 * adapter
         forward = linear + adapter + attention
         backward = linear + trained + ATTENTION_BACKWARD * attention
         return forward + backward + (forward if recomputed else 0.0)
+
+    def adapter_flops(self, tokens: Tokens, rank: int | None) -> float:
+        """Return those operations of one forward pass of one state that an adapter adds."""
+        return self._linear_flops(tokens, rank) - self._linear_flops(tokens, None)
+
+    def calls(self, rank: int | None = None) -> int:
+        """Return how many modules one pass calls: linear, attention, and an adapter's factors."""
+        factors = 0 if rank is None else 2 * sum(linear.is_target for linear in self.linears)
+        return len(self.linears) + len(self.attentions) + factors
 
     def _linear_flops(self, tokens: Tokens, rank: int | None) -> float:
         total = 0
@@ -157,8 +166,17 @@ class Network:
     @property
     def block_weights(self) -> tuple[int, int]:
         """Weights of the linear modules in blocks, which can have fewer bits, and their rows."""
-        inside = [li for li in self.linears if li.block is not None and not li.is_convolution]
+        inside = self._in_blocks
         return sum(li.fan_in * li.fan_out for li in inside), sum(li.fan_out for li in inside)
+
+    @property
+    def block_modules(self) -> int:
+        """How many linear modules in blocks there are, which can have fewer bits."""
+        return len(self._in_blocks)
+
+    @property
+    def _in_blocks(self) -> list[Linear]:
+        return [li for li in self.linears if li.block is not None and not li.is_convolution]
 
     def adapter_parameters(self, rank: int) -> int:
         """Return the parameters of a LoRA adapter of this rank on the family's targets."""

@@ -39,6 +39,7 @@ REFERENCE = Workload(
     size=(1024, 1024),
     cache_samples=256,
     cache_steps=16,
+    cache_batch=4,
     cache_dtype="bfloat16",
 )
 """The training of the table: DanceOPD as published (rank 128, 16 steps, 4 samples per update)."""
@@ -105,8 +106,8 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield ""
     yield f"Time on {device.label}: {_hours(plan.hours)} for the updates"
     yield (
-        f"  {sum(plan.update_seconds.values()):.3g} s per update; teacher samples of the caches: "
-        + (_hours(plan.cache_hours))
+        f"  {sum(plan.update_seconds.values()):.3g} s per update{_calls(plan)}; teacher samples of "
+        f"the caches: {_hours(plan.cache_hours)}"
     )
     if (count := training.num_processes) > 1:
         yield (
@@ -114,6 +115,10 @@ def _lines(plan: Plan) -> Iterator[str]:
             "gradients, at assumed speeds (docs/scale-out.md)"
         )
     yield f"  {_speed(device)}"
+
+
+def _calls(plan: Plan) -> str:
+    return f", {plan.call_seconds:.3g} s of it to start kernels" if plan.call_seconds else ""
 
 
 def _substeps(training: Workload) -> Iterator[str]:
@@ -161,8 +166,8 @@ def _speed(device: Device) -> str:
     if device.is_measured:
         return f"measured speed, scaled by operations: {device.source}"
     return (
-        f"assumed: {device.utilisation:.0%} of the vendor's peak; an H200 reached 8 to 25% "
-        "(docs/scale.md)"
+        f"estimated: {device.utilisation:.0%} of the vendor's peaks and "
+        f"{1e3 * device.call_seconds:.2g} ms per call of a module, as on an H200 (docs/scale.md)"
     )
 
 

@@ -13,6 +13,7 @@ from danceflow.plan.depth import expected_depth
 from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, MAX_ROWS, PARTS
 
 if TYPE_CHECKING:
+    from danceflow.models.layout import Tokens
     from danceflow.params.sections import Params
 
 _ROUNDING = 1e-9
@@ -68,6 +69,7 @@ class Workload:
         size: height and width of the images in pixels.
         cache_samples: teacher samples per capability, in the cache.
         cache_steps: of those samples.
+        cache_batch: samples that are made together.
         cache_dtype: of what is cached.
         num_processes: that compute together, each on a device of its own.
         substeps_from: share of the training after which teachers take their substeps.
@@ -93,6 +95,7 @@ class Workload:
     size: tuple[int, int]
     cache_samples: int
     cache_steps: int
+    cache_batch: int
     cache_dtype: str
     num_processes: int = 1
     substeps_from: float = 0.0
@@ -111,6 +114,8 @@ class Evaluations:
         teachers: by teacher.
         training: of the student, forward and backward passes counted threefold.
         average: of the averaged student.
+        passes: in how many batches the states are taken through a network.
+        teacher_passes: in how many they are taken through each teacher's.
     """
 
     skill: Skill
@@ -119,6 +124,8 @@ class Evaluations:
     teachers: Mapping[str, float]
     training: float
     average: float
+    passes: float
+    teacher_passes: Mapping[str, float]
 
     @property
     def parts(self) -> dict[str, float]:
@@ -148,15 +155,20 @@ def _evaluations(training: Workload, stepped: float) -> list[Evaluations]:
     found, skills = [], {skill.name: skill for skill in training.skills}
     for skill in skills.values():
         # How often the capability is drawn, times the samples it then has.
-        samples = rows(training, skill) * (1.0 if training.together else skill.share)
+        often = 1.0 if training.together else skill.share
+        samples = rows(training, skill) * often
         whole = rows(training, skill)
         noised = floor(whole * skill.noised) / whole * samples if method.rolls_out else 0.0
         states = samples * num_queries * method.updates_per_rollout
+        passes = often * batches(training, skill)
         asked: dict[str, float] = {}
+        called: dict[str, float] = {}
         for other in method.asks(skill.name, skills):
             teacher = skills[other].teacher
             times = 1.0 + stepped * (skills[other].substeps - 1)
             asked[teacher] = asked.get(teacher, 0.0) + states * skills[other].cost * times
+            # Guidance makes no further passes: it asks twice as many states at once.
+            called[teacher] = called.get(teacher, 0.0) + passes * times
         found.append(
             Evaluations(
                 skill=skill,
@@ -165,9 +177,51 @@ def _evaluations(training: Workload, stepped: float) -> list[Evaluations]:
                 teachers=asked,
                 training=states * FORWARD_AND_BACKWARD,
                 average=states if method.objective.needs_ema else 0.0,
+                passes=passes,
+                teacher_passes=called,
             )
         )
     return found
+
+
+def rollout_passes(training: Workload, tokens: Mapping[str, "Tokens"]) -> float:
+    """Return how often a process calls the student in the rollouts of an update, expected.
+
+    All samples of an update are rolled out together, and states of as many tokens are one batch.
+    The deepest of a batch decides.
+
+    Args:
+        training: what is trained.
+        tokens: of a state, by capability.
+    """
+    method, num_steps = training.method, training.num_steps
+    counts: dict[Tokens | str, int] = {}
+    often: dict[Tokens | str, float] = {}
+    for skill in training.skills:
+        key = tokens[skill.name] if training.together else skill.name
+        whole = rows(training, skill)
+        counts[key] = counts.get(key, 0) + whole - floor(whole * skill.noised)
+        often[key] = 1.0 if training.together else skill.share
+    return sum(
+        often[key] * expected_depth(method, num_steps, -(-count // training.num_processes))
+        for key, count in counts.items()
+        if count
+    )
+
+
+def batches(training: Workload, skill: Skill) -> float:
+    """Return in how many batches a process trains on a capability's states of one update.
+
+    Processes take the samples in one piece each: where an update has all capabilities, not each of
+    them has some of each. It is the mean over all processes.
+    """
+    whole, count = rows(training, skill), training.num_processes
+    every = sum(rows(training, s) for s in training.skills) if training.together else whole
+    holders = min(count, -(-whole * count // every))
+    num_queries = training.method.queries_per_sample(training.num_steps)
+    samples = -(-whole // holders)
+    each = -(-samples // samples_together(MAX_ROWS, num_queries))
+    return each * training.method.updates_per_rollout * holders / count
 
 
 def rows(training: Workload, skill: Skill) -> int:
@@ -276,6 +330,7 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
         size=(side, side),
         cache_samples=params.cache.num_samples,
         cache_steps=params.cache.num_steps,
+        cache_batch=params.cache.batch_size,
         cache_dtype=params.cache.dtype,
         num_processes=params.run.num_processes,
         substeps_from=config.substeps_from,
