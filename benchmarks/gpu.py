@@ -107,6 +107,7 @@ SMALL_EMBEDDED = {
     "distill.evaluate_samples": 1,
     "evaluate.num_samples": 1,
     "evaluate.num_steps": 2,
+    "evaluate.further_steps": [],
     "evaluate.seeds": [0],
     "evaluate.num_bootstrap": 10,
 }  # fmt: skip

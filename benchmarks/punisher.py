@@ -512,6 +512,7 @@ def make_fresh(root: Path, capabilities: Sequence[str] = CAPABILITIES) -> None:
             "distill.grid_every": 100,
             "evaluate.num_samples": 1,
             "evaluate.num_steps": 2,
+            "evaluate.further_steps": [],
             "evaluate.num_bootstrap": 20,
         },
     )

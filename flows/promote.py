@@ -50,7 +50,7 @@ def register(root: Path, params: Params) -> int:
         lambda: run_id,
         paths.student,
         settings.registered_model,
-        read_evidence(paths, summary["capabilities"], summary["capabilities"]),
+        read_evidence(paths, summary["capabilities"], summary),
         source_tags(root),
     )
     number = int(entry.version.version)

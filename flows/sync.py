@@ -25,6 +25,7 @@ from danceflow.paths import Paths
 from danceflow.pictures import read_own
 from danceflow.registry.mend import mend_evidence, mend_student
 from danceflow.report.evidence import Evidence, read_evidence
+from danceflow.report.steps import numbers_by_steps
 
 _LOG = logging.getLogger(__name__)
 
@@ -114,7 +115,8 @@ def _send_result(settings: TrackingSettings, paths: Paths, params: Params, run_i
     sent = {f"{PICTURE_TAG}.{name}": content for name, content in grids.items()}
     new = [name for name in grids if run.tags.get(f"{PICTURE_TAG}.{name}") != grids[name]]
     with resume_run(settings, paths.run_pointer) as tracker:
-        changed = {k: v for k, v in numbers(metrics).items() if run.metrics.get(k) != v}
+        found = {**numbers(metrics), **_by_steps(paths)}
+        changed = {name: value for name, value in found.items() if run.metrics.get(name) != value}
         tracker.log_metrics(changed, params.distill.num_updates)
         for name in new:
             tracker.log_image(f"test/{name}", read_own(places[name].read_bytes()), 0)
@@ -130,14 +132,22 @@ def _send_result(settings: TrackingSettings, paths: Paths, params: Params, run_i
             store.client.set_tag(run_id, tag, content)
 
 
+def _by_steps(paths: Paths) -> dict[str, float]:
+    """Return the scores in few steps that the report tells, by their names in MLflow."""
+    if not paths.summary.is_file():
+        return {}
+    return numbers_by_steps(read_object(paths.summary, "run the stage report").get("steps", {}))
+
+
 def _evidence(paths: Paths) -> Evidence | None:
     """Return the evidence that lies in a checkout; None where a stage has still to make some."""
     if not paths.summary.is_file():
         return None
-    summary = read_object(paths.summary, "run the stage report").get("capabilities", {})
-    if not all(paths.evaluation(name).is_file() for name in summary):
+    summary = read_object(paths.summary, "run the stage report")
+    names = summary.get("capabilities", {})
+    if not all(paths.evaluation(name).is_file() for name in names):
         return None
-    return read_evidence(paths, summary, summary)
+    return read_evidence(paths, names, summary)
 
 
 def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

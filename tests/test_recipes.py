@@ -129,6 +129,7 @@ def test_the_student_s_number_of_steps_stands_once(recipe: Path) -> None:
         "distill.substeps",
         "evaluate.num_steps",
         "evaluate.num_teacher_steps",
+        "evaluate.further_steps",
     ]
 
 

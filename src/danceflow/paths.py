@@ -131,6 +131,10 @@ class Paths:
         """Return where an evaluation tells what decided what was asked and how it was scored."""
         return self.evaluation_images(capability) / "identity.json"
 
+    def evaluation_by_steps(self, capability: str) -> Path:
+        """Return where the scores in few steps lie, of the student and the own teacher."""
+        return self.evaluation_images(capability) / "by-steps.json"
+
     @property
     def report_page(self) -> Path:
         """The self-contained page."""

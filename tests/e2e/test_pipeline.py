@@ -124,6 +124,7 @@ def test_one_run_holds_parameters_metrics_and_inputs(checkout, run, store) -> No
     for name in params.capabilities:
         assert steps(f"validation/{name}") == [0, 2, params.distill.num_updates]
         assert steps(f"score.{name}") == [params.distill.num_updates]
+        assert steps(f"{name}/score_in_1_steps") == [params.distill.num_updates]
     one_each = params.distill.capabilities_per_update == "one"
     logged = [set(steps(f"loss/{name}")) for name in params.capabilities]
     assert set.union(*logged) == set(updates)

@@ -24,7 +24,7 @@ def test_a_champion_is_evaluated_again_by_the_student_s_evaluation(
     settings = TrackingSettings.of(paths.root, params.tracking)
     store = open_store(settings)
     name = "global_edit"
-    summary = {name: read_summary(paths.summary)["capabilities"][name]}
+    summary = {"capabilities": {name: read_summary(paths.summary)["capabilities"][name]}}
     evidence = read_evidence(paths, [name], summary)
     scored = evidence.capabilities[name]
     poor = scored.model_copy(

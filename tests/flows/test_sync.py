@@ -35,8 +35,8 @@ def test_one_changed_byte_of_weights_and_of_evidence_is_refused_and_mended(
     store, name = open_store(settings), settings.registered_model
     with start_run(settings, tmp_path / "run.json", name="n", key="k", params={}) as tracker:
         run_id = str(tracker.run_id)
-    capabilities = read_summary(paths.summary)["capabilities"]
-    evidence = read_evidence(paths, capabilities, capabilities)
+    summary = read_summary(paths.summary)
+    evidence = read_evidence(paths, summary["capabilities"], summary)
     register_student(store, lambda: run_id, paths.student, name, evidence)
     version = store.client.get_model_version(name, "1")
 

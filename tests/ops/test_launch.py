@@ -162,6 +162,8 @@ def test_an_evaluation_is_the_same(found: Any) -> None:
     for report in reports:
         report.pop("seconds")
     assert reports[0] == reports[1]
+    further = [paths.evaluation_by_steps("local_edit").read_bytes() for paths in (one, two)]
+    assert further[0] == further[1]
     places = [paths.evaluation_images("local_edit") for paths in (one, two)]
     pictures = sorted(path.name for path in places[0].glob("*.png"))
     assert len(pictures) > 1

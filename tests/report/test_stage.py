@@ -173,6 +173,34 @@ def test_the_page_tells_the_whole_story(page) -> None:
     assert len(page.all("svg")) >= 3
 
 
+def test_the_page_tells_what_is_kept_in_fewer_steps(reported, page) -> None:
+    steps = json.loads(reported[1].summary.read_text())["steps"]
+    assert list(steps) == [*CAPABILITIES]
+    for found in steps.values():
+        assert [row["steps"] for row in found["rows"]] == [4, 2, 1]
+        assert (found["student_steps"], found["teacher_steps"]) == (2, 2)
+        assert [row["student"]["passes"] for row in found["rows"]] == [4, 2, 1]
+    guided = [row["teacher"]["passes"] for row in steps["t2i"]["rows"]]
+    assert guided == [8, 4, 2]
+    assert "What is kept in fewer steps" in page.text
+    assert page.text.count("recommended") == len(CAPABILITIES) + 1  # and what it means
+    assert {"href": "#steps"} in page.all("a")
+
+
+def test_without_further_steps_the_page_says_nothing_of_them(copy) -> None:
+    params, paths = copy
+    for name in CAPABILITIES:
+        path = paths.evaluation_by_steps(name)
+        found = json.loads(path.read_text())
+        for field in ("student", "teacher"):
+            found[field]["scores"] = {"2": found[field]["scores"]["2"]}
+        path.write_text(json.dumps(found))
+    report.run(params, paths)
+    page = Page(paths.report_page.read_text())
+    assert {"href": "#steps"} not in page.all("a")
+    assert "fewer steps" not in page.text
+
+
 def test_dark_pages_have_their_own_colours(reported) -> None:
     text = reported[1].report_page.read_text()
     assert "prefers-color-scheme: dark" in text
@@ -243,6 +271,7 @@ def test_stages_come_in_the_order_of_the_pipeline() -> None:
         (lambda p: p.evaluation("local_edit").unlink(), "evaluate/local_edit.json"),
         (lambda p: p.evaluation("t2i").write_text("{"), "evaluate/t2i.json"),
         (lambda p: shutil.rmtree(p.evaluation_images("t2i")), "evaluate/t2i"),
+        (lambda p: p.evaluation_by_steps("t2i").unlink(), "evaluate/t2i/by-steps.json"),
         (lambda p: p.distill_metrics.unlink(), "distill/metrics.jsonl"),
         (lambda p: p.teachers_report.unlink(), "reports/teachers.json"),
         (lambda p: p.data_report.write_text("[]"), "reports/data.json"),

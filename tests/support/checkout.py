@@ -37,6 +37,7 @@ SMALL = {
     "distill.grid_every": 2,
     "evaluate.num_samples": 2,
     "evaluate.num_steps": 2,
+    "evaluate.further_steps": [1],
     "evaluate.batch_size": 32,
     "evaluate.num_bootstrap": 20,
     "evaluate.seeds": [0],
@@ -59,6 +60,7 @@ SMALLEST = {
     "distill.num_updates": 2,
     "distill.batch_size": 4,
     "evaluate.num_samples": 1,
+    "evaluate.further_steps": [],
     "gate.auto_promote": False,
 }
 

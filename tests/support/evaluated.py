@@ -30,7 +30,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     from danceflow.worlds import prepare
 
     root = tmp_path_factory.mktemp("evaluate") / "project"
-    params, paths = write_project(root, small_data(CAPABILITIES)), Paths(root)
+    data = small_data(CAPABILITIES, evaluate__further_steps=[4, 1])
+    params, paths = write_project(root, data), Paths(root)
     prepare.run(params, paths)
     family = open_family(params.family.name, paths.teachers / FROZEN_FOLDER)
     paths.student.mkdir(parents=True)

@@ -52,7 +52,8 @@ def run_jobs(folder: Path, project: Path) -> None:
     if "finetune" in jobs:
         found["finetune"] = finetuned(Paths(project), folder / "finetune", jobs["finetune"])
     if "evaluate" in jobs:
-        evaluate.run(small_params(CAPABILITIES), Paths(folder), jobs["evaluate"])
+        params = small_params(CAPABILITIES, evaluate__further_steps=[1])
+        evaluate.run(params, Paths(folder), jobs["evaluate"])
     if "pictures" in jobs:
         found["pictures"] = pictures(Paths(project), teachers)
     if group.current().is_main:

@@ -53,6 +53,7 @@ SMALL = {
     "evaluate.num_samples": 2,
     "evaluate.num_steps": 2,
     "evaluate.num_teacher_steps": None,
+    "evaluate.further_steps": [],
     "evaluate.batch_size": 32,
     "evaluate.num_bootstrap": 20,
     "evaluate.seeds": [0],

@@ -154,6 +154,7 @@ class Survey:
         gap_task: rows that the field gap is measured on.
         config: the section ``evaluate``.
         metrics: evaluators beside what the world measures.
+        num_steps: that all fields are asked in; None: each in its own.
     """
 
     task: Task
@@ -163,11 +164,37 @@ class Survey:
     gap_task: Task
     config: "EvaluateParams"
     metrics: Sequence[Evaluator]
+    num_steps: int | None = None
 
     @property
     def num_images(self) -> int:
-        """How many answers all fields give."""
-        return sum(len(rows) for rows in self.places.values())
+        """How many answers all fields give, those in further numbers of steps included."""
+        further = sum(len(self.further_steps(name)) for name in (STUDENT, self.own))
+        of_each = len(once(self.task, STANDARD))
+        return sum(len(rows) for rows in self.places.values()) + further * of_each
+
+    def steps_of(self, name: str) -> int:
+        """Return the number of steps that a field answers in."""
+        return _steps_of(self.config, self.task.capability, name)
+
+    def further_steps(self, name: str) -> list[int]:
+        """Return the other numbers of steps that student or own teacher is asked in, most first."""
+        return sorted({*self.config.further_steps} - {self.steps_of(name)}, reverse=True)
+
+    def in_steps(self, num_steps: int) -> "Survey":
+        """Return what student and own teacher are asked in a further number of steps.
+
+        These are the standard rows with the first noise seed.
+        """
+        fields = {name: self.fields[name] for name in (STUDENT, self.own)}
+        same = {"num_steps": num_steps, "num_teacher_steps": num_steps}
+        return replace(
+            self,
+            fields=fields,
+            places=dict.fromkeys(fields, once(self.task, STANDARD)),
+            config=self.config.model_copy(update=same),
+            num_steps=num_steps,
+        )
 
     def part(self, name: str) -> Task:
         """Return what a field is asked."""
@@ -178,7 +205,7 @@ class Survey:
 
         Other processes, which ``help_with``, are told to give their share.
         """
-        current().told(name)
+        current().told((name, self.num_steps))
         return self.share_of(name, on_batch)
 
     def share_of(self, name: str, on_batch: Callable[[int], object] = int) -> Sequence[Tensor]:
@@ -250,8 +277,9 @@ def survey_of(
 
 def help_with(survey: Survey) -> None:
     """Give a process's share of the answers that the main one asks for, until it has all."""
-    while (name := current().told(None)) is not None:
-        survey.share_of(name)
+    while (asked_for := current().told(None)) is not None:
+        name, num_steps = asked_for
+        (survey if num_steps is None else survey.in_steps(num_steps)).share_of(name)
 
 
 def ask(
@@ -264,7 +292,7 @@ def ask(
     """Return the images and score of every field; those that were found before are taken up."""
     images: dict[str, Sequence[Tensor]] = {}
     results: dict[str, FieldResult] = {}
-    inputs = _inputs(params, paths, survey.task.capability, student)
+    inputs = inputs_of(params, paths, survey.task.capability, student)
 
     def answer(name: str) -> tuple[FieldResult, Sequence[Tensor]]:
         found = survey.images(name, bar.update)
@@ -324,15 +352,19 @@ def finite_images(
     Raises:
         WeightsError: they are not finite.
     """
-    of_teacher = name.startswith(TEACHER)
-    steps = (config.teacher_steps if of_teacher else config.steps)(task.capability)
+    steps = _steps_of(config, task.capability, name)
     images = task.images(field, steps, config.batch_size, on_batch)
     if not all(bool(image.isfinite().all()) for image in images):
         raise WeightsError(f"{name}: its images of {task.capability} are not finite numbers")
     return images
 
 
-def _inputs(
+def _steps_of(config: "EvaluateParams", capability: str, name: str) -> int:
+    of_teacher = name.startswith(TEACHER)
+    return (config.teacher_steps if of_teacher else config.steps)(capability)
+
+
+def inputs_of(
     params: "Params", paths: "Paths", capability: str, student: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return everything but the field itself, and the code, that decides what a field answers."""
@@ -345,7 +377,9 @@ def _inputs(
         "base": student.get("base", {}).get("frozen"),
         "params": params.select((*RUN_KEYS, "family", "data.world")),
         "evaluate": {
-            **params.evaluate.model_dump(mode="json", exclude={"guidance", "num_bootstrap"}),
+            **params.evaluate.model_dump(
+                mode="json", exclude={"guidance", "num_bootstrap", "further_steps"}
+            ),
             "num_steps": params.evaluate.steps(capability),
         },
         "capability": [capability, config.teacher, config.guidance],

@@ -1,9 +1,12 @@
 """Answers that do not depend on the student are given once: those of its teachers and its start.
 
 They lie in the work folder, named by everything that decides them, code included, so what is
-reused is what would be computed. A sweep evaluates its teachers once, not once per student.
+reused is what would be computed. A sweep evaluates its teachers once, not once per student. What a
+field scores in a further number of steps is kept, too, the student's included: no pictures of it
+are needed, so it takes no room.
 """
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ from danceflow.ops.files import atomic_directory, exclusive
 
 _IMAGES = "images.safetensors"
 _RESULT = "result.json"
+_SCORES = "scores.json"
 
 
 def reused(
@@ -49,6 +53,33 @@ def reused(
             save_file(named, place / _IMAGES)
             (place / _RESULT).write_text(result.model_dump_json())
         return result, images
+
+
+def reused_scores(folder: Path, answer: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+    """Return the scores of a field's answers; they are computed where nobody has yet.
+
+    Args:
+        folder: where they are kept; its name stands for everything that decides them.
+        answer: computes them.
+
+    Raises:
+        DataError: what is kept there is damaged.
+    """
+    with exclusive(folder):
+        if folder.is_dir():
+            os.utime(folder)
+            return _read_scores(folder)
+        scores = answer()
+        with atomic_directory(folder) as place:
+            (place / _SCORES).write_text(json.dumps(scores) + "\n")
+        return scores
+
+
+def _read_scores(folder: Path) -> tuple[float, ...]:
+    try:
+        return tuple(float(score) for score in json.loads((folder / _SCORES).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder}: is damaged ({error}); delete it to start over") from error
 
 
 def _read(folder: Path) -> tuple[FieldResult, Sequence[Tensor]]:

@@ -20,6 +20,8 @@ from danceflow.evaluate.asked import (
     survey_of,
     task_of,
 )
+from danceflow.evaluate.by_steps import write_by_steps
+from danceflow.evaluate.further_steps import score_by_steps
 from danceflow.evaluate.gallery import Answers, draw_gallery
 from danceflow.evaluate.identity import SPLIT, identity_of
 from danceflow.evaluate.metrics.distribution import EXTRACTOR
@@ -45,7 +47,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def run(params: "Params", paths: "Paths", capability: str) -> None:
-    """Write ``reports/evaluate/<capability>.json`` and the folder of its pictures and identity.
+    """Write ``reports/evaluate/<capability>.json`` and a folder beside it.
+
+    The folder holds its pictures, its identity and the scores by the number of steps.
 
     Raises:
         WeightsError: the student or a teacher is missing, damaged or of another shape.
@@ -74,6 +78,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         else:
             survey, images, results = ask_and_judge(survey, judge, bar)
             notes.append(judge.note())
+        by_steps = score_by_steps(survey, params, paths, student.meta, results, bar)
     current().told(None)  # no more is asked
     with atomic_directory(paths.evaluation_images(capability)) as folder:
         drawn = {
@@ -83,6 +88,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         draw_gallery(folder, survey.task, survey.own, drawn)
         identity = identity_of(params, paths, capability)
         write_json(folder / paths.evaluation_identity(capability).name, identity)
+        write_by_steps(folder / paths.evaluation_by_steps(capability).name, by_steps)
     evaluation = Evaluation(
         capability=capability,
         scale=marks.best_score(task),

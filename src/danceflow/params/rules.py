@@ -249,6 +249,9 @@ def _rule_judge(sections: Mapping[str, Any]) -> Iterator[Problem]:
     if judge.num_samples < evaluate.num_samples:
         text = f"{judge.num_samples} rows are judged, retention needs all {evaluate.num_samples}"
         yield Problem("evaluate.judge.num_samples", text)
+    if evaluate.further_steps:
+        text = "a judge that gives the score would be paid for each of them; say []"
+        yield Problem("evaluate.further_steps", text)
 
 
 def _rule_notify(sections: Mapping[str, Any]) -> Iterator[Problem]:

@@ -423,6 +423,9 @@ class EvaluateParams(Section):
     that is served takes the most of those with a source: nobody says which edit it is."""
     num_teacher_steps: PositiveCount | None
     """Euler steps of the teachers that it is held against; null: as many as the student."""
+    further_steps: tuple[PositiveCount, ...]
+    """Numbers of Euler steps in which student and own teacher are scored, too: on the standard rows
+    with the first seed. []: none, as where a judge, who is paid, gives the score."""
     guidance: NonNegative
     """Of the student while it is scored, on top of what its teachers had; 1: a single pass."""
     batch_size: PositiveCount

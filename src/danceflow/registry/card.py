@@ -39,6 +39,10 @@ LIMITS = (
 )
 _HEAD = """| capability | student | teacher | retention | 95 % interval | prompts |
 |---|---|---|---|---|---|"""
+_BY_STEPS = (
+    "Share of the teacher's score in its own number of steps, and the score; one noise seed. "
+    "**Bold**: the number that it answers in."
+)
 
 
 def fitting(sentences: Sequence[str], limit: int = MAX_TAG) -> str:
@@ -105,12 +109,45 @@ def card(
     room = MAX_DESCRIPTION - len(head) - len(between) - len(tail) - 3
     verdict = _fitting_lines(_verdict_lines(answer), room * 2 // 3)
     scores = _fitting_lines(_score_lines(evidence), room - len(verdict))
-    return f"{head}\n{scores}{between}{verdict}\n\n{tail}"
+    steps = steps_table(evidence)
+    if len(verdict) + len(scores) + len(steps) > room:  # the rest says more; the report has it
+        steps = ""
+    return f"{head}\n{scores}{steps}{between}{verdict}\n\n{tail}"
 
 
 def score_table(evidence: "Evidence") -> str:
     """Return the scores of every capability with their intervals, a table in Markdown."""
     return "\n".join([_HEAD, *_score_lines(evidence)])
+
+
+def steps_table(evidence: "Evidence") -> str:
+    """Return what is kept in few steps, with its heading; empty where nobody measured it."""
+    found = {name: item for name, item in evidence.steps.items() if len(_by_steps(item)) > 1}
+    numbers = sorted({n for item in found.values() for n in _by_steps(item)}, reverse=True)
+    if not found:
+        return ""
+    lines = [
+        f"\n\n## In other numbers of steps\n\n{_BY_STEPS}\n",
+        f"| capability | {' | '.join(map(str, numbers))} |",
+        f"|---|{'---|' * len(numbers)}",
+    ]
+    for name, item in found.items():
+        rows = _by_steps(item)
+        cells = [_kept(rows.get(n), is_own=n == item["student_steps"]) for n in numbers]
+        lines.append(f"| {plain(name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _by_steps(item: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    return {row["steps"]: row["student"] for row in item["rows"] if row["student"] is not None}
+
+
+def _kept(row: Mapping[str, Any] | None, *, is_own: bool) -> str:
+    if row is None:
+        return "-"
+    share = "-" if row["share"] is None else f"{row['share']:.0%}"
+    text = f"{share} ({_figure(row['score'])})"
+    return f"**{text}**" if is_own else text
 
 
 def _summary(answer: "Verdict") -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from danceflow.errors import DanceflowError, UsageError, unknown_name
 from danceflow.models.steps import steps_of
-from danceflow.ops.files import atomic_directory, sha256
+from danceflow.ops.files import atomic_directory, read_object, sha256
 from danceflow.ops.tracking import Store, TrackingSettings, open_store
 from danceflow.paths import MANIFEST, Paths, find_root
 from danceflow.registry.about import About
-from danceflow.registry.card import LIMITS, plain, score_table
+from danceflow.registry.card import LIMITS, plain, score_table, steps_table
 from danceflow.registry.evidence import current
 from danceflow.registry.open import as_uri, fetched, find_entry, is_folder
 from danceflow.report.evidence import read_evidence
@@ -116,7 +116,9 @@ def card(meta: Mapping[str, Any], kind: str, place: Path, evidence: "Evidence | 
     if Path(about.where).is_absolute():  # of this machine, which is nobody's business
         about = replace(about, where=Path(about.where).name)
     sizes = ", ".join(f"{width} x {height}" for height, width in meta.get("image_sizes", []))
-    scores = "No scores of it are known here." if evidence is None else score_table(evidence)
+    scores = "No scores of it are known here."
+    if evidence is not None:
+        scores = score_table(evidence) + steps_table(evidence)
     origin = "\n".join(
         f"- {plain(line)}"
         for line in (
@@ -195,14 +197,9 @@ def _evidence_here(folder: Path) -> "Evidence | None":
         return None
 
 
-def _summary(paths: Paths) -> Mapping[str, Mapping[str, Any]]:
-    """Return what the report tells of each capability, nothing where it was not made."""
-    import json
-
-    if not paths.summary.is_file():
-        return {}
-    found: Mapping[str, Mapping[str, Any]] = json.loads(paths.summary.read_text())["capabilities"]
-    return found
+def _summary(paths: Paths) -> Mapping[str, Any]:
+    """Return what the report tells, nothing where it was not made."""
+    return read_object(paths.summary, "run the stage report") if paths.summary.is_file() else {}
 
 
 def _evidence_of(store: Store, name: str, version: int) -> "Evidence | None":

@@ -54,10 +54,12 @@ class Evidence(Record):
     Attributes:
         capabilities: by name.
         summary: what ``reports/summary.json`` tells of each; empty where nobody made a report.
+        steps: what it tells of each by the number of steps; empty where nobody measured it.
     """
 
     capabilities: Mapping[str, Scored]
     summary: Mapping[str, Mapping[str, Any]] = {}
+    steps: Mapping[str, Mapping[str, Any]] = {}
 
     @property
     def identity(self) -> str:
@@ -97,14 +99,14 @@ class Evidence(Record):
 def evidence_of(
     evaluations: Mapping[str, Evaluation],
     identities: Mapping[str, Mapping[str, Any]],
-    summary: Mapping[str, Mapping[str, Any]],
+    summary: Mapping[str, Any],
 ) -> Evidence:
     """Return the evidence of a run.
 
     Args:
         evaluations: by capability.
         identities: what decided each.
-        summary: the capabilities of ``reports/summary.json``.
+        summary: ``reports/summary.json``; {}: nobody made a report.
     """
     return Evidence(
         capabilities={
@@ -116,19 +118,18 @@ def evidence_of(
             )
             for name, item in evaluations.items()
         },
-        summary=summary,
+        summary=summary.get("capabilities", {}),
+        steps=summary.get("steps", {}),
     )
 
 
-def read_evidence(
-    paths: "Paths", names: Iterable[str], summary: Mapping[str, Mapping[str, Any]]
-) -> Evidence:
+def read_evidence(paths: "Paths", names: Iterable[str], summary: Mapping[str, Any]) -> Evidence:
     """Return the evidence that the stage ``evaluate`` left in a checkout.
 
     Args:
         paths: of the checkout.
         names: the capabilities.
-        summary: the capabilities of ``reports/summary.json``.
+        summary: ``reports/summary.json``; {}: nobody made a report.
 
     Raises:
         DataError: an evaluation is missing or damaged.

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from danceflow.evaluate.by_steps import read_by_steps
 from danceflow.evaluate.records import Evaluation, read_evaluation
 from danceflow.ops import timings
 from danceflow.ops.files import read_object, write_json, write_text
@@ -16,6 +17,7 @@ from danceflow.report.metrics import metrics_of
 from danceflow.report.origin import machine, milliseconds, versions
 from danceflow.report.page.page import Making, Origin, Run, render_page
 from danceflow.report.page.tiles import read_tiles
+from danceflow.report.steps import retention_by_steps
 from danceflow.report.summary import summarise
 
 if TYPE_CHECKING:
@@ -40,10 +42,17 @@ def run(params: "Params", paths: "Paths") -> None:
         name: read_evaluation(paths.evaluation(name), name) for name in params.capabilities
     }
     tiles = {name: read_tiles(paths.evaluation_images(name)) for name in params.capabilities}
+    by_steps = {
+        name: read_by_steps(paths.evaluation_by_steps(name), name) for name in params.capabilities
+    }
     curves = read_curves(paths.distill_metrics)
     teachers = read_object(paths.teachers_report, "run the stage teachers")
     data = read_object(paths.data_report, "run the stage prepare")
     summary = summarise(evaluations, params.evaluate.num_bootstrap)
+    summary["steps"] = {
+        name: retention_by_steps(found, params.evaluate.num_bootstrap)
+        for name, found in by_steps.items()
+    }
     summary["curve"] = {
         name: [list(point) for point in line] for name, line in curves.scores.items()
     }
@@ -54,7 +63,7 @@ def run(params: "Params", paths: "Paths") -> None:
     recorded = {name: cost.seconds for name, cost in costs.items()}
     summary["stages"] = stage_seconds(recorded, evaluations, curves)
     identities = {name: read_identity(paths, name) for name in evaluations}
-    evidence = evidence_of(evaluations, identities, summary["capabilities"])
+    evidence = evidence_of(evaluations, identities, summary)
     answer = verdict(evidence, None, params.gate)
     making = Making(
         params_text=without_login(paths.params.read_text(encoding="utf-8")),

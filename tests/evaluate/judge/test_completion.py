@@ -404,7 +404,8 @@ class Moody:
 
 def judged(params: Params, server: Server, **changes) -> Params:
     config = settings(server.url, **changes)
-    section = params.evaluate.model_copy(update={"judge": config})
+    further = () if config.is_score else params.evaluate.further_steps
+    section = params.evaluate.model_copy(update={"judge": config, "further_steps": further})
     return params.model_copy(update={"evaluate": section})
 
 

@@ -328,3 +328,6 @@ def test_a_score_needs_every_row(prepared) -> None:
         parse_params(data, "test")
     data["evaluate"]["judge"] |= {"num_samples": 2}
     assert parse_params(data, "test").evaluate.judge is not None
+    data["evaluate"]["further_steps"] = [4]
+    with pytest.raises(ConfigError, match=r"evaluate\.further_steps: a judge .* would be paid"):
+        parse_params(data, "test")

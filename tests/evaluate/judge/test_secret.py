@@ -271,7 +271,7 @@ def test_an_evaluation_and_its_report_hold_nothing_of_the_key(
     judge = settings(
         server.url, key_variable="JUDGE_KEY", is_score=True, num_samples=2, max_unusable=0.5
     )
-    section = params.evaluate.model_copy(update={"judge": judge})
+    section = params.evaluate.model_copy(update={"judge": judge, "further_steps": ()})
     judged = params.model_copy(update={"evaluate": section})
     evaluate.run(judged, copy, "t2i")
     report.run(judged, copy)

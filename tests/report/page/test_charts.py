@@ -67,3 +67,15 @@ def test_nothing_cannot_be_drawn(series) -> None:
 def test_only_zeros_have_no_logarithm() -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         draw({"one": [(0, 0.0)]}, log=True)
+
+
+def test_numbers_that_double_stand_evenly_with_a_dot_each_and_a_ring_where_it_is_marked() -> None:
+    points = [(2, 0.0), (4, 0.5), (8, 1.0)]
+    chart = draw({"one": points, "two": points[:2]}, doubling=True, marks={"one": 4})
+    assert lines(chart)[0] == [(52.0, 204.0), (250.0, 108.0), (448.0, 12.0)]
+    assert texts(chart, "tick")[-3:] == ["2", "4", "8"]
+    circles = [(c.get("class"), float(c.get("cx"))) for c in chart.iter(f"{SVG}circle")]
+    dots = [("dot", 52.0), ("dot", 250.0), ("dot", 448.0)]
+    assert circles == [*dots, ("ring", 250.0), *dots[:2]]
+    plain = draw({"one": points}, marks={"one": 4})
+    assert [c.get("cx") for c in plain.iter(f"{SVG}circle")] == ["448.0", "184.0"]

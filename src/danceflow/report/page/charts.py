@@ -1,8 +1,9 @@
 """Line charts as inline SVG, coloured by the page's style sheet so that they follow dark mode."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 
 _WIDTH, _HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 36
@@ -19,6 +20,8 @@ def line_chart(
     y_label: str,
     log: bool = False,
     y_range: tuple[float, float] | None = None,
+    doubling: bool = False,
+    marks: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
     """Return an SVG element with one line per series, in the colours ``--series-0``, ``-1``, ...
 
@@ -29,12 +32,18 @@ def line_chart(
         y_label: beside the axis.
         log: whether y is on a logarithmic scale.
         y_range: the least and largest y; ``None``: what the points need.
+        doubling: whether x is a few numbers that double: each has a tick, and each point a dot.
+        marks: by series, the x of a point with a ring around it.
 
     Raises:
         ValueError: there is no point.
     """
     shown = {
-        name: [(x, math.log10(y) if log else y) for x, y in points if y > 0 or not log]
+        name: [
+            (math.log2(x) if doubling else x, math.log10(y) if log else y)
+            for x, y in points
+            if y > 0 or not log
+        ]
         for name, points in series.items()
     }
     xs = [x for points in shown.values() for x, _ in points]
@@ -48,7 +57,7 @@ def line_chart(
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg">'
     )
-    parts = [head, *_y_ticks(y_axis, log=log), *_x_ticks(x_axis)]
+    parts = [head, *_y_ticks(y_axis, log=log), *_x_ticks(x_axis, {*xs} if doubling else None)]
     parts.append(
         f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 4}" '
         f'text-anchor="middle">{escape(x_label)}</text>'
@@ -57,12 +66,21 @@ def line_chart(
     )
     for number, (name, points) in enumerate(shown.items()):
         if points:
-            path = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in points)
-            last_x, last_y = points[-1]
+            places = [(f"{x_axis.place(x):.1f}", f"{y_axis.place(y):.1f}") for x, y in points]
+            path = " ".join(f"{x},{y}" for x, y in places)
+            at = None if name not in marks else math.log2(marks[name]) if doubling else marks[name]
+            rings = [
+                f'<circle class="ring" cx="{x}" cy="{y}" r="7"/>'
+                for (x, y), (value, _) in zip(places, points, strict=True)
+                if value == at
+            ]
+            dots = [
+                f'<circle class="dot" cx="{x}" cy="{y}" r="3"/>'
+                for x, y in (places if doubling else places[-1:])
+            ]
             parts.append(
                 f'<g style="--line-colour: var(--series-{number})"><title>{escape(name)}</title>'
-                f'<polyline class="line" points="{path}"/><circle class="dot" '
-                f'cx="{x_axis.place(last_x):.1f}" cy="{y_axis.place(last_y):.1f}" r="3"/></g>'
+                f'<polyline class="line" points="{path}"/>{"".join(dots + rings)}</g>'
             )
     return "".join(parts) + "</svg>"
 
@@ -111,9 +129,11 @@ def _y_ticks(axis: _Axis, *, log: bool) -> list[str]:
     ]
 
 
-def _x_ticks(axis: _Axis) -> list[str]:
+def _x_ticks(axis: _Axis, logs: Collection[float] | None) -> list[str]:
+    """Return round numbers below the axis, or those whose logarithms to base 2 are given."""
+    ticks = axis.ticks() if logs is None else sorted(logs)
     return [
         f'<text class="tick" x="{axis.place(value):.1f}" y="{_HEIGHT - _BOTTOM + 16}" '
-        f'text-anchor="middle">{value:g}</text>'
-        for value in axis.ticks()
+        f'text-anchor="middle">{value if logs is None else 2**value:g}</text>'
+        for value in ticks
     ]

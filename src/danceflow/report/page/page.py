@@ -144,6 +144,7 @@ def render_page(
         "percent": percent,
         "figure": figure,
         "duration": duration,
+        "milliseconds": milliseconds,
         "size": size,
         "combine": lambda one, other: {**one, **other},
         "bar": lambda value: round(100 * min(max(value, 0.0), _TRACK_END) / _TRACK_END, 2),
@@ -157,6 +158,7 @@ def render_page(
         "galleries": _galleries(summary["conflict"], tiles),
         "fields": list(summary["conflict"]["fields"]),
         "charts": _charts(curves, summary["conflict"]["scale"]),
+        "by_steps": _by_steps(summary),
         "making": making,
     }
     page = ""
@@ -211,6 +213,11 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def milliseconds(value: float) -> str:
+    """Return the time of an answer as a person would say it."""
+    return f"{value:.3g} ms" if value < 999.5 else f"{value / 1000:.3g} s"
 
 
 def size(count: float) -> str:
@@ -317,6 +324,58 @@ def _kept(rows: Sequence[TileRow], teacher: str) -> str:
 def _one_of_each(rows: Sequence[TileRow]) -> list[TileRow]:
     """Return the first row of every category."""
     return list({row.category: row for row in reversed(rows)}.values())[::-1]
+
+
+@dataclass(frozen=True)
+class _BySteps:
+    """What a capability keeps by the number of steps.
+
+    Attributes:
+        title: its name.
+        teacher: name of its own teacher.
+        found: what ``reports/summary.json`` tells.
+        chart: the same, drawn; ``None``: the teacher scores 0.
+    """
+
+    title: str
+    teacher: str
+    found: Mapping[str, Any]
+    chart: "_Chart | None"
+
+
+def _by_steps(summary: Mapping[str, Any]) -> list[_BySteps]:
+    """Return the capabilities that were asked in more than one number of steps."""
+    parts = []
+    for name, found in summary["steps"].items():
+        if len(found["rows"]) > 1:
+            teacher = human(summary["conflict"]["own_teacher"][name])
+            series = {
+                label: [
+                    (row["steps"], row[field]["share"])
+                    for row in reversed(found["rows"])
+                    if row[field] is not None and row[field]["share"] is not None
+                ]
+                for label, field in ((human(STUDENT), "student"), (teacher, "teacher"))
+            }
+            marks = {human(STUDENT): found["student_steps"], teacher: found["teacher_steps"]}
+            chart = _steps_chart(human(name), series, marks) if any(series.values()) else None
+            parts.append(_BySteps(human(name), teacher, found, chart))
+    return parts
+
+
+def _steps_chart(
+    title: str, series: Mapping[str, Sequence[tuple[float, float]]], marks: Mapping[str, float]
+) -> "_Chart":
+    svg = line_chart(
+        series,
+        label=f"{title}: share of the teacher’s score by the number of steps",
+        x_label="steps of an answer",
+        y_label="share of the teacher’s score",
+        y_range=(0.0, max(1.0, *(y for points in series.values() for _, y in points))),
+        doubling=True,
+        marks=marks,
+    )
+    return _Chart(title, Markup(svg), list(series))  # noqa: S704
 
 
 @dataclass(frozen=True)

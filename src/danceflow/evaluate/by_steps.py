@@ -1,0 +1,77 @@
+"""What the student and its teacher score by the number of steps: a record beside the evaluation.
+
+An answer in half of the steps costs half, so these scores say what hosting a student may save.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from danceflow.errors import DataError
+from danceflow.evaluate.records import Record
+from danceflow.ops.files import write_text
+
+
+class FieldBySteps(Record):
+    """One field's scores by the number of steps.
+
+    Attributes:
+        own_steps: the number that the evaluation itself asks it in.
+        passes_per_step: evaluations of its network; guidance takes two.
+        scores: by number of steps, the most first: a score for every row.
+    """
+
+    own_steps: int
+    passes_per_step: int
+    scores: Mapping[int, tuple[float, ...]]
+
+
+class BySteps(Record):
+    """Scores of a capability's standard rows by the number of steps, all with the same noise.
+
+    Attributes:
+        capability: its name.
+        seed: of the noise, the first of the evaluation's.
+        rows: category and uid of every row.
+        student: its scores.
+        teacher: those of the capability's own teacher.
+    """
+
+    capability: str
+    seed: int
+    rows: tuple[tuple[str, str], ...]
+    student: FieldBySteps
+    teacher: FieldBySteps
+
+
+def write_by_steps(path: Path, found: BySteps) -> None:
+    """Write the scores (atomically) as JSON."""
+    write_text(path, found.model_dump_json() + "\n")
+
+
+def read_by_steps(path: Path, capability: str) -> BySteps:
+    """Return the scores of a capability by the number of steps.
+
+    Raises:
+        DataError: the file is missing, damaged, or about another capability.
+    """
+    again = f"run the stage: dvc repro evaluate@{capability}"
+    try:
+        found = BySteps.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; {again}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(f"{path}: {place}: {first['msg']}; {again}") from error
+    if found.capability != capability:
+        raise DataError(f"{path}: is about {found.capability!r}, not {capability!r}; {again}")
+    for name, field in (("student", found.student), ("teacher", found.teacher)):
+        if field.own_steps not in field.scores:
+            raise DataError(
+                f"{path}: {name}: there is no score in {field.own_steps} steps; {again}"
+            )
+        if any(len(scores) != len(found.rows) for scores in field.scores.values()):
+            raise DataError(f"{path}: {name}: there is not one score for every row; {again}")
+    return found
