@@ -33,6 +33,7 @@ PLANNED = (
     "qwen_image_edit",
     "qwen_image_edit_plus",
     "qwen_image_21",
+    "four_steps",
     "paper_t2i_edit",
     "paper_local_global",
     "realism",
