@@ -188,7 +188,11 @@ def test_every_recipe_can_be_planned(recipe: Path, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     size = params.data.image_size
     assert f"({params.family.name}), {size} x {size} pixels" in out
-    assert f"{params.distill.num_updates:,} updates of {params.distill.batch_size} samples" in out
+    if (budget := params.distill.max_field_evaluations) is None:
+        told = f"{params.distill.num_updates:,} updates of {params.distill.batch_size} samples"
+    else:
+        told = f"updates of {params.distill.batch_size} samples, at most {budget:,} evaluations"
+    assert told in out
 
 
 def rounded(value: float) -> str:
