@@ -438,7 +438,7 @@ def plan(
     ] = None,
     utilisation: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1.0, help="Share of the GPU's peak; default: an assumption."),
+        typer.Option(min=0.01, max=1.0, help="Share of the GPU's peak; default: an estimate."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     table: Annotated[

@@ -132,7 +132,7 @@ class Paths:
         return self.evaluation_images(capability) / "identity.json"
 
     def evaluation_by_steps(self, capability: str) -> Path:
-        """Return where the scores in few steps lie, of the student and the own teacher."""
+        """Return where scores by the number of steps lie, of the student and the own teacher."""
         return self.evaluation_images(capability) / "by-steps.json"
 
     @property

@@ -375,6 +375,7 @@ def inputs_of(
         # The student's own frozen parts read the prompts.
         "frozen": {k: v for k, v in student["files"].items() if k.startswith(FROZEN_FOLDER)},
         "base": student.get("base", {}).get("frozen"),
+        "shift": student.get("shift"),  # of the grid, on which all fields answer
         "params": params.select((*RUN_KEYS, "family", "data.world")),
         "evaluate": {
             **params.evaluate.model_dump(

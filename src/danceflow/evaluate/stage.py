@@ -98,7 +98,7 @@ def run(params: "Params", paths: "Paths", capability: str) -> None:
         training=_training(student.meta),
         student=sha256(paths.student / MANIFEST),
         seconds=round(time.monotonic() - started, 1),
-        notes=(*notes, *_of_steps(params, capability)),
+        notes=(*notes, *_of_steps(params, capability), *_of_grid(student.meta)),
         left_out=() if judge is None else judge.rows_left_out(),
         fields=results,
     )
@@ -122,6 +122,13 @@ def _of_steps(params: "Params", capability: str) -> tuple[str, ...]:
     if steps == others:
         return ()
     return (f"student and start answer in {steps} steps, the teachers in {others}",)
+
+
+def _of_grid(student: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a note where the student's grid is not its teachers'."""
+    if student.get("shift") is None:
+        return ()
+    return (f"all fields answer on the student's own sigma grid, of shift {student['shift']:g}",)
 
 
 def _line(results: Mapping[str, FieldResult]) -> str:

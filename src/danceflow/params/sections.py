@@ -317,8 +317,8 @@ class DistillParams(MethodParts):
     num_steps: PositiveCount
     """Steps of the student's rollout."""
     shift: Annotated[float, Field(gt=0)] | None
-    """Shift of the student's sigma grid, on which it is rolled out and answers, and its teachers
-    with it; null: the teachers' own."""
+    """Shift of the student's sigma grid, on which it is rolled out and answers, and teachers that
+    are compared with it; cached teacher samples have their own. null: the teachers'."""
     substeps: Mapping[str, PositiveCount]
     """By capability, the steps in which its teacher goes along one step of the rollout; the student
     learns their mean velocity. 1, and where none is named: its velocity at the state."""

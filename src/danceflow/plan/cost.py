@@ -156,7 +156,7 @@ def plan_recipe(
         params: the recipe.
         model: a published model or a pipeline's folder; see ``architecture_of``.
         gpu: where it runs; by default the usual GPU, or the processor if ``run.device`` is that.
-        utilisation: share of the GPU's peak, in place of the assumed one.
+        utilisation: share of the GPU's peak, in place of the estimated one.
         teachers: the checkout's folder of teachers, if there is one.
 
     Raises:

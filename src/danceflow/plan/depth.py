@@ -15,7 +15,7 @@ def expected_depth(method: Method, num_steps: int, num_samples: int = 1) -> floa
     """Return the student's expected evaluations per sample in the rollout of an update.
 
     Of several samples those of the one that goes deepest: how often the network is called for them
-    all. They draw independently of each other.
+    all. They are taken to draw independently of each other; coupled ones reach a little deeper.
 
     A rollout of a sample ends at its deepest query, and goes one step further where the objective
     needs successors; a warm start saves the steps before it. Averaged over the whole training, for

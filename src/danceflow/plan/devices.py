@@ -1,4 +1,4 @@
-"""What named machines compute: vendors' peaks with an assumed utilisation, or what was measured."""
+"""What named machines compute: vendors' peaks with an estimated share, or what was measured."""
 
 import json
 from collections.abc import Mapping

@@ -165,10 +165,10 @@ def _fits(plan: Plan) -> Iterator[str]:
 def _speed(device: Device) -> str:
     if device.is_measured:
         return f"measured speed, scaled by operations: {device.source}"
-    return (
-        f"estimated: {device.utilisation:.0%} of the vendor's peaks and "
-        f"{1e3 * device.call_seconds:.2g} ms per call of a module, as on an H200 (docs/scale.md)"
-    )
+    share = f"estimated: {device.utilisation:.0%} of the vendor's peaks"
+    if not device.call_seconds:
+        return share
+    return f"{share} and {1e3 * device.call_seconds:.2g} ms per call of a module (docs/scale.md)"
 
 
 def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
@@ -178,7 +178,7 @@ def as_table(gpu: str | None = None, utilisation: float | None = None) -> str:
 
     Args:
         gpu: where; by default the usual GPU.
-        utilisation: share of its peak, in place of the assumed one.
+        utilisation: share of its peak, in place of the estimated one.
 
     Raises:
         UsageError: unknown GPU.
@@ -235,7 +235,7 @@ def plan_reference(
     Args:
         model: its name.
         gpu: where; by default the usual GPU.
-        utilisation: share of its peak, in place of the assumed one.
+        utilisation: share of its peak, in place of the estimated one.
         side: of the images, in pixels.
 
     Raises:

@@ -133,7 +133,8 @@ def card(meta: Mapping[str, Any], kind: str, place: Path, evidence: "Evidence | 
     return (
         f"---\n{_head(about, kind)}---\n\n# A student that does what several teachers do\n\n"
         f"Ask it for {_steps(meta)} steps, with guidance 1: "
-        f"its teachers' guidance is in it. Sizes in pixels: {sizes or 'not told'}.\n\n"
+        f"its teachers' guidance is in it. {_grid(meta, kind)}"
+        f"Sizes in pixels: {sizes or 'not told'}.\n\n"
         f"## Scores\n\n{scores}\n\n## Where it comes from\n\n{origin}\n\n"
         f"## How to load it\n\n{_loading(kind, about, place)}\n\n"
         "## Limits\n\n" + "\n".join(f"- {line}" for line in limits) + "\n"
@@ -145,6 +146,13 @@ def _steps(meta: Mapping[str, Any]) -> str:
         return "as many as its teachers"
     generate, edit = steps_of(meta, is_edit=False), steps_of(meta, is_edit=True)
     return f"{generate}" if generate == edit else f"{generate} (edits: {edit})"
+
+
+def _grid(meta: Mapping[str, Any], kind: str) -> str:
+    """Return what is to be set where the student's sigma grid is not its base's."""
+    if meta.get("shift") is None or kind == "pipeline":
+        return ""
+    return f"Set the shift of its scheduler to {meta['shift']:g}: it was trained on that grid. "
 
 
 def _head(about: About, kind: str) -> str:

@@ -223,6 +223,7 @@ class Teachers:
         from danceflow.capability import asked
         from danceflow.models.memory import memory_of
         from danceflow.models.package import Package
+        from danceflow.models.steps import on_grid
         from danceflow.models.teachers import Teachers as Loaded
 
         if capability not in self.params.capabilities:
@@ -242,7 +243,10 @@ class Teachers:
 
         made = Student(
             Package(
-                loaded.family, loaded.field(item.teacher, item.guidance), torch.device(device), meta
+                on_grid(loaded.family, meta.get("shift")),
+                loaded.field(item.teacher, item.guidance),
+                torch.device(device),
+                meta,
             )
         )
         return Served(made, f"teacher {item.teacher}", 0, loaded.digest)

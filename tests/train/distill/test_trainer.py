@@ -346,21 +346,38 @@ def test_noised_states_stand_at_steps_while_the_teacher_takes_substeps(
     assert not visited["local_edit"] <= set(fine)
 
 
-def test_a_student_has_the_shift_of_its_own_grid(
+def test_states_that_wait_for_substeps_stand_where_they_begin(
     made: Paths, teachers: Teachers, tmp_path: Path
 ) -> None:
-    found = trained(made, teachers, tmp_path / "work", shift=1.5)
+    found = trained(
+        made,
+        teachers,
+        tmp_path,
+        num_updates=8,
+        updates_per_rollout=4,
+        noised=dict.fromkeys(CAPABILITIES, 0.5),
+        substeps=dict.fromkeys(CAPABILITIES, 2),
+        substeps_from=0.5,
+    )
+    assert found.step == 8
+
+
+@pytest.mark.parametrize("student", ["full", "lora"])
+def test_a_student_has_the_shift_of_its_own_grid(
+    made: Paths, teachers: Teachers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str
+) -> None:
+    found = trained(made, teachers, tmp_path / "work", shift=1.5, student=student, lora_rank=2)
     (grid,) = found.grids.values()
     assert torch.equal(grid, shifted_grid(found.config.num_steps, 1.5))
-    student = tmp_path / "student"
-    student.mkdir()
-    found.package(student, {"num_steps": 4, "image_sizes": found.sizes, "teachers_digest": "1"})
-    teachers.digest = "1"
+    package = tmp_path / "student"
+    package.mkdir()
+    found.package(package, {"num_steps": 4, "image_sizes": found.sizes, "teachers_digest": "1"})
+    monkeypatch.setattr(teachers, "digest", "1")
     for beside in (None, teachers):
-        assert torch.equal(
-            load_package(student, "cpu", beside).family.grid(4), shifted_grid(4, 1.5)
-        )
+        loaded = load_package(package, "cpu", beside)
+        assert torch.equal(loaded.family.grid(4), shifted_grid(4, 1.5))
     assert not torch.equal(teachers.family.grid(4), shifted_grid(4, 1.5))
+
 
 
 def test_a_rollout_that_serves_several_updates_saves_evaluations(

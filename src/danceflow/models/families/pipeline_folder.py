@@ -114,8 +114,8 @@ def shifted_scheduler(config: Mapping[str, Any], shift: float) -> dict[str, Any]
     """
     if config.get("use_dynamic_shifting"):
         raise WeightsError(
-            "this pipeline's scheduler shifts its sigmas by the picture's size, so that no one "
-            f"shift ({shift:g}) can be given: set distill.shift to null"
+            "this pipeline's scheduler shifts its sigmas by the picture's size, so that a student "
+            f"of it has no one shift ({shift:g}): set distill.shift to null"
         )
     return {**config, "shift": shift}
 

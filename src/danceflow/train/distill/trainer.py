@@ -360,7 +360,9 @@ class Trainer:
             if item.clean is not None
         ]
         noised = torch.tensor([is_one for item in drawn for is_one in item.noised])
-        stepped = self.answers.stepped(progress)
+        # States that wait for later updates are asked about whole steps then.
+        waits = self.method.updates_per_rollout > 1
+        stepped = self.answers.stepped(1.0 if waits else progress)
         at_steps = torch.tensor([item.capability in stepped for item in drawn for _ in item.noised])
         queries = self.method.collect(
             StateRequest(

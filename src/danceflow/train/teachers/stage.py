@@ -102,7 +102,8 @@ def _add(params: "Params", paths: Paths, manifest: Mapping[str, Any]) -> list[st
     trained = {name: _kept(paths, name, manifest) for name in manifest["teachers"]}
     added = [name for name in params.teachers if name not in trained]
     data = Paths(keys.teachers_data(params).touched(paths))
-    prepare.run(_with_input_of(params, paths), data)
+    if params.data.input is not None or not data.data_report.exists():  # rows may have changed
+        prepare.run(_with_input_of(params, paths), data)
     stands_for = fingerprint(parts)
     for name in added:
         trained[name] = train_teacher(params, paths, data, family, name, trained, stands_for)
@@ -119,7 +120,10 @@ def _add(params: "Params", paths: Paths, manifest: Mapping[str, Any]) -> list[st
 
 def _with_input_of(params: "Params", paths: Paths) -> "Params":
     """Return the parameters with the rows of a checkout, wherever they are prepared."""
-    if params.data.input is None or not (place := paths.root / params.data.input.path).exists():
+    if params.data.input is None:
+        return params
+    place = paths.root / params.data.input.path
+    if params.data.source == "dataset" and not place.exists():  # it is known by name
         return params
     there = params.data.input.model_copy(update={"path": str(place)})
     return params.model_copy(update={"data": params.data.model_copy(update={"input": there})})
