@@ -32,12 +32,12 @@ from danceflow.fields import GuidedField, sample
 from danceflow.models.family import ModelFamily
 from danceflow.models.package import load_package
 from danceflow.models.teachers import Teachers
-from danceflow.ops.files import write_json
+from danceflow.ops.files import atomic_directory, sha256, write_json
 from danceflow.ops.runtime import set_logging_up
 from danceflow.params.read import override, parse_params
 from danceflow.params.sections import Params
 from danceflow.params.yaml12 import read_yaml
-from danceflow.paths import Paths
+from danceflow.paths import MANIFEST, Paths
 from danceflow.train.distill import stage
 
 LOG = logging.getLogger(__name__)
@@ -73,24 +73,27 @@ def main() -> None:
     params = params_of(paths, {})
     names = [config.teacher for config in params.capabilities.values()]
     teachers = Teachers(paths.teachers, params.family.name, names, "cpu")
-    found = json.loads(OUT.read_text()) if OUT.is_file() else {"scores": {}, "cpu_ms": {}}
+    found = json.loads(OUT.read_text()) if OUT.is_file() else {"of": {}, "scores": {}, "cpu_ms": {}}
     fields = {
         name: teachers.field(config.teacher, config.guidance)
         for name, config in params.capabilities.items()
     }
     for label, family in on_grids("teacher", teachers.family).items():
+        keep_of(label, paths.teachers, found)
         answer(params, paths, family, fields, label, found)
     for arm in arguments.arms:
         for seed in arguments.seeds:
             place = arguments.work / f"{arm}-{seed}"
             if not place.is_dir():
                 stage.run(params_of(paths, ARMS[arm] | {"distill.seed": seed}), paths)
-                shutil.copytree(paths.student, place)
+                with atomic_directory(place) as folder:
+                    shutil.copytree(paths.student, folder, dirs_exist_ok=True)
             package = load_package(place, "cpu")
             student = package.family.guided(package.field, params.evaluate.guidance)
             label = f"{arm}, seed {seed}"
             grids = on_grids(label, package.family) if arm == "plain" else {label: package.family}
             for told, family in grids.items():
+                keep_of(told, place, found)
                 answer(params, paths, family, dict.fromkeys(fields, student), told, found)
 
 
@@ -99,6 +102,13 @@ def params_of(paths: Paths, changes: dict[str, Any]) -> Params:
     always = {"run.num_threads": 1, "evaluate.seeds": [0], "tracking.enabled": False}
     data = override(read_yaml(paths.params), always | changes)
     return parse_params(data, f"{paths.params}, changed")
+
+
+def keep_of(label: str, model: Path, found: dict[str, Any]) -> None:
+    """Forget what is known of a label if it is of another model."""
+    if found["of"].get(label) != (digest := sha256(model / MANIFEST)):
+        found["scores"].pop(label, None)
+        found["of"][label] = digest
 
 
 def on_grids(label: str, family: ModelFamily) -> dict[str, ModelFamily]:

@@ -41,14 +41,14 @@ from danceflow.evaluate.asked import finite_images, task_of
 from danceflow.evaluate.records import STANDARD
 from danceflow.evaluate.result import result_of
 from danceflow.fields import Condition, VelocityField, seed_for
-from danceflow.models.package import BACKBONE_FOLDER
+from danceflow.models.package import BACKBONE_FOLDER, read_manifest
 from danceflow.ops import determinism
-from danceflow.ops.files import write_json
+from danceflow.ops.files import sha256, write_json
 from danceflow.ops.runtime import set_logging_up
 from danceflow.params.read import override, parse_params
 from danceflow.params.sections import Params
 from danceflow.params.yaml12 import read_yaml
-from danceflow.paths import Paths
+from danceflow.paths import MANIFEST, Paths
 from danceflow.scenes import prompts
 from danceflow.scenes.world import STYLES
 from danceflow.train.distill.rows import Drawn
@@ -205,17 +205,19 @@ def main() -> None:
     found = json.loads(OUT.read_text()) if OUT.is_file() else {}
     for seed in arguments.seeds:
         for arm in arguments.arms:
-            if (label := f"{arm}, seed {seed}") in found:
+            label, start = f"{arm}, seed {seed}", arguments.work / f"plain-{seed}"
+            read_manifest(start)
+            if found.get(label, {}).get("of") == (digest := sha256(start / MANIFEST)):
                 continue
             params = params_of(paths, seed)
             determinism.prepare(params.run)
             determinism.prepare_torch(params.run)
-            start, work = arguments.work / f"plain-{seed}", arguments.work / "wordings"
-            trainer = trained(params, paths, start, arm, work)
+            trainer = trained(params, paths, start, arm, arguments.work / "wordings")
             asking = partial(scores_of, params, paths, trainer)
             if "teacher" not in found:
                 found["teacher"] = asking(trainer.teachers)
-            found[label] = asking(dict.fromkeys(params.capabilities, trainer.student))
+            scores = asking(dict.fromkeys(params.capabilities, trainer.student))
+            found[label] = {"of": digest, **scores}
             write_json(OUT, found)
             LOG.info("%s %s", label, found[label])
 
