@@ -142,3 +142,11 @@ def test_an_export_of_a_folder_says_that_nobody_evaluated_it(tmp_path: Path) -> 
     with pytest.raises(WeightsError, match="has no adapter"):
         export_student(str(folder), "lora", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_card_says_the_shift_of_a_grid_that_the_base_does_not_have(tmp_path: Path) -> None:
+    meta = {"family": "sd3", "files": {}, "image_sizes": [[16, 16]], "num_steps": 4, "shift": 2.0}
+    said = "Set the shift of its scheduler to 2:"
+    for kind, is_said in (("diffusers", True), ("pipeline", False)):
+        assert (said in card(meta, kind, tmp_path, None)) == is_said
+    assert said not in card({**meta, "shift": None}, "diffusers", tmp_path, None)

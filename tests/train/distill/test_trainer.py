@@ -379,7 +379,6 @@ def test_a_student_has_the_shift_of_its_own_grid(
     assert not torch.equal(teachers.family.grid(4), shifted_grid(4, 1.5))
 
 
-
 def test_a_rollout_that_serves_several_updates_saves_evaluations(
     made: Paths, teachers: Teachers, tmp_path: Path
 ) -> None:
