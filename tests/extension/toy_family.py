@@ -67,6 +67,7 @@ class ToyFamily:
     max_sources = 1
     sees_source = False
     adapter_targets = ("mix", "read")
+    shift = 1.0
 
     def __init__(self, height: int, width: int) -> None:
         self.image_size, self.latent_shape = (height, width), (3, height, width)
