@@ -22,6 +22,7 @@ from danceflow.plan.training import (
     rollout_passes,
     rows_together,
     training_of,
+    warm_up,
 )
 from danceflow.train.distill import trainer as distill
 from danceflow.train.distill.budget import PARTS
@@ -89,7 +90,9 @@ def planned_calls(plan: Plan) -> dict[str, float]:
         "training": sum(cost.passes for cost in plan.evaluations),
         "teachers": sum(sum(cost.teacher_passes.values()) for cost in plan.evaluations),
     }
-    return {part: plan.num_updates * count for part, count in each.items() if count}
+    told = {part: plan.num_updates * count for part, count in each.items() if count}
+    begun = warm_up(plan.training, plan.num_updates)  # the first updates have fewer states
+    return {part: n if part == "rollout" else begun * n for part, n in told.items()}
 
 
 EXACT = [
@@ -151,7 +154,6 @@ def test_what_is_drawn_is_planned_up_to_chance(made, teachers, tmp_path, changes
     assert total["teachers"] == pytest.approx(spent["teachers"], abs=4 * 8 * 40**0.5 / 2)
     planned = planned_calls(plan)
     assert planned["rollout"] == pytest.approx(calls["rollout"], abs=4 * 40**0.5)
-    # With R updates per rollout the first ones have fewer states.
     assert planned["training"] == pytest.approx(calls["training"], abs=1)
     assert planned["teachers"] == pytest.approx(calls["teachers"], abs=1)
     assert sum(plan.per_update.values()) * 40 == pytest.approx(sum(spent.values()), rel=0.1)
@@ -176,7 +178,21 @@ def test_processes_share_out_batches_and_large_ones_are_split() -> None:
     assert batches(replace(training, num_processes=2), skill) == 2 / 2  # one of two has all of it
     assert batches(replace(training, num_processes=8), skill) == 4 / 8
     apart = replace(training, together=False, num_processes=8)
-    assert batches(apart, skill) == 1
+    assert batches(apart, skill) == skill.share
+
+
+def test_rollouts_of_one_capability_are_joined_in_an_update() -> None:
+    training = training_of(small_params(CAPABILITIES, distill__batch_size=512), is_brought=False)
+    skill = replace(training.skills[0], share=0.5)
+    method = replace(training.method, updates_per_rollout=2)
+    apart = replace(training, together=False, method=method)
+    # Both rollouts have it, one has, none has: two batches, one, none; drawn at random.
+    assert batches(apart, skill) == pytest.approx(2 * 1 / 4 + 1 * 2 / 4)
+    small = replace(apart, batch_size=64)
+    assert batches(small, skill) == pytest.approx(1 - 1 / 4)
+    # In turn by the golden ratio the next one is the same with a chance of 2 * .618 - 1.
+    assert batches(replace(small, evenly=True), skill) == pytest.approx(1 - 0.236 / 2, abs=2e-3)
+    assert batches(replace(small, together=True), skill) == 1
 
 
 def test_a_starts_and_bases_names_are_those_of_the_recipe() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil, comb, floor
 from typing import TYPE_CHECKING
 
 from danceflow.capability import asked
@@ -11,12 +11,14 @@ from danceflow.fields import guidance_cost, samples_together
 from danceflow.method import Method, method_of
 from danceflow.plan.depth import expected_depth
 from danceflow.train.distill.budget import FORWARD_AND_BACKWARD, MAX_ROWS, PARTS
+from danceflow.train.distill.router import GOLDEN_RATIO
 
 if TYPE_CHECKING:
     from danceflow.models.layout import Tokens
     from danceflow.params.sections import Params
 
 _ROUNDING = 1e-9
+_NUM_BEGINNINGS = 1000
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Workload:
         budget: field evaluations that end the training earlier, if any.
         batch_size: samples per update.
         together: whether every update trains all capabilities, or one.
+        evenly: whether that one is drawn evenly in turn.
         rank: of the student's adapter; ``None``: all its weights are trained.
         optimizer: ``adamw`` or ``muon``.
         recomputed: whether activations are computed again in the backward pass.
@@ -99,6 +102,7 @@ class Workload:
     cache_dtype: str
     num_processes: int = 1
     substeps_from: float = 0.0
+    evenly: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def _evaluations(training: Workload, stepped: float) -> list[Evaluations]:
         whole = rows(training, skill)
         noised = floor(whole * skill.noised) / whole * samples if method.rolls_out else 0.0
         states = samples * num_queries * method.updates_per_rollout
-        passes = often * batches(training, skill)
+        passes = batches(training, skill)
         asked: dict[str, float] = {}
         called: dict[str, float] = {}
         for other in method.asks(skill.name, skills):
@@ -210,18 +214,40 @@ def rollout_passes(training: Workload, tokens: Mapping[str, "Tokens"]) -> float:
 
 
 def batches(training: Workload, skill: Skill) -> float:
-    """Return in how many batches a process trains on a capability's states of one update.
+    """Return in how many batches a process trains on a capability's states, expected per update.
 
-    Processes take the samples in one piece each: where an update has all capabilities, not each of
-    them has some of each. It is the mean over all processes.
+    States of all rollouts that an update trains on are joined by capability. Processes take the
+    samples in one piece each: where an update has all capabilities, not each of them has some of
+    each. It is the mean over all processes.
     """
     whole, count = rows(training, skill), training.num_processes
     every = sum(rows(training, s) for s in training.skills) if training.together else whole
     holders = min(count, -(-whole * count // every))
     num_queries = training.method.queries_per_sample(training.num_steps)
-    samples = -(-whole // holders)
-    each = -(-samples // samples_together(MAX_ROWS, num_queries))
-    return each * training.method.updates_per_rollout * holders / count
+    limit = samples_together(MAX_ROWS, num_queries)
+    return sum(
+        chance * ceil(ceil(rollouts * whole / holders) / limit) * holders / count
+        for rollouts, chance in enumerate(_chances(training, skill))
+    )
+
+
+def _chances(training: Workload, skill: Skill) -> list[float]:
+    """Return how likely 0, 1, ... R of the rollouts that an update trains on have a capability.
+
+    Draws in turn (``train.distill.router``) are counted over where the turns may begin.
+    """
+    rounds, share = training.method.updates_per_rollout, skill.share
+    if training.together:
+        return [0.0] * rounds + [1.0]
+    if not training.evenly:
+        others = 1.0 - share
+        return [comb(rounds, k) * share**k * others ** (rounds - k) for k in range(rounds + 1)]
+    chances = [0.0] * (rounds + 1)
+    for place in range(_NUM_BEGINNINGS):
+        point = (place + 0.5) / _NUM_BEGINNINGS
+        held = sum((point + later * GOLDEN_RATIO) % 1.0 < share for later in range(rounds))
+        chances[held] += 1.0 / _NUM_BEGINNINGS
+    return chances
 
 
 def rows(training: Workload, skill: Skill) -> int:
@@ -321,6 +347,7 @@ def training_of(params: "Params", *, is_brought: bool) -> Workload:
         budget=config.max_field_evaluations,
         batch_size=config.batch_size,
         together=config.capabilities_per_update == "all",
+        evenly=config.capabilities_per_update == "balanced",
         rank=config.lora_rank if config.student == "lora" else None,
         optimizer=config.optimizer,
         recomputed=config.activation_checkpointing,
