@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from checkout import prepared
+from finished_checkout import prepared
 from torch import Tensor
 
 from danceflow.capability import asked

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkout import prepared, seconds_of, trainer_of
+from finished_checkout import prepared, seconds_of, trainer_of
 from random_model import timed_update
 from stock_checkout import PIXELS_PER_TOKEN, TRANSFORMER, write_checkout
 from torch.nn.functional import mse_loss

@@ -69,6 +69,7 @@ def main() -> None:
     """Write the plans as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    out: Path = parser.parse_args().out
     content = {
         "command": "python benchmarks/scale_out.py --out docs/results/scale-out.json",
         "measured": False,
@@ -84,7 +85,7 @@ def main() -> None:
         },
         "plans": list(plans()),
     }
-    parser.parse_args().out.write_text(json.dumps(content, indent=1) + "\n")
+    out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkout import prepared, seconds_of, trainer_of
+from finished_checkout import prepared, seconds_of, trainer_of
 from random_model import timed_update
 from torch import Tensor, nn
 

@@ -32,8 +32,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from checkout import trainer_of
 from datasets import Dataset
+from finished_checkout import trainer_of
 from torch import Tensor
 
 from danceflow.data.buckets import read_bucket

@@ -204,24 +204,27 @@ def assert_known(command: Command) -> None:
         parser.parse_args([PLACEHOLDER.sub("1", word) for word in words[1:]])
 
 
+class ParsingError(Exception):
+    """Ends a script where it reads its arguments."""
+
+
 def parser_of(script: Path) -> argparse.ArgumentParser:
-    """The parser that a script's main builds; what the script imports is not loaded."""
-    code = ast.parse(script.read_text(encoding="utf-8"))
-    names: dict[str, Any] = {
-        "argparse": argparse,
-        "Path": Path,
-        "__file__": str(script),
-        "__doc__": ".",
-        "ROOT": ROOT,
-    }
-    functions = [node for node in code.body if isinstance(node, ast.FunctionDef)]
-    (main,) = [function for function in functions if function.name == "main"]
-    for node in code.body:
-        if isinstance(node, ast.Assign):
-            with contextlib.suppress(Exception):  # of what was not loaded, and of no default
+    """The parser that a script builds: the script is run up to where it reads its arguments."""
+    built = []
+
+    def parsed(parser: argparse.ArgumentParser, *_: object) -> None:
+        built.append(parser)
+        raise ParsingError
+
+    with pytest.MonkeyPatch.context() as patched, contextlib.suppress(ParsingError):
+        patched.setattr(argparse.ArgumentParser, "parse_args", parsed)
+        patched.syspath_prepend(str(script.parent))
+        names: dict[str, Any] = {"__name__": script.stem, "__file__": str(script)}
+        code = ast.parse(script.read_text(encoding="utf-8"))
+        names["__doc__"] = ast.get_docstring(code)
+        for node in code.body:
+            with contextlib.suppress(ModuleNotFoundError, NameError):  # an extra's, and who asks it
                 exec(ast.unparse(node), names)
-    for line in map(ast.unparse, main.body):
-        if line.startswith("parser") and "parse_args" not in line:
-            exec(line, names)
-    parser: argparse.ArgumentParser = names["parser"]
+        names["main"]()
+    (parser,) = built
     return parser
