@@ -40,16 +40,6 @@ def test_orthogonalising_brings_singular_values_near_one(shape) -> None:
     assert 0.5 < values.min() <= values.max() < 1.3
 
 
-@pytest.mark.parametrize("shape", [(1, 9, 9), (1, 9, 13), (1, 9, 14), (1, 40, 9)])
-def test_every_singular_value_goes_the_way_of_the_polynomial(shape) -> None:
-    matrix = random(*shape)
-    found = torch.linalg.svdvals(orthogonalise(matrix)[0])
-    values = torch.linalg.svdvals(matrix[0]) / matrix.norm()
-    for _ in range(5):
-        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    torch.testing.assert_close(found, values.sort(descending=True).values, atol=1e-5, rtol=1e-5)
-
-
 def test_orthogonalising_keeps_the_singular_vectors() -> None:
     matrix = random(1, 6, 20)
     u, values, vh = torch.linalg.svd(matrix[0], full_matrices=False)
