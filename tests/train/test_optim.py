@@ -40,6 +40,26 @@ def test_orthogonalising_brings_singular_values_near_one(shape) -> None:
     assert 0.5 < values.min() <= values.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(1, 9, 9), (1, 9, 13), (1, 9, 14), (1, 40, 9)])
+def test_every_singular_value_goes_the_way_of_the_polynomial(shape) -> None:
+    matrix = random(*shape)
+    found = torch.linalg.svdvals(orthogonalise(matrix)[0])
+    values = torch.linalg.svdvals(matrix[0]) / matrix.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    torch.testing.assert_close(found, values.sort(descending=True).values, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(32, 16, 16), (32, 16, 96), (32, 96, 16)])
+def test_a_vanishing_singular_value_loses_no_digits(shape) -> None:
+    """Gradients have few directions where a batch is small; rounding must not fill the others."""
+    few = random(shape[0], shape[1], 3) * torch.tensor([1, 0.1, 0.01])
+    stack = few @ random(shape[0], 3, shape[2], seed=1)
+    torch.testing.assert_close(
+        orthogonalise(stack).double(), orthogonalise(stack.double()), atol=3e-5, rtol=0
+    )
+
+
 def test_orthogonalising_keeps_the_singular_vectors() -> None:
     matrix = random(1, 6, 20)
     u, values, vh = torch.linalg.svd(matrix[0], full_matrices=False)

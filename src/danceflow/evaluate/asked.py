@@ -173,13 +173,13 @@ class Survey:
         of_each = len(once(self.task, STANDARD))
         return sum(len(rows) for rows in self.places.values()) + further * of_each
 
-    def steps_of(self, name: str) -> int:
+    def own_steps(self, name: str) -> int:
         """Return the number of steps that a field answers in."""
-        return _steps_of(self.config, self.task.capability, name)
+        return _own_steps(self.config, self.task.capability, name)
 
     def further_steps(self, name: str) -> list[int]:
         """Return the other numbers of steps that student or own teacher is asked in, most first."""
-        return sorted({*self.config.further_steps} - {self.steps_of(name)}, reverse=True)
+        return sorted({*self.config.further_steps} - {self.own_steps(name)}, reverse=True)
 
     def in_steps(self, num_steps: int) -> "Survey":
         """Return what student and own teacher are asked in a further number of steps.
@@ -352,14 +352,14 @@ def finite_images(
     Raises:
         WeightsError: they are not finite.
     """
-    steps = _steps_of(config, task.capability, name)
+    steps = _own_steps(config, task.capability, name)
     images = task.images(field, steps, config.batch_size, on_batch)
     if not all(bool(image.isfinite().all()) for image in images):
         raise WeightsError(f"{name}: its images of {task.capability} are not finite numbers")
     return images
 
 
-def _steps_of(config: "EvaluateParams", capability: str, name: str) -> int:
+def _own_steps(config: "EvaluateParams", capability: str, name: str) -> int:
     of_teacher = name.startswith(TEACHER)
     return (config.teacher_steps if of_teacher else config.steps)(capability)
 

@@ -6,10 +6,8 @@ An answer in half of the steps costs half, so these scores say what hosting a st
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from danceflow.errors import DataError
-from danceflow.evaluate.records import Record
+from danceflow.evaluate.records import OfCapability, Record, evaluate_again, read_of
 from danceflow.ops.files import write_text
 
 
@@ -27,7 +25,7 @@ class FieldBySteps(Record):
     scores: Mapping[int, tuple[float, ...]]
 
 
-class BySteps(Record):
+class BySteps(OfCapability):
     """Scores of a capability's standard rows by the number of steps, all with the same noise.
 
     Attributes:
@@ -38,7 +36,6 @@ class BySteps(Record):
         teacher: those of the capability's own teacher.
     """
 
-    capability: str
     seed: int
     rows: tuple[tuple[str, str], ...]
     student: FieldBySteps
@@ -56,17 +53,7 @@ def read_by_steps(path: Path, capability: str) -> BySteps:
     Raises:
         DataError: the file is missing, damaged, or about another capability.
     """
-    again = f"run the stage: dvc repro evaluate@{capability}"
-    try:
-        found = BySteps.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; {again}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"{path}: {place}: {first['msg']}; {again}") from error
-    if found.capability != capability:
-        raise DataError(f"{path}: is about {found.capability!r}, not {capability!r}; {again}")
+    found, again = read_of(BySteps, path, capability), evaluate_again(capability)
     for name, field in (("student", found.student), ("teacher", found.teacher)):
         if field.own_steps not in field.scores:
             raise DataError(

@@ -47,7 +47,7 @@ def score_by_steps(
     inputs = inputs_of(params, paths, survey.task.capability, student)
 
     def of_field(name: str) -> FieldBySteps:
-        own, field = survey.steps_of(name), survey.fields[name]
+        own, field = survey.own_steps(name), survey.fields[name]
         seed = rows[0].seed
         answers = results[name].rows
         scores = {own: tuple(a.score for a in answers if (a.variant, a.seed) == (STANDARD, seed))}

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -80,7 +80,16 @@ class LeftOut(Record):
     reasons: tuple[str, ...]
 
 
-class Evaluation(Record):
+class OfCapability(Record):
+    """What a file says of one capability."""
+
+    capability: str
+
+
+T = TypeVar("T", bound=OfCapability)
+
+
+class Evaluation(OfCapability):
     """The scores of every field on one capability.
 
     Attributes:
@@ -98,7 +107,6 @@ class Evaluation(Record):
         fields: by name: ``student``, ``start`` and ``teacher:<name>``.
     """
 
-    capability: str
     scale: float
     teacher: str
     num_steps: int
@@ -123,9 +131,28 @@ def read_evaluation(path: Path, capability: str) -> Evaluation:
         DataError: the file is missing, truncated, or lacks the student, the start student or the
             capability's own teacher.
     """
-    again = f"run the stage: dvc repro evaluate@{capability}"
+    found = read_of(Evaluation, path, capability)
+    missing = [name for name in (STUDENT, START, found.teacher) if name not in found.fields]
+    if missing:
+        again = evaluate_again(capability)
+        raise DataError(f"{path}: there are no scores of {', '.join(missing)}; {again}")
+    return found
+
+
+def read_of(kind: type[T], path: Path, capability: str) -> T:
+    """Return what a file of an evaluation says of a capability.
+
+    Args:
+        kind: of what it says.
+        path: the file.
+        capability: its name.
+
+    Raises:
+        DataError: the file is missing, damaged, or about another capability.
+    """
+    again = evaluate_again(capability)
     try:
-        found = Evaluation.model_validate_json(path.read_bytes())
+        found = kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; {again}") from error
     except ValidationError as error:
@@ -134,10 +161,12 @@ def read_evaluation(path: Path, capability: str) -> Evaluation:
         raise DataError(f"{path}: {place}: {first['msg']}; {again}") from error
     if found.capability != capability:
         raise DataError(f"{path}: is about {found.capability!r}, not {capability!r}; {again}")
-    missing = [name for name in (STUDENT, START, found.teacher) if name not in found.fields]
-    if missing:
-        raise DataError(f"{path}: there are no scores of {', '.join(missing)}; {again}")
     return found
+
+
+def evaluate_again(capability: str) -> str:
+    """Return what to do about a file of an evaluation that cannot be used."""
+    return f"run the stage: dvc repro evaluate@{capability}"
 
 
 def _json(value: Any, indent: str = "") -> str:

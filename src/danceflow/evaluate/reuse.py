@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -18,6 +19,8 @@ from torch import Tensor
 from danceflow.errors import DataError
 from danceflow.evaluate.records import FieldResult
 from danceflow.ops.files import atomic_directory, exclusive
+
+T = TypeVar("T")
 
 _IMAGES = "images.safetensors"
 _RESULT = "result.json"
@@ -38,21 +41,7 @@ def reused(
     Raises:
         DataError: what is kept there is damaged.
     """
-    from safetensors.torch import save_file
-
-    with exclusive(folder):
-        if folder.is_dir():
-            os.utime(folder)  # `danceflow clean` goes by the last use
-            return _read(folder)
-        result, images = answer()
-        with atomic_directory(folder) as place:
-            named = {
-                f"{number:08d}": image.clone(memory_format=torch.contiguous_format)
-                for number, image in enumerate(images)
-            }
-            save_file(named, place / _IMAGES)
-            (place / _RESULT).write_text(result.model_dump_json())
-        return result, images
+    return _kept(folder, _read, answer, _write)
 
 
 def reused_scores(folder: Path, answer: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
@@ -65,14 +54,28 @@ def reused_scores(folder: Path, answer: Callable[[], tuple[float, ...]]) -> tupl
     Raises:
         DataError: what is kept there is damaged.
     """
+    return _kept(folder, _read_scores, answer, _write_scores)
+
+
+def _kept(
+    folder: Path,
+    read: Callable[[Path], T],
+    compute: Callable[[], T],
+    write: Callable[[Path, T], object],
+) -> T:
+    """Return what a folder keeps; it is computed and written where nobody has yet."""
     with exclusive(folder):
         if folder.is_dir():
-            os.utime(folder)
-            return _read_scores(folder)
-        scores = answer()
+            os.utime(folder)  # `danceflow clean` goes by the last use
+            return read(folder)
+        found = compute()
         with atomic_directory(folder) as place:
-            (place / _SCORES).write_text(json.dumps(scores) + "\n")
-        return scores
+            write(place, found)
+        return found
+
+
+def _write_scores(folder: Path, scores: tuple[float, ...]) -> None:
+    (folder / _SCORES).write_text(json.dumps(scores) + "\n")
 
 
 def _read_scores(folder: Path) -> tuple[float, ...]:
@@ -80,6 +83,18 @@ def _read_scores(folder: Path) -> tuple[float, ...]:
         return tuple(float(score) for score in json.loads((folder / _SCORES).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{folder}: is damaged ({error}); delete it to start over") from error
+
+
+def _write(folder: Path, answered: tuple[FieldResult, Sequence[Tensor]]) -> None:
+    from safetensors.torch import save_file
+
+    result, images = answered
+    named = {
+        f"{number:08d}": image.clone(memory_format=torch.contiguous_format)
+        for number, image in enumerate(images)
+    }
+    save_file(named, folder / _IMAGES)
+    (folder / _RESULT).write_text(result.model_dump_json())
 
 
 def _read(folder: Path) -> tuple[FieldResult, Sequence[Tensor]]:

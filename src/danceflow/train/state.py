@@ -42,6 +42,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """Return the content of ``path``, or ``None`` if there is no such file, or a damaged one.
 
+    Tensors have memory of their own. In the mapped file they begin wherever its head ends, which
+    differs from one checkpoint to the next, and products of matrices are rounded otherwise where
+    memory does not begin at a multiple of 64 bytes.
+
     A damaged file is put aside and told: what it held is computed again, with the same result.
     """
     from safetensors import SafetensorError, safe_open
@@ -51,7 +55,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         with safe_open(path, "pt") as file:
             head = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if _digest(head["content"], tensors) != head["sha256"]:
             raise ValueError("its SHA-256 differs")
         content: dict[str, Any] = _unpacked(json.loads(head["content"]), tensors)

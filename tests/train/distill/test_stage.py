@@ -16,7 +16,9 @@ from training_record import read_metrics
 
 from danceflow.capability import asked
 from danceflow.data import cache
-from danceflow.errors import ConfigError, DataError
+from danceflow.errors import ConfigError, DataError, WeightsError
+from danceflow.models.bases import FROZEN_FOLDER
+from danceflow.models.frozen.part import FROZEN_FILE
 from danceflow.models.package import load_package, read_manifest
 from danceflow.models.start import start_backbone
 from danceflow.models.teachers import Teachers
@@ -285,3 +287,15 @@ def test_a_cache_that_is_not_there_is_named(project: Paths) -> None:
     with pytest.raises(DataError, match=r"data/cache/local_edit/index\.json: cannot be read"):
         distill.run(small_params(), project)
     assert not project.student.exists()
+
+
+def test_a_shift_that_the_family_refuses_is_told_before_networks_are_read(
+    made: Paths, tmp_path: Path
+) -> None:
+    paths = Paths(tmp_path / "project")
+    shutil.copytree(made.root, paths.root)
+    settings = paths.teachers / FROZEN_FOLDER / FROZEN_FILE
+    told = json.loads(settings.read_text()) | {"scheduler": {"use_dynamic_shifting": True}}
+    settings.write_text(json.dumps(told))  # the digests of the manifest no longer hold either
+    with pytest.raises(WeightsError, match=r"set distill\.shift to null"):
+        distill.run(small_params(distill__shift=2.0), paths)

@@ -13,8 +13,10 @@ from danceflow.capability import asked
 from danceflow.data.buckets import VALIDATION, bucket_digest, read_framing
 from danceflow.data.cached_rows import INDEX, ConditionCache
 from danceflow.method import method_of
+from danceflow.models.bases import FROZEN_FOLDER
+from danceflow.models.family import open_family
 from danceflow.models.memory import memory_of
-from danceflow.models.steps import recommended_steps
+from danceflow.models.steps import on_grid, recommended_steps
 from danceflow.models.teachers import Teachers
 from danceflow.ops import keys
 from danceflow.ops.files import atomic_directory, sha256
@@ -44,6 +46,9 @@ def run(params: "Params", paths: "Paths") -> None:
     started = time.monotonic()
     method = method_of(params.distill)
     framing = read_framing(paths.buckets)
+    if params.distill.shift is not None:  # refused, if so, before networks are loaded
+        frozen = open_family(params.family.name, paths.teachers / FROZEN_FOLDER)
+        on_grid(frozen, params.distill.shift)
     teachers = Teachers(
         paths.teachers, params.family.name, asked(params).teachers, memory_of(params.run)
     )
